@@ -1,0 +1,2 @@
+//! The migration engine.
+#![forbid(unsafe_code)]
