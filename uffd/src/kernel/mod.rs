@@ -1,6 +1,6 @@
 //! [`KernelUffd`]: the running kernel's userfaultfd.
 //!
-//! The `userfaultfd` crate opens, negotiates, registers and reads events; [`ioctl`] has what the
+//! The `userfaultfd` crate opens, negotiates, registers and reads events; the module `ioctl` has what the
 //! crate lacks or reports imprecisely.
 
 // UNSAFETY: registering memory lets later calls change what its pages hold.
