@@ -45,12 +45,23 @@ pub struct PageRun {
 impl PageRun {
     /// A run of one page.
     pub const fn one(page: PageIndex) -> PageRun {
-        PageRun { first: page, count: 1 }
+        PageRun {
+            first: page,
+            count: 1,
+        }
     }
 
     /// The index behind the last page, as 64 bits so that it cannot overflow.
     pub const fn end(self) -> u64 {
         self.first.0 as u64 + self.count as u64
+    }
+
+    /// The pages that both runs have, or `None` if there is none.
+    pub fn intersection(self, other: PageRun) -> Option<PageRun> {
+        let first = self.first.max(other.first);
+        let end = self.end().min(other.end());
+        let count = u32::try_from(end.checked_sub(u64::from(first.0))?).ok()?;
+        (count > 0).then_some(PageRun { first, count })
     }
 
     /// The pages of the run, in order.
@@ -85,10 +96,20 @@ impl PageSize {
         (count as u64) << self.shift
     }
 
+    /// Bytes in `count` pages, as the length of a slice.
+    pub const fn length_of(self, count: u32) -> usize {
+        (count as usize) << self.shift
+    }
+
+    /// `value` is a multiple of the page size.
+    pub const fn divides(self, value: u64) -> bool {
+        value & (self.bytes() as u64 - 1) == 0
+    }
+
     /// Whole pages in `bytes`, or `None` if `bytes` is not a multiple of the page size or the
     /// count does not fit an index.
     pub fn pages_in(self, bytes: u64) -> Option<u32> {
-        if bytes & (self.bytes() as u64 - 1) != 0 {
+        if !self.divides(bytes) {
             return None;
         }
         u32::try_from(bytes >> self.shift).ok()
