@@ -22,7 +22,7 @@ use super::take::{Failed, Installer, take_pushed};
 use crate::metrics::Progress;
 use crate::page::Claims;
 use crate::proto::{
-    Destination, DestinationInput, DestinationOutput, Outcome, PeerError, Phase, Prepared,
+    Destination, DestinationInput, DestinationOutput, Outcome, PeerError, Prepared,
 };
 use crate::transport::Stream;
 use crate::wire::{Message, Offer, Section};
@@ -78,7 +78,11 @@ impl Incoming {
     /// # Errors
     /// No descriptor to be had.
     pub fn new(records: Records, progress: Arc<Progress>) -> std::io::Result<Incoming> {
-        Ok(Incoming { progress, records, events: Arc::new(Notifier::new()?) })
+        Ok(Incoming {
+            progress,
+            records,
+            events: Arc::new(Notifier::new()?),
+        })
     }
 
     /// A handle by which other threads say that the guest has ended here.
@@ -142,7 +146,9 @@ impl Driver<'_> {
         while !self.over() {
             self.wait();
         }
-        self.outcome.clone().unwrap_or_else(|| Outcome::Paused { reason: "stopped here".into() })
+        self.outcome.clone().unwrap_or_else(|| Outcome::Paused {
+            reason: "stopped here".into(),
+        })
     }
 
     /// A guest whose peer was lost is kept: its faults are read until somebody ends it.
@@ -173,11 +179,15 @@ impl Driver<'_> {
             }
             DestinationOutput::Load(sections) => self.load(sections),
             DestinationOutput::RecordOwned(transfer) => {
-                let recorded = self.record(transfer, Ownership::Owned).map_err(|e| in_full(&e));
+                let recorded = self
+                    .record(transfer, Ownership::Owned)
+                    .map_err(|e| in_full(&e));
                 self.input(DestinationInput::OwnedRecorded(recorded));
             }
             DestinationOutput::RecordRefused(transfer) => {
-                let recorded = self.record(transfer, Ownership::Refused).map_err(|e| in_full(&e));
+                let recorded = self
+                    .record(transfer, Ownership::Refused)
+                    .map_err(|e| in_full(&e));
                 self.input(DestinationInput::RefusedRecorded(recorded));
             }
             DestinationOutput::StartGuest => self.room().vm.start(),
@@ -205,16 +215,23 @@ impl Driver<'_> {
     }
 
     fn room(&mut self) -> &mut MachineRoom {
-        self.machine_room.as_mut().expect("built before anything is loaded")
+        self.machine_room
+            .as_mut()
+            .expect("built before anything is loaded")
     }
 
     fn record(&self, transfer: u64, ownership: Ownership) -> Result<(), RecordError> {
-        self.setup.records.write(self.guest, transfer, ownership, self.channel.peer())
+        self.setup
+            .records
+            .write(self.guest, transfer, ownership, self.channel.peer())
     }
 
     fn prepare(&mut self, offer: &Offer) -> Result<Prepared, String> {
         let pages = offer.pages()?;
-        self.setup.records.may_come(offer.guest, offer.transfer).map_err(|e| in_full(&e))?;
+        self.setup
+            .records
+            .may_come(offer.guest, offer.transfer)
+            .map_err(|e| in_full(&e))?;
         let vm = self.host.prepare(offer, pages)?;
         let claims = Arc::new(Claims::new(pages));
         self.setup.progress.count_claims(Arc::clone(&claims));
@@ -224,10 +241,17 @@ impl Driver<'_> {
             progress: Arc::clone(&self.setup.progress),
         };
         self.guest = offer.guest;
-        self.machine_room = Some(MachineRoom { vm, installer, faults: Vec::new() });
+        self.machine_room = Some(MachineRoom {
+            vm,
+            installer,
+            faults: Vec::new(),
+        });
         let session = *Uuid::new_v4().as_bytes();
         let events = Arc::clone(&self.setup.events);
-        self.receiver.expect_bulk(session, Box::new(move |stream| events.send(Event::Bulk(stream))));
+        self.receiver.expect_bulk(
+            session,
+            Box::new(move |stream| events.send(Event::Bulk(stream))),
+        );
         Ok(Prepared { claims, session })
     }
 
@@ -235,7 +259,10 @@ impl Driver<'_> {
         let vm = Arc::clone(&self.room().vm);
         let events = Arc::clone(&self.setup.events);
         let load = move || events.send(Event::Loaded(vm.load(sections)));
-        match std::thread::Builder::new().name("godwit-load".into()).spawn(load) {
+        match std::thread::Builder::new()
+            .name("godwit-load".into())
+            .spawn(load)
+        {
             Ok(thread) => self.loading = Some(thread),
             Err(error) => self.input(DestinationInput::Loaded(Err(error.to_string()))),
         }
@@ -250,8 +277,13 @@ impl Driver<'_> {
         let lost = self.outcome.is_some();
         // A descriptor that is not to be polled is left out by polling another one twice.
         let urgent = if lost { events } else { urgent };
-        let memory = self.machine_room.as_ref().map(|room| Arc::clone(&room.installer.memory));
-        let faults = memory.as_ref().map_or(events, |memory| memory.uffd().as_fd());
+        let memory = self
+            .machine_room
+            .as_ref()
+            .map(|room| Arc::clone(&room.installer.memory));
+        let faults = memory
+            .as_ref()
+            .map_or(events, |memory| memory.uffd().as_fd());
         match wait_readable([faults, urgent, events], deadline) {
             Ok([faults, urgent, events]) => {
                 if faults && memory.is_some() {
@@ -274,7 +306,10 @@ impl Driver<'_> {
     }
 
     fn read_faults(&mut self) {
-        let room = self.machine_room.as_mut().expect("polled because it is there");
+        let room = self
+            .machine_room
+            .as_mut()
+            .expect("polled because it is there");
         let mut faults = std::mem::take(&mut room.faults);
         if let Err(error) = room.installer.memory.uffd().read_events(&mut faults) {
             let error = PeerError::Lost(format!("cannot read faults: {}", in_full(&error)));
@@ -314,7 +349,9 @@ impl Driver<'_> {
 
     /// Handles one frame; pages are installed from the receive buffer. False if there is none.
     fn receive_frame(&mut self) -> Result<bool, PeerError> {
-        let Some(frame) = self.channel.next_frame()? else { return Ok(false) };
+        let Some(frame) = self.channel.next_frame()? else {
+            return Ok(false);
+        };
         let now = Instant::now();
         let message = Message::read(&frame, self.machine.page_count())?;
         let contents = match &message {
@@ -324,7 +361,11 @@ impl Driver<'_> {
         self.machine.handle(DestinationInput::Message(message), now);
         if let (Some(head), Some(room)) = (self.machine.poll_install(), &self.machine_room) {
             room.installer.progress.pages_urgent(head.run.count);
-            if room.installer.install(head, contents).map_err(Failed::into_peer_error)? {
+            if room
+                .installer
+                .install(head, contents)
+                .map_err(Failed::into_peer_error)?
+            {
                 self.machine.handle(DestinationInput::AllInstalled, now);
             }
         }
@@ -363,7 +404,10 @@ impl Driver<'_> {
                 }
             }
         };
-        match std::thread::Builder::new().name("godwit-bulk".into()).spawn(take) {
+        match std::thread::Builder::new()
+            .name("godwit-bulk".into())
+            .spawn(take)
+        {
             Ok(thread) => self.bulk.push((stream, thread)),
             Err(error) => {
                 let error = PeerError::Lost(format!("no thread for the bulk channel: {error}"));

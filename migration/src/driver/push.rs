@@ -25,7 +25,10 @@ pub(super) struct PushShared {
 
 impl PushShared {
     pub fn new() -> PushShared {
-        PushShared { gate: Gate::default(), latest_fault: AtomicU32::new(NO_FAULT) }
+        PushShared {
+            gate: Gate::default(),
+            latest_fault: AtomicU32::new(NO_FAULT),
+        }
     }
 
     /// The push goes on from `page`.
@@ -72,11 +75,17 @@ impl Push<'_> {
 
     /// Sends `run` in pieces that are all zero or all not.
     fn send_run(&mut self, run: PageRun) -> io::Result<()> {
-        let mut data = PageRun { first: run.first, count: 0 };
+        let mut data = PageRun {
+            first: run.first,
+            count: 0,
+        };
         for page in run.pages() {
             if self.pages.is_zero(page)? {
                 self.send_data(data)?;
-                data = PageRun { first: PageIndex(page.0 + 1), count: 0 };
+                data = PageRun {
+                    first: PageIndex(page.0 + 1),
+                    count: 0,
+                };
                 self.add_zero(page)?;
             } else {
                 data.count += 1;
@@ -89,7 +98,10 @@ impl Push<'_> {
         if run.count == 0 {
             return Ok(());
         }
-        let head = RunHead { run, encoding: Encoding::Raw };
+        let head = RunHead {
+            run,
+            encoding: Encoding::Raw,
+        };
         self.stream.send(&PushFrame::Pages(head).encode(), true)?;
         self.pages.write_to(run, self.stream)?;
         self.progress.pages_sent(Class::Data, run.count);
@@ -99,7 +111,7 @@ impl Push<'_> {
 
     fn add_zero(&mut self, page: PageIndex) -> io::Result<()> {
         match &mut self.zeros {
-            Some(run) if run.end() == page.0.into() && run.count < ZERO_PAGES_PER_RUN_MAX => {
+            Some(run) if run.end() == u64::from(page.0) && run.count < ZERO_PAGES_PER_RUN_MAX => {
                 run.count += 1;
                 Ok(())
             }
@@ -112,8 +124,13 @@ impl Push<'_> {
     }
 
     fn flush_zeros(&mut self) -> io::Result<()> {
-        let Some(run) = self.zeros.take() else { return Ok(()) };
-        let head = RunHead { run, encoding: Encoding::Zero };
+        let Some(run) = self.zeros.take() else {
+            return Ok(());
+        };
+        let head = RunHead {
+            run,
+            encoding: Encoding::Zero,
+        };
         self.stream.send(&PushFrame::Pages(head).encode(), false)?;
         self.progress.pages_sent(Class::Zero, run.count);
         self.progress.bytes(RUN_HEAD_BYTES);

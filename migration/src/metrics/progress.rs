@@ -48,7 +48,8 @@ pub struct Report {
 /// CLOCK_MONOTONIC in microseconds: comparable between processes of one host.
 pub fn monotonic_us() -> u64 {
     let now = rustix::time::clock_gettime(rustix::time::ClockId::Monotonic);
-    u64::try_from(now.tv_sec).unwrap_or(0) * 1_000_000 + u64::try_from(now.tv_nsec).unwrap_or(0) / 1000
+    u64::try_from(now.tv_sec).unwrap_or(0) * 1_000_000
+        + u64::try_from(now.tv_nsec).unwrap_or(0) / 1000
 }
 
 /// What the counts of a side are read from.
@@ -168,13 +169,27 @@ impl Progress {
             Counts::Source(sent) => {
                 let (total, remaining) = (sent.page_count(), sent.remaining());
                 let (zero, data) = (count(&self.zero), count(&self.data));
-                (Pages { total, remaining, zero, data, urgent: count(&self.urgent) }, None)
+                (
+                    Pages {
+                        total,
+                        remaining,
+                        zero,
+                        data,
+                        urgent: count(&self.urgent),
+                    },
+                    None,
+                )
             }
             Counts::Destination(claims) => {
                 let (total, remaining) = (claims.page_count(), claims.remaining());
-                let (zero, data) =
-                    (claims.installed(Class::Zero), claims.installed(Class::Data));
-                let pages = Pages { total, remaining, zero, data, urgent: count(&self.urgent) };
+                let (zero, data) = (claims.installed(Class::Zero), claims.installed(Class::Data));
+                let pages = Pages {
+                    total,
+                    remaining,
+                    zero,
+                    data,
+                    urgent: count(&self.urgent),
+                };
                 (pages, Some(self.faults.report(Instant::now())))
             }
         };

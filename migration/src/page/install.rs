@@ -25,7 +25,9 @@ pub enum InstallError {
         source: godwit_uffd::Error,
     },
     /// Events of the userfaultfd are not being read.
-    #[error("cannot install {run}: the kernel wants its events read first, {EVENTS_RETRIES_MAX} times")]
+    #[error(
+        "cannot install {run}: the kernel wants its events read first, {EVENTS_RETRIES_MAX} times"
+    )]
     Events {
         /// The pages.
         run: PageRun,
@@ -87,7 +89,10 @@ pub fn install<U: Uffd>(
                 done
             }
         };
-        rest = PageRun { first: PageIndex(rest.first.0 + done), count: rest.count - done };
+        rest = PageRun {
+            first: PageIndex(rest.first.0 + done),
+            count: rest.count - done,
+        };
     }
     Ok(claims.finish(run, contents.class(), was_requested))
 }
@@ -101,7 +106,10 @@ fn fill<U: Uffd>(
     match contents {
         Contents::Zero => memory.zero(rest, Wake::Now),
         Contents::Data(bytes) => {
-            let done = memory.space().page_size().bytes_of(rest.first.0 - run.first.0);
+            let done = memory
+                .space()
+                .page_size()
+                .bytes_of(rest.first.0 - run.first.0);
             let done = usize::try_from(done).expect("inside the run's bytes");
             memory.copy(rest, &bytes[done..], Wake::Now)
         }

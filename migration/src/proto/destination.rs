@@ -179,7 +179,7 @@ impl Destination {
             Input::Prepared(result) => self.prepared(result, now),
             Input::Loaded(result) => self.loaded(result, now),
             Input::OwnedRecorded(result) => self.owned_recorded(result, now),
-            Input::RefusedRecorded(result) => self.refused_recorded(result),
+            Input::RefusedRecorded(result) => self.refused_recorded(result.is_ok()),
             Input::AllInstalled => self.complete_if_whole(now),
             Input::PushEnded => self.push_has_ended(now),
             Input::GuestEnded => self.guest_ended(now),
@@ -200,7 +200,11 @@ impl Destination {
             Due::SayAlive => self.outputs.push_back(Output::Send(Message::Alive)),
             Due::PeerSilent(silent) => {
                 let state = self.state.name();
-                let error = PeerError::Silent { seconds: silent.as_secs(), state }.to_string();
+                let error = PeerError::Silent {
+                    seconds: silent.as_secs(),
+                    state,
+                }
+                .to_string();
                 if self.state == State::AwaitGrant {
                     // A grant may be on its way: only a durable refusal lets the source run on.
                     self.refuse(error);
@@ -214,7 +218,8 @@ impl Destination {
     fn fault(&mut self, page: PageIndex) {
         match self.claims.request(page) {
             Requested::Now if self.state.pages_come() => {
-                self.outputs.push_back(Output::Send(Message::Request(PageRun::one(page))));
+                self.outputs
+                    .push_back(Output::Send(Message::Request(PageRun::one(page))));
             }
             Requested::Now | Requested::Before => {}
             Requested::Present => self.outputs.push_back(Output::Wake(page)),
@@ -241,7 +246,11 @@ impl Destination {
             (State::AwaitGrant, Message::Grant { transfer }) => {
                 if transfer != self.transfer {
                     let expected = self.transfer;
-                    return Err(PeerError::Transfer { got: transfer, expected }.to_string());
+                    return Err(PeerError::Transfer {
+                        got: transfer,
+                        expected,
+                    }
+                    .to_string());
                 }
                 self.state = State::Recording;
                 self.outputs.push_back(Output::Reached(Phase::Granted));
@@ -265,7 +274,11 @@ impl Destination {
     }
 
     fn unexpected(&self, got: Kind) -> String {
-        PeerError::Unexpected { got, state: self.state.name() }.to_string()
+        PeerError::Unexpected {
+            got,
+            state: self.state.name(),
+        }
+        .to_string()
     }
 
     fn prepared(&mut self, result: Result<Prepared, String>, now: Instant) -> Result<(), String> {
@@ -274,7 +287,8 @@ impl Destination {
         self.state = State::AwaitPackage;
         self.patience = Patience::step(now, SETUP_TIMEOUT);
         self.outputs.push_back(Output::Reached(Phase::Prepared));
-        self.outputs.push_back(Output::Send(Message::Accept(Accept { session })));
+        self.outputs
+            .push_back(Output::Send(Message::Accept(Accept { session })));
         Ok(())
     }
 
@@ -284,7 +298,9 @@ impl Destination {
             self.state = State::AwaitGrant;
             self.patience = Patience::step(now, SWITCHOVER_TIMEOUT);
             self.outputs.push_back(Output::Reached(Phase::Loaded));
-            self.outputs.push_back(Output::Send(Message::Loaded { transfer: self.transfer }));
+            self.outputs.push_back(Output::Send(Message::Loaded {
+                transfer: self.transfer,
+            }));
         }
         Ok(())
     }
@@ -298,7 +314,9 @@ impl Destination {
         self.patience = Patience::serving(now);
         self.outputs.push_back(Output::StartGuest);
         self.outputs.push_back(Output::Reached(Phase::Running));
-        self.outputs.push_back(Output::Send(Message::Owned { transfer: self.transfer }));
+        self.outputs.push_back(Output::Send(Message::Owned {
+            transfer: self.transfer,
+        }));
         self.complete_if_whole(now)
     }
 
@@ -308,11 +326,12 @@ impl Destination {
         self.outputs.push_back(Output::RecordRefused(self.transfer));
     }
 
-    fn refused_recorded(&mut self, result: Result<(), String>) -> Result<(), String> {
+    fn refused_recorded(&mut self, recorded: bool) -> Result<(), String> {
         let reason = std::mem::take(&mut self.refusal);
-        if result.is_ok() {
+        if recorded {
             let (transfer, reason) = (self.transfer, reason.clone());
-            self.outputs.push_back(Output::Send(Message::Refused { transfer, reason }));
+            self.outputs
+                .push_back(Output::Send(Message::Refused { transfer, reason }));
         }
         // Without a durable refusal the source hears nothing and stays paused, as it must.
         self.outputs.push_back(Output::Discard);
@@ -347,12 +366,19 @@ impl Destination {
     }
 
     fn send_complete(&mut self, guest_ended: bool, now: Instant) {
-        let (zero, data) =
-            (self.claims.installed(Class::Zero), self.claims.installed(Class::Data));
+        let (zero, data) = (
+            self.claims.installed(Class::Zero),
+            self.claims.installed(Class::Data),
+        );
         self.state = State::Completing;
         self.patience = Patience::step(now, PEER_TIMEOUT);
-        let complete = Complete { zero, data, guest_ended };
-        self.outputs.push_back(Output::Send(Message::Complete(complete)));
+        let complete = Complete {
+            zero,
+            data,
+            guest_ended,
+        };
+        self.outputs
+            .push_back(Output::Send(Message::Complete(complete)));
     }
 
     fn finish(&mut self, phase: Phase, outcome: Outcome) {
@@ -380,7 +406,9 @@ impl Destination {
                 }
             }
             State::AwaitOffer | State::Preparing | State::AwaitPackage | State::Loading => {
-                let abort = Abort { reason: reason.clone() };
+                let abort = Abort {
+                    reason: reason.clone(),
+                };
                 self.outputs.push_back(Output::Send(Message::Abort(abort)));
                 self.discard(reason);
             }

@@ -15,6 +15,8 @@
 mod destination;
 mod patience;
 mod source;
+#[cfg(test)]
+mod tests;
 
 pub use destination::{
     Destination, Input as DestinationInput, Output as DestinationOutput, Prepared,

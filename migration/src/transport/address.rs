@@ -15,7 +15,9 @@ pub enum Address {
 
 /// An address that cannot be read.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[error("`{given}` is not an address: write tcp:HOST:PORT, for example tcp:192.0.2.7:7070, or unix:PATH")]
+#[error(
+    "`{given}` is not an address: write tcp:HOST:PORT, for example tcp:192.0.2.7:7070, or unix:PATH"
+)]
 pub struct AddressError {
     given: String,
 }
@@ -24,7 +26,9 @@ impl FromStr for Address {
     type Err = AddressError;
 
     fn from_str(given: &str) -> Result<Address, AddressError> {
-        let bad = || AddressError { given: given.to_owned() };
+        let bad = || AddressError {
+            given: given.to_owned(),
+        };
         match given.split_once(':') {
             Some(("tcp", rest)) => match rest.rsplit_once(':') {
                 Some((host, port)) if !host.is_empty() && port.parse::<u16>().is_ok() => {
@@ -53,10 +57,24 @@ mod tests {
 
     #[test]
     fn addresses_are_read_and_written_alike() {
-        for text in ["tcp:127.0.0.1:7070", "tcp:[::1]:0", "tcp:host.example:80", "unix:/run/g.sock"] {
+        for text in [
+            "tcp:127.0.0.1:7070",
+            "tcp:[::1]:0",
+            "tcp:host.example:80",
+            "unix:/run/g.sock",
+        ] {
             assert_eq!(text.parse::<Address>().unwrap().to_string(), text);
         }
-        for text in ["", "7070", "tcp:host", "tcp:host:x", "tcp::1", "tcp:h:99999", "unix:", "udp:a:1"] {
+        for text in [
+            "",
+            "7070",
+            "tcp:host",
+            "tcp:host:x",
+            "tcp::1",
+            "tcp:h:99999",
+            "unix:",
+            "udp:a:1",
+        ] {
             assert!(text.parse::<Address>().is_err(), "{text}");
         }
     }

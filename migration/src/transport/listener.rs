@@ -32,12 +32,18 @@ impl Listener {
             Address::Tcp(at) => {
                 let socket = TcpListener::bind(at.as_str()).map_err(named)?;
                 let address = Address::Tcp(socket.local_addr().map_err(named)?.to_string());
-                Ok(Listener { socket: Socket::Tcp(socket), address })
+                Ok(Listener {
+                    socket: Socket::Tcp(socket),
+                    address,
+                })
             }
             Address::Unix(path) => {
                 remove_stale(path);
                 let socket = UnixListener::bind(path).map_err(named)?;
-                Ok(Listener { socket: Socket::Unix(socket), address: address.clone() })
+                Ok(Listener {
+                    socket: Socket::Unix(socket),
+                    address: address.clone(),
+                })
             }
         }
     }

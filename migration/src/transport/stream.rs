@@ -86,7 +86,11 @@ impl Stream {
     /// # Errors
     /// What the socket returned.
     pub fn set_receive_timeout(&self, timeout: Option<Duration>) -> io::Result<()> {
-        Ok(sockopt::set_socket_timeout(&self.fd, sockopt::Timeout::Recv, timeout)?)
+        Ok(sockopt::set_socket_timeout(
+            &self.fd,
+            sockopt::Timeout::Recv,
+            timeout,
+        )?)
     }
 
     /// Receives into `buffer`; 0 at the end of the stream.
@@ -125,7 +129,11 @@ impl Stream {
     /// # Errors
     /// What the socket returned; `WouldBlock` if the peer took nothing for too long.
     pub fn send(&self, mut bytes: &[u8], more: bool) -> io::Result<()> {
-        let more = if more { SendFlags::MORE } else { SendFlags::empty() };
+        let more = if more {
+            SendFlags::MORE
+        } else {
+            SendFlags::empty()
+        };
         while !bytes.is_empty() {
             let flags = more | SendFlags::NOSIGNAL;
             let sent = retry(|| rustix::net::send(&self.fd, bytes, flags))?;

@@ -7,7 +7,7 @@ mod preamble;
 pub use frame::{
     Encoding, Frame, HEADER_BYTES, Kind, PushFrame, RUN_HEAD_BYTES, RunHead, decode, run_head,
 };
-pub use message::{Accept, Abort, Complete, MemslotLayout, Message, Offer, Section, encode};
+pub use message::{Abort, Accept, Complete, MemslotLayout, Message, Offer, Section, encode};
 pub use preamble::{Channel, PREAMBLE_BYTES, Preamble, VERSION, VERSION_MIN};
 
 use crate::limits;
@@ -24,7 +24,8 @@ pub enum WireError {
     /// No common version.
     #[error(
         "the peer speaks protocol versions {min} to {max}, this godwit {} to {}: update the older one",
-        preamble::VERSION_MIN, preamble::VERSION
+        preamble::VERSION_MIN,
+        preamble::VERSION
     )]
     Version {
         /// The oldest that the peer accepts.
