@@ -29,13 +29,7 @@ pub(super) struct UrgentChannel {
 impl UrgentChannel {
     pub fn new(stream: Arc<Stream>) -> UrgentChannel {
         let buffer = vec![0; BUFFER_BYTES];
-        UrgentChannel {
-            stream,
-            buffer,
-            start: 0,
-            end: 0,
-            outgoing: Vec::new(),
-        }
+        UrgentChannel { stream, buffer, start: 0, end: 0, outgoing: Vec::new() }
     }
 
     pub fn peer(&self) -> &str {
@@ -45,10 +39,7 @@ impl UrgentChannel {
     /// Receives what is there, without waiting. False if nothing was.
     pub fn receive(&mut self) -> Result<bool, PeerError> {
         self.make_room();
-        match self
-            .stream
-            .receive(&mut self.buffer[self.end..], WhenIdle::Return)
-        {
+        match self.stream.receive(&mut self.buffer[self.end..], WhenIdle::Return) {
             Ok(0) => Err(PeerError::Lost("the peer closed it".into())),
             Ok(bytes) => {
                 self.end += bytes;
@@ -127,9 +118,7 @@ pub(super) fn wait_readable<const N: usize>(
         tv_sec: i64::try_from(left.as_secs()).unwrap_or(i64::MAX),
         tv_nsec: i64::from(left.subsec_nanos()),
     });
-    let mut polled = fds
-        .each_ref()
-        .map(|fd| PollFd::from_borrowed_fd(*fd, PollFlags::IN));
+    let mut polled = fds.each_ref().map(|fd| PollFd::from_borrowed_fd(*fd, PollFlags::IN));
     match rustix::event::poll(&mut polled, timeout.as_ref()) {
         Ok(_) => Ok(polled.each_ref().map(|fd| !fd.revents().is_empty())),
         Err(rustix::io::Errno::INTR) => Ok([false; N]),

@@ -78,11 +78,7 @@ impl Incoming {
     /// # Errors
     /// No descriptor to be had.
     pub fn new(records: Records, progress: Arc<Progress>) -> std::io::Result<Incoming> {
-        Ok(Incoming {
-            progress,
-            records,
-            events: Arc::new(Notifier::new()?),
-        })
+        Ok(Incoming { progress, records, events: Arc::new(Notifier::new()?) })
     }
 
     /// A handle by which other threads say that the guest has ended here.
@@ -146,9 +142,7 @@ impl Driver<'_> {
         while !self.over() {
             self.wait();
         }
-        self.outcome.clone().unwrap_or_else(|| Outcome::Paused {
-            reason: "stopped here".into(),
-        })
+        self.outcome.clone().unwrap_or_else(|| Outcome::Paused { reason: "stopped here".into() })
     }
 
     /// A guest whose peer was lost is kept: its faults are read until somebody ends it.
@@ -179,15 +173,11 @@ impl Driver<'_> {
             }
             DestinationOutput::Load(sections) => self.load(sections),
             DestinationOutput::RecordOwned(transfer) => {
-                let recorded = self
-                    .record(transfer, Ownership::Owned)
-                    .map_err(|e| in_full(&e));
+                let recorded = self.record(transfer, Ownership::Owned).map_err(|e| in_full(&e));
                 self.input(DestinationInput::OwnedRecorded(recorded));
             }
             DestinationOutput::RecordRefused(transfer) => {
-                let recorded = self
-                    .record(transfer, Ownership::Refused)
-                    .map_err(|e| in_full(&e));
+                let recorded = self.record(transfer, Ownership::Refused).map_err(|e| in_full(&e));
                 self.input(DestinationInput::RefusedRecorded(recorded));
             }
             DestinationOutput::StartGuest => self.room().vm.start(),
@@ -215,23 +205,16 @@ impl Driver<'_> {
     }
 
     fn room(&mut self) -> &mut MachineRoom {
-        self.machine_room
-            .as_mut()
-            .expect("built before anything is loaded")
+        self.machine_room.as_mut().expect("built before anything is loaded")
     }
 
     fn record(&self, transfer: u64, ownership: Ownership) -> Result<(), RecordError> {
-        self.setup
-            .records
-            .write(self.guest, transfer, ownership, self.channel.peer())
+        self.setup.records.write(self.guest, transfer, ownership, self.channel.peer())
     }
 
     fn prepare(&mut self, offer: &Offer) -> Result<Prepared, String> {
         let pages = offer.pages()?;
-        self.setup
-            .records
-            .may_come(offer.guest, offer.transfer)
-            .map_err(|e| in_full(&e))?;
+        self.setup.records.may_come(offer.guest, offer.transfer).map_err(|e| in_full(&e))?;
         let vm = self.host.prepare(offer, pages)?;
         let claims = Arc::new(Claims::new(pages));
         self.setup.progress.count_claims(Arc::clone(&claims));
@@ -241,17 +224,11 @@ impl Driver<'_> {
             progress: Arc::clone(&self.setup.progress),
         };
         self.guest = offer.guest;
-        self.machine_room = Some(MachineRoom {
-            vm,
-            installer,
-            faults: Vec::new(),
-        });
+        self.machine_room = Some(MachineRoom { vm, installer, faults: Vec::new() });
         let session = *Uuid::new_v4().as_bytes();
         let events = Arc::clone(&self.setup.events);
-        self.receiver.expect_bulk(
-            session,
-            Box::new(move |stream| events.send(Event::Bulk(stream))),
-        );
+        self.receiver
+            .expect_bulk(session, Box::new(move |stream| events.send(Event::Bulk(stream))));
         Ok(Prepared { claims, session })
     }
 
@@ -259,10 +236,7 @@ impl Driver<'_> {
         let vm = Arc::clone(&self.room().vm);
         let events = Arc::clone(&self.setup.events);
         let load = move || events.send(Event::Loaded(vm.load(sections)));
-        match std::thread::Builder::new()
-            .name("godwit-load".into())
-            .spawn(load)
-        {
+        match std::thread::Builder::new().name("godwit-load".into()).spawn(load) {
             Ok(thread) => self.loading = Some(thread),
             Err(error) => self.input(DestinationInput::Loaded(Err(error.to_string()))),
         }
@@ -277,13 +251,8 @@ impl Driver<'_> {
         let lost = self.outcome.is_some();
         // A descriptor that is not to be polled is left out by polling another one twice.
         let urgent = if lost { events } else { urgent };
-        let memory = self
-            .machine_room
-            .as_ref()
-            .map(|room| Arc::clone(&room.installer.memory));
-        let faults = memory
-            .as_ref()
-            .map_or(events, |memory| memory.uffd().as_fd());
+        let memory = self.machine_room.as_ref().map(|room| Arc::clone(&room.installer.memory));
+        let faults = memory.as_ref().map_or(events, |memory| memory.uffd().as_fd());
         match wait_readable([faults, urgent, events], deadline) {
             Ok([faults, urgent, events]) => {
                 if faults && memory.is_some() {
@@ -306,10 +275,7 @@ impl Driver<'_> {
     }
 
     fn read_faults(&mut self) {
-        let room = self
-            .machine_room
-            .as_mut()
-            .expect("polled because it is there");
+        let room = self.machine_room.as_mut().expect("polled because it is there");
         let mut faults = std::mem::take(&mut room.faults);
         if let Err(error) = room.installer.memory.uffd().read_events(&mut faults) {
             let error = PeerError::Lost(format!("cannot read faults: {}", in_full(&error)));
@@ -361,11 +327,7 @@ impl Driver<'_> {
         self.machine.handle(DestinationInput::Message(message), now);
         if let (Some(head), Some(room)) = (self.machine.poll_install(), &self.machine_room) {
             room.installer.progress.pages_urgent(head.run.count);
-            if room
-                .installer
-                .install(head, contents)
-                .map_err(Failed::into_peer_error)?
-            {
+            if room.installer.install(head, contents).map_err(Failed::into_peer_error)? {
                 self.machine.handle(DestinationInput::AllInstalled, now);
             }
         }
@@ -404,10 +366,7 @@ impl Driver<'_> {
                 }
             }
         };
-        match std::thread::Builder::new()
-            .name("godwit-bulk".into())
-            .spawn(take)
-        {
+        match std::thread::Builder::new().name("godwit-bulk".into()).spawn(take) {
             Ok(thread) => self.bulk.push((stream, thread)),
             Err(error) => {
                 let error = PeerError::Lost(format!("no thread for the bulk channel: {error}"));

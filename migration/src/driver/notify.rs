@@ -20,18 +20,12 @@ impl<T> Notifier<T> {
     /// No descriptor to be had.
     pub fn new() -> io::Result<Notifier<T>> {
         let event = eventfd(0, EventfdFlags::NONBLOCK | EventfdFlags::CLOEXEC)?;
-        Ok(Notifier {
-            queue: Mutex::new(Vec::new()),
-            event,
-        })
+        Ok(Notifier { queue: Mutex::new(Vec::new()), event })
     }
 
     /// Puts `item` in the queue and makes the eventfd readable.
     pub fn send(&self, item: T) {
-        self.queue
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .push(item);
+        self.queue.lock().unwrap_or_else(PoisonError::into_inner).push(item);
         // The only failure is a counter at its maximum, which is readable as well.
         let _ = rustix::io::write(&self.event, &1u64.to_ne_bytes());
     }

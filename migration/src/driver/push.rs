@@ -25,10 +25,7 @@ pub(super) struct PushShared {
 
 impl PushShared {
     pub fn new() -> PushShared {
-        PushShared {
-            gate: Gate::default(),
-            latest_fault: AtomicU32::new(NO_FAULT),
-        }
+        PushShared { gate: Gate::default(), latest_fault: AtomicU32::new(NO_FAULT) }
     }
 
     /// The push goes on from `page`.
@@ -75,17 +72,11 @@ impl Push<'_> {
 
     /// Sends `run` in pieces that are all zero or all not.
     fn send_run(&mut self, run: PageRun) -> io::Result<()> {
-        let mut data = PageRun {
-            first: run.first,
-            count: 0,
-        };
+        let mut data = PageRun { first: run.first, count: 0 };
         for page in run.pages() {
             if self.pages.is_zero(page)? {
                 self.send_data(data)?;
-                data = PageRun {
-                    first: PageIndex(page.0 + 1),
-                    count: 0,
-                };
+                data = PageRun { first: PageIndex(page.0 + 1), count: 0 };
                 self.add_zero(page)?;
             } else {
                 data.count += 1;
@@ -98,10 +89,7 @@ impl Push<'_> {
         if run.count == 0 {
             return Ok(());
         }
-        let head = RunHead {
-            run,
-            encoding: Encoding::Raw,
-        };
+        let head = RunHead { run, encoding: Encoding::Raw };
         self.stream.send(&PushFrame::Pages(head).encode(), true)?;
         self.pages.write_to(run, self.stream)?;
         self.progress.pages_sent(Class::Data, run.count);
@@ -127,10 +115,7 @@ impl Push<'_> {
         let Some(run) = self.zeros.take() else {
             return Ok(());
         };
-        let head = RunHead {
-            run,
-            encoding: Encoding::Zero,
-        };
+        let head = RunHead { run, encoding: Encoding::Zero };
         self.stream.send(&PushFrame::Pages(head).encode(), false)?;
         self.progress.pages_sent(Class::Zero, run.count);
         self.progress.bytes(RUN_HEAD_BYTES);

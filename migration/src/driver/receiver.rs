@@ -53,9 +53,7 @@ struct Shared {
 
 impl std::fmt::Debug for Receiver {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Receiver")
-            .field("address", &self.address)
-            .finish_non_exhaustive()
+        f.debug_struct("Receiver").field("address", &self.address).finish_non_exhaustive()
     }
 }
 
@@ -69,10 +67,7 @@ impl Receiver {
         listener.set_nonblocking()?;
         let address = listener.address().clone();
         let shared = Arc::new(Shared {
-            door: Mutex::new(Door {
-                busy: None,
-                session: None,
-            }),
+            door: Mutex::new(Door { busy: None, session: None }),
             arrivals: Notifier::new()?,
             stop: Notifier::new()?,
             strangers: AtomicUsize::new(0),
@@ -81,14 +76,8 @@ impl Receiver {
             let shared = Arc::clone(&shared);
             move || accept_loop(&listener, &shared)
         };
-        let accepting = std::thread::Builder::new()
-            .name("godwit-accept".into())
-            .spawn(accept)?;
-        Ok(Receiver {
-            shared,
-            accepting: Some(accepting),
-            address,
-        })
+        let accepting = std::thread::Builder::new().name("godwit-accept".into()).spawn(accept)?;
+        Ok(Receiver { shared, accepting: Some(accepting), address })
     }
 
     /// Where it listens, with the port that was chosen for port 0.
@@ -173,10 +162,7 @@ fn greet_on_a_thread(stream: Stream, shared: &Arc<Shared>) {
             shared.strangers.fetch_sub(1, Ordering::AcqRel);
         }
     };
-    if let Err(error) = std::thread::Builder::new()
-        .name("godwit-greet".into())
-        .spawn(greet)
-    {
+    if let Err(error) = std::thread::Builder::new().name("godwit-greet".into()).spawn(greet) {
         shared.strangers.fetch_sub(1, Ordering::AcqRel);
         tracing::warn!(%error, "a connection could not be greeted");
     }
@@ -191,9 +177,7 @@ fn greet(stream: Stream, shared: &Shared) -> io::Result<()> {
     }
     let theirs = Preamble::decode(&preamble);
     // Answered in any case, so that a godwit of another version can tell what it met.
-    let channel = theirs
-        .as_ref()
-        .map_or(Channel::Urgent, |theirs| theirs.channel);
+    let channel = theirs.as_ref().map_or(Channel::Urgent, |theirs| theirs.channel);
     stream.send(&Preamble::ours(channel).encode(), false)?;
     match theirs.map_err(io::Error::other)?.channel {
         Channel::Urgent => {
@@ -226,12 +210,7 @@ fn greet(stream: Stream, shared: &Shared) -> io::Result<()> {
 
 fn turn_away(stream: &Stream, reason: String) -> io::Result<()> {
     let mut bytes = Vec::new();
-    encode(
-        &Message::Abort(Abort {
-            reason: reason.clone(),
-        }),
-        &mut bytes,
-    );
+    encode(&Message::Abort(Abort { reason: reason.clone() }), &mut bytes);
     stream.send(&bytes, false)?;
     Err(io::Error::other(reason))
 }

@@ -106,9 +106,7 @@ impl Records {
         fs::create_dir_all(dir).map_err(|e| {
             io::Error::new(e.kind(), format!("state directory {}: {e}", dir.display()))
         })?;
-        Ok(Records {
-            dir: dir.to_owned(),
-        })
+        Ok(Records { dir: dir.to_owned() })
     }
 
     fn path(&self, guest: Uuid) -> PathBuf {
@@ -125,21 +123,12 @@ impl Records {
             Ok(bytes) => bytes,
             Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
             Err(source) => {
-                return Err(RecordError::Io {
-                    guest,
-                    path,
-                    step: "read",
-                    source,
-                });
+                return Err(RecordError::Io { guest, path, step: "read", source });
             }
         };
         match serde_json::from_slice(&bytes) {
             Ok(record) => Ok(Some(record)),
-            Err(source) => Err(RecordError::Damaged {
-                guest,
-                path,
-                source,
-            }),
+            Err(source) => Err(RecordError::Damaged { guest, path, source }),
         }
     }
 
@@ -154,27 +143,14 @@ impl Records {
         ownership: Ownership,
         peer: &str,
     ) -> Result<(), RecordError> {
-        let at_unix_s = SystemTime::now()
-            .duration_since(UNIX_EPOCH)
-            .map_or(0, |d| d.as_secs());
-        let record = Record {
-            guest,
-            transfer,
-            ownership,
-            peer: peer.to_owned(),
-            at_unix_s,
-        };
+        let at_unix_s = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |d| d.as_secs());
+        let record = Record { guest, transfer, ownership, peer: peer.to_owned(), at_unix_s };
         let bytes = serde_json::to_vec_pretty(&record).expect("plain data serializes");
         let path = self.path(guest);
         let aside = path.with_extension("json.new");
         let failed = |step| {
             let path = path.clone();
-            move |source| RecordError::Io {
-                guest,
-                path,
-                step,
-                source,
-            }
+            move |source| RecordError::Io { guest, path, step, source }
         };
         let mut file = File::create(&aside).map_err(failed("create"))?;
         file.write_all(&bytes).map_err(failed("write"))?;
@@ -204,12 +180,9 @@ impl Records {
     pub fn forget(&self, guest: Uuid) -> Result<(), RecordError> {
         let path = self.path(guest);
         match fs::remove_file(&path) {
-            Err(source) if source.kind() != io::ErrorKind::NotFound => Err(RecordError::Io {
-                guest,
-                path,
-                step: "remove",
-                source,
-            }),
+            Err(source) if source.kind() != io::ErrorKind::NotFound => {
+                Err(RecordError::Io { guest, path, step: "remove", source })
+            }
             _ => Ok(()),
         }
     }
@@ -227,11 +200,7 @@ impl Records {
                 peer,
                 transfer,
                 ..
-            }) => Err(RecordError::GrantedAway {
-                guest,
-                peer,
-                transfer,
-            }),
+            }) => Err(RecordError::GrantedAway { guest, peer, transfer }),
             Some(record) => Ok(record.transfer),
         }
     }
@@ -242,11 +211,9 @@ impl Records {
     /// A transfer that is not newer than the last one seen, or a record that cannot be read.
     pub fn may_come(&self, guest: Uuid, transfer: u64) -> Result<(), RecordError> {
         match self.read(guest)? {
-            Some(record) if transfer <= record.transfer => Err(RecordError::Stale {
-                guest,
-                offered: transfer,
-                seen: record.transfer,
-            }),
+            Some(record) if transfer <= record.transfer => {
+                Err(RecordError::Stale { guest, offered: transfer, seen: record.transfer })
+            }
             _ => Ok(()),
         }
     }
@@ -262,16 +229,12 @@ mod tests {
         let records = Records::open(dir.path()).unwrap();
         let guest = Uuid::from_u128(1);
         assert_eq!(records.may_run(guest).unwrap(), 0);
-        records
-            .write(guest, 1, Ownership::Granted, "tcp:b:1")
-            .unwrap();
+        records.write(guest, 1, Ownership::Granted, "tcp:b:1").unwrap();
         let error = records.may_run(guest).unwrap_err();
         assert!(error.to_string().contains("tcp:b:1"), "{error}");
         records.release(guest, 1).unwrap();
         assert!(records.may_run(guest).is_err());
-        records
-            .write(guest, 1, Ownership::Reclaimed, "tcp:b:1")
-            .unwrap();
+        records.write(guest, 1, Ownership::Reclaimed, "tcp:b:1").unwrap();
         assert_eq!(records.may_run(guest).unwrap(), 1);
         records.forget(guest).unwrap();
         assert_eq!(records.read(guest).unwrap(), None);
@@ -284,10 +247,7 @@ mod tests {
         let guest = Uuid::from_u128(2);
         records.may_come(guest, 1).unwrap();
         records.write(guest, 1, Ownership::Refused, "x").unwrap();
-        assert!(matches!(
-            records.may_come(guest, 1),
-            Err(RecordError::Stale { .. })
-        ));
+        assert!(matches!(records.may_come(guest, 1), Err(RecordError::Stale { .. })));
         records.may_come(guest, 2).unwrap();
     }
 
@@ -298,10 +258,7 @@ mod tests {
         let guest = Uuid::from_u128(3);
         records.write(guest, 2, Ownership::Owned, "y").unwrap();
         records.release(guest, 1).unwrap();
-        assert_eq!(
-            records.read(guest).unwrap().unwrap().ownership,
-            Ownership::Owned
-        );
+        assert_eq!(records.read(guest).unwrap().unwrap().ownership, Ownership::Owned);
     }
 
     #[test]
@@ -310,13 +267,7 @@ mod tests {
         let records = Records::open(dir.path()).unwrap();
         let guest = Uuid::from_u128(4);
         fs::write(records.path(guest), b"{").unwrap();
-        assert!(
-            records
-                .may_run(guest)
-                .unwrap_err()
-                .to_string()
-                .contains(&guest.to_string())
-        );
+        assert!(records.may_run(guest).unwrap_err().to_string().contains(&guest.to_string()));
         assert!(records.may_come(guest, 9).is_err());
     }
 }

@@ -69,13 +69,7 @@ impl Outgoing {
         progress: Arc<Progress>,
     ) -> std::io::Result<Outgoing> {
         let events = Arc::new(Notifier::new()?);
-        Ok(Outgoing {
-            address,
-            offer,
-            records,
-            progress,
-            events,
-        })
+        Ok(Outgoing { address, offer, records, progress, events })
     }
 
     /// A handle by which other threads end the migration before its switchover, with the reason.
@@ -91,9 +85,7 @@ impl Outgoing {
             Err(error) => {
                 self.progress.failed(error.to_string());
                 self.progress.reached(Phase::Failed);
-                return Outcome::Aborted {
-                    reason: error.to_string(),
-                };
+                return Outcome::Aborted { reason: error.to_string() };
             }
         };
         let pages = vm.pages();
@@ -125,20 +117,14 @@ fn dial(address: &Address, channel: Channel) -> Result<Stream, PeerError> {
     if channel == Channel::Bulk {
         stream.bound_bulk_buffers().map_err(lost)?;
     }
-    stream
-        .send(&Preamble::ours(channel).encode(), false)
-        .map_err(lost)?;
-    stream
-        .set_receive_timeout(Some(PREAMBLE_TIMEOUT))
-        .map_err(lost)?;
+    stream.send(&Preamble::ours(channel).encode(), false).map_err(lost)?;
+    stream.set_receive_timeout(Some(PREAMBLE_TIMEOUT)).map_err(lost)?;
     let mut answer = [0; PREAMBLE_BYTES];
     match stream.receive_exact(&mut answer) {
         Ok(true) => {}
         Ok(false) => return Err(PeerError::Lost(format!("{address} closed the connection"))),
         Err(error) => {
-            return Err(PeerError::Lost(format!(
-                "{address} does not answer as godwit: {error}"
-            )));
+            return Err(PeerError::Lost(format!("{address} does not answer as godwit: {error}")));
         }
     }
     Preamble::decode(&answer)?;
@@ -197,9 +183,7 @@ impl Driver<'_> {
             SourceOutput::Send(message) => self.channel.queue(&message),
             SourceOutput::Serve(page) => self.serve(page),
             SourceOutput::ConnectBulk(session) => {
-                let connected = self
-                    .connect_bulk(session)
-                    .map_err(|error| error.to_string());
+                let connected = self.connect_bulk(session).map_err(|error| error.to_string());
                 self.input(SourceInput::BulkConnected(connected));
             }
             SourceOutput::PauseAndSave => {
@@ -209,9 +193,7 @@ impl Driver<'_> {
             }
             SourceOutput::RecordGrant(transfer) => {
                 let recorded = self.record(transfer, Ownership::Granted);
-                self.input(SourceInput::GrantRecorded(
-                    recorded.map_err(|e| in_full(&e)),
-                ));
+                self.input(SourceInput::GrantRecorded(recorded.map_err(|e| in_full(&e))));
             }
             SourceOutput::RecordReclaimed(transfer) => {
                 warn_unrecorded(self.record(transfer, Ownership::Reclaimed));
@@ -232,49 +214,31 @@ impl Driver<'_> {
 
     fn record(&self, transfer: u64, ownership: Ownership) -> Result<(), RecordError> {
         let guest = self.setup.offer.guest;
-        self.setup
-            .records
-            .write(guest, transfer, ownership, &self.setup.address.to_string())
+        self.setup.records.write(guest, transfer, ownership, &self.setup.address.to_string())
     }
 
     fn connect_bulk(&mut self, session: [u8; 16]) -> Result<(), PeerError> {
         let stream = dial(&self.setup.address, Channel::Bulk)?;
-        stream
-            .send(&session, false)
-            .map_err(|e| PeerError::Lost(e.to_string()))?;
+        stream.send(&session, false).map_err(|e| PeerError::Lost(e.to_string()))?;
         self.bulk = Some(Arc::new(stream));
         Ok(())
     }
 
     fn start_push(&mut self) {
-        let stream = self
-            .bulk
-            .clone()
-            .expect("connected before the guest was paused");
+        let stream = self.bulk.clone().expect("connected before the guest was paused");
         let (pages, sent) = (self.pages.clone(), Arc::clone(&self.sent));
         let (shared, progress) = (Arc::clone(&self.shared), Arc::clone(&self.setup.progress));
         let events = Arc::clone(&self.setup.events);
         let run = move || {
             let (stream, progress) = (&*stream, &*progress);
             let (pages, sent, shared) = (&pages, &*sent, &*shared);
-            match (Push {
-                pages,
-                sent,
-                shared,
-                stream,
-                progress,
-                zeros: None,
-            })
-            .run()
-            {
+            match (Push { pages, sent, shared, stream, progress, zeros: None }).run() {
                 Ok(true) => events.send(Event::Pushed),
                 Ok(false) => {}
                 Err(error) => events.send(Event::PushFailed(error.to_string())),
             }
         };
-        let push = std::thread::Builder::new()
-            .name("godwit-push".into())
-            .spawn(run);
+        let push = std::thread::Builder::new().name("godwit-push".into()).spawn(run);
         match push {
             Ok(thread) => self.push = Some(thread),
             Err(error) => self.setup.events.send(Event::PushFailed(error.to_string())),
@@ -285,18 +249,13 @@ impl Driver<'_> {
         self.shared.fault_at(page);
         let zero = self.pages.is_zero(page).expect("the request was checked");
         let encoding = if zero { Encoding::Zero } else { Encoding::Raw };
-        let head = RunHead {
-            run: PageRun::one(page),
-            encoding,
-        };
+        let head = RunHead { run: PageRun::one(page), encoding };
         let out = self.channel.outgoing();
         out.extend_from_slice(&PushFrame::Pages(head).encode());
         if !zero {
             let start = out.len();
             out.resize(start + PageSize::BASE.bytes(), 0);
-            self.pages
-                .read(page, &mut out[start..])
-                .expect("the request was checked");
+            self.pages.read(page, &mut out[start..]).expect("the request was checked");
         }
         let progress = &self.setup.progress;
         progress.pages_sent(if zero { Class::Zero } else { Class::Data }, 1);
@@ -340,8 +299,7 @@ impl Driver<'_> {
         let page_count = self.pages.page_count();
         while let Some(frame) = self.channel.next_frame()? {
             let message = Message::read(&frame, page_count)?;
-            self.machine
-                .handle(SourceInput::Message(message), Instant::now());
+            self.machine.handle(SourceInput::Message(message), Instant::now());
             self.drain();
         }
         Ok(())

@@ -78,23 +78,15 @@ pub(super) fn take_pushed<U: Uffd>(
     let mut head = [0; RUN_HEAD_BYTES];
     let mut contents = vec![0; RUN_BYTES_MAX];
     loop {
-        if !stream
-            .receive_exact(&mut head)
-            .map_err(|e| lost(e.to_string()))?
-        {
+        if !stream.receive_exact(&mut head).map_err(|e| lost(e.to_string()))? {
             return Err(lost("it ended before the push did".into()));
         }
         match PushFrame::decode(&head, installer.claims.page_count())? {
             PushFrame::End => return Ok(()),
             PushFrame::Pages(head) => {
                 let contents = &mut contents[..head.content_bytes()];
-                stream
-                    .receive_exact(contents)
-                    .map_err(|e| lost(e.to_string()))?;
-                if installer
-                    .install(head, contents)
-                    .map_err(Failed::into_peer_error)?
-                {
+                stream.receive_exact(contents).map_err(|e| lost(e.to_string()))?;
+                if installer.install(head, contents).map_err(Failed::into_peer_error)? {
                     last();
                 }
             }

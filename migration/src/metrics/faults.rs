@@ -46,12 +46,7 @@ pub struct FaultReport {
 impl Default for FaultLedger {
     fn default() -> FaultLedger {
         let served_ns = Histogram::new_with_max(LATENCY_NS_MAX, 3).expect("constant bounds");
-        FaultLedger {
-            inner: Mutex::new(Inner {
-                waiting: HashMap::new(),
-                served_ns,
-            }),
-        }
+        FaultLedger { inner: Mutex::new(Inner { waiting: HashMap::new(), served_ns }) }
     }
 }
 
@@ -79,12 +74,7 @@ impl FaultLedger {
         let inner = self.inner();
         let us = |ns: u64| std::time::Duration::from_nanos(ns).as_secs_f64() * 1e6;
         let at = |quantile| us(inner.served_ns.value_at_quantile(quantile));
-        let oldest = inner
-            .waiting
-            .values()
-            .map(|raised| now - *raised)
-            .max()
-            .unwrap_or_default();
+        let oldest = inner.waiting.values().map(|raised| now - *raised).max().unwrap_or_default();
         FaultReport {
             count: inner.served_ns.len(),
             outstanding: inner.waiting.len() as u64,

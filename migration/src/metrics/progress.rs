@@ -169,27 +169,12 @@ impl Progress {
             Counts::Source(sent) => {
                 let (total, remaining) = (sent.page_count(), sent.remaining());
                 let (zero, data) = (count(&self.zero), count(&self.data));
-                (
-                    Pages {
-                        total,
-                        remaining,
-                        zero,
-                        data,
-                        urgent: count(&self.urgent),
-                    },
-                    None,
-                )
+                (Pages { total, remaining, zero, data, urgent: count(&self.urgent) }, None)
             }
             Counts::Destination(claims) => {
                 let (total, remaining) = (claims.page_count(), claims.remaining());
                 let (zero, data) = (claims.installed(Class::Zero), claims.installed(Class::Data));
-                let pages = Pages {
-                    total,
-                    remaining,
-                    zero,
-                    data,
-                    urgent: count(&self.urgent),
-                };
+                let pages = Pages { total, remaining, zero, data, urgent: count(&self.urgent) };
                 (pages, Some(self.faults.report(Instant::now())))
             }
         };

@@ -90,11 +90,7 @@ impl Claims {
 
     /// Pages that nobody has asked for and nobody has sent.
     pub fn missing(&self) -> u32 {
-        let missing = self
-            .states
-            .iter()
-            .filter(|s| s.load(Ordering::Acquire) == MISSING)
-            .count();
+        let missing = self.states.iter().filter(|s| s.load(Ordering::Acquire) == MISSING).count();
         u32::try_from(missing).expect("at most all pages")
     }
 
@@ -128,10 +124,7 @@ impl Claims {
         for (done, page) in run.pages().enumerate() {
             if !self.begin_one(page) {
                 let done = u32::try_from(done).expect("less than the run");
-                self.release(PageRun {
-                    first: run.first,
-                    count: done,
-                });
+                self.release(PageRun { first: run.first, count: done });
                 return Err(Duplicate { page });
             }
         }
@@ -188,10 +181,7 @@ mod tests {
     use super::*;
 
     fn run(first: u32, count: u32) -> PageRun {
-        PageRun {
-            first: PageIndex(first),
-            count,
-        }
+        PageRun { first: PageIndex(first), count }
     }
 
     #[test]
@@ -201,10 +191,7 @@ mod tests {
         assert_eq!(claims.request(PageIndex(2)), Requested::Before);
         claims.begin(run(2, 1)).unwrap();
         assert_eq!(claims.request(PageIndex(2)), Requested::Before);
-        assert_eq!(
-            claims.begin(run(2, 1)),
-            Err(Duplicate { page: PageIndex(2) })
-        );
+        assert_eq!(claims.begin(run(2, 1)), Err(Duplicate { page: PageIndex(2) }));
         let mut requested = Vec::new();
         assert!(!claims.finish(run(2, 1), Class::Data, |page| requested.push(page)));
         assert_eq!(requested, [PageIndex(2)]);
@@ -217,10 +204,7 @@ mod tests {
         let claims = Claims::new(8);
         claims.begin(run(5, 1)).unwrap();
         assert_eq!(claims.request(PageIndex(3)), Requested::Now);
-        assert_eq!(
-            claims.begin(run(2, 6)),
-            Err(Duplicate { page: PageIndex(5) })
-        );
+        assert_eq!(claims.begin(run(2, 6)), Err(Duplicate { page: PageIndex(5) }));
         claims.begin(run(2, 3)).unwrap();
         let mut requested = Vec::new();
         claims.finish(run(2, 3), Class::Zero, |page| requested.push(page));
@@ -256,14 +240,8 @@ mod tests {
                 })
             };
             let threads: Vec<_> = (0..4).map(install).collect();
-            threads
-                .into_iter()
-                .map(|thread| thread.join().unwrap())
-                .sum()
+            threads.into_iter().map(|thread| thread.join().unwrap()).sum()
         });
-        assert_eq!(
-            (lasts, claims.remaining(), claims.installed(Class::Data)),
-            (1, 0, 20_000)
-        );
+        assert_eq!((lasts, claims.remaining(), claims.installed(Class::Data)), (1, 0, 20_000));
     }
 }

@@ -89,10 +89,7 @@ pub fn install<U: Uffd>(
                 done
             }
         };
-        rest = PageRun {
-            first: PageIndex(rest.first.0 + done),
-            count: rest.count - done,
-        };
+        rest = PageRun { first: PageIndex(rest.first.0 + done), count: rest.count - done };
     }
     Ok(claims.finish(run, contents.class(), was_requested))
 }
@@ -106,10 +103,7 @@ fn fill<U: Uffd>(
     match contents {
         Contents::Zero => memory.zero(rest, Wake::Now),
         Contents::Data(bytes) => {
-            let done = memory
-                .space()
-                .page_size()
-                .bytes_of(rest.first.0 - run.first.0);
+            let done = memory.space().page_size().bytes_of(rest.first.0 - run.first.0);
             let done = usize::try_from(done).expect("inside the run's bytes");
             memory.copy(rest, &bytes[done..], Wake::Now)
         }

@@ -19,14 +19,8 @@ pub struct Sent {
 impl Sent {
     /// None of `pages` sent.
     pub fn new(pages: u32) -> Sent {
-        let words = (0..pages.div_ceil(WORD_PAGES))
-            .map(|_| AtomicU64::new(0))
-            .collect();
-        Sent {
-            words,
-            pages,
-            remaining: AtomicU32::new(pages),
-        }
+        let words = (0..pages.div_ceil(WORD_PAGES)).map(|_| AtomicU64::new(0)).collect();
+        Sent { words, pages, remaining: AtomicU32::new(pages) }
     }
 
     /// The number of pages of the guest.
@@ -69,14 +63,9 @@ impl Sent {
     /// Takes what is left of `word`: one bit per page taken, the lowest for its first page.
     pub fn take_word(&self, word: u32) -> u64 {
         let in_word = (self.pages - word * WORD_PAGES).min(WORD_PAGES);
-        let all = if in_word == WORD_PAGES {
-            u64::MAX
-        } else {
-            (1 << in_word) - 1
-        };
+        let all = if in_word == WORD_PAGES { u64::MAX } else { (1 << in_word) - 1 };
         let taken = all & !self.words[word as usize].fetch_or(all, Ordering::AcqRel);
-        self.remaining
-            .fetch_sub(taken.count_ones(), Ordering::AcqRel);
+        self.remaining.fetch_sub(taken.count_ones(), Ordering::AcqRel);
         taken
     }
 }

@@ -200,11 +200,7 @@ impl Destination {
             Due::SayAlive => self.outputs.push_back(Output::Send(Message::Alive)),
             Due::PeerSilent(silent) => {
                 let state = self.state.name();
-                let error = PeerError::Silent {
-                    seconds: silent.as_secs(),
-                    state,
-                }
-                .to_string();
+                let error = PeerError::Silent { seconds: silent.as_secs(), state }.to_string();
                 if self.state == State::AwaitGrant {
                     // A grant may be on its way: only a durable refusal lets the source run on.
                     self.refuse(error);
@@ -218,8 +214,7 @@ impl Destination {
     fn fault(&mut self, page: PageIndex) {
         match self.claims.request(page) {
             Requested::Now if self.state.pages_come() => {
-                self.outputs
-                    .push_back(Output::Send(Message::Request(PageRun::one(page))));
+                self.outputs.push_back(Output::Send(Message::Request(PageRun::one(page))));
             }
             Requested::Now | Requested::Before => {}
             Requested::Present => self.outputs.push_back(Output::Wake(page)),
@@ -246,11 +241,7 @@ impl Destination {
             (State::AwaitGrant, Message::Grant { transfer }) => {
                 if transfer != self.transfer {
                     let expected = self.transfer;
-                    return Err(PeerError::Transfer {
-                        got: transfer,
-                        expected,
-                    }
-                    .to_string());
+                    return Err(PeerError::Transfer { got: transfer, expected }.to_string());
                 }
                 self.state = State::Recording;
                 self.outputs.push_back(Output::Reached(Phase::Granted));
@@ -274,11 +265,7 @@ impl Destination {
     }
 
     fn unexpected(&self, got: Kind) -> String {
-        PeerError::Unexpected {
-            got,
-            state: self.state.name(),
-        }
-        .to_string()
+        PeerError::Unexpected { got, state: self.state.name() }.to_string()
     }
 
     fn prepared(&mut self, result: Result<Prepared, String>, now: Instant) -> Result<(), String> {
@@ -287,8 +274,7 @@ impl Destination {
         self.state = State::AwaitPackage;
         self.patience = Patience::step(now, SETUP_TIMEOUT);
         self.outputs.push_back(Output::Reached(Phase::Prepared));
-        self.outputs
-            .push_back(Output::Send(Message::Accept(Accept { session })));
+        self.outputs.push_back(Output::Send(Message::Accept(Accept { session })));
         Ok(())
     }
 
@@ -298,9 +284,7 @@ impl Destination {
             self.state = State::AwaitGrant;
             self.patience = Patience::step(now, SWITCHOVER_TIMEOUT);
             self.outputs.push_back(Output::Reached(Phase::Loaded));
-            self.outputs.push_back(Output::Send(Message::Loaded {
-                transfer: self.transfer,
-            }));
+            self.outputs.push_back(Output::Send(Message::Loaded { transfer: self.transfer }));
         }
         Ok(())
     }
@@ -314,9 +298,7 @@ impl Destination {
         self.patience = Patience::serving(now);
         self.outputs.push_back(Output::StartGuest);
         self.outputs.push_back(Output::Reached(Phase::Running));
-        self.outputs.push_back(Output::Send(Message::Owned {
-            transfer: self.transfer,
-        }));
+        self.outputs.push_back(Output::Send(Message::Owned { transfer: self.transfer }));
         self.complete_if_whole(now)
     }
 
@@ -330,8 +312,7 @@ impl Destination {
         let reason = std::mem::take(&mut self.refusal);
         if recorded {
             let (transfer, reason) = (self.transfer, reason.clone());
-            self.outputs
-                .push_back(Output::Send(Message::Refused { transfer, reason }));
+            self.outputs.push_back(Output::Send(Message::Refused { transfer, reason }));
         }
         // Without a durable refusal the source hears nothing and stays paused, as it must.
         self.outputs.push_back(Output::Discard);
@@ -366,19 +347,11 @@ impl Destination {
     }
 
     fn send_complete(&mut self, guest_ended: bool, now: Instant) {
-        let (zero, data) = (
-            self.claims.installed(Class::Zero),
-            self.claims.installed(Class::Data),
-        );
+        let (zero, data) = (self.claims.installed(Class::Zero), self.claims.installed(Class::Data));
         self.state = State::Completing;
         self.patience = Patience::step(now, PEER_TIMEOUT);
-        let complete = Complete {
-            zero,
-            data,
-            guest_ended,
-        };
-        self.outputs
-            .push_back(Output::Send(Message::Complete(complete)));
+        let complete = Complete { zero, data, guest_ended };
+        self.outputs.push_back(Output::Send(Message::Complete(complete)));
     }
 
     fn finish(&mut self, phase: Phase, outcome: Outcome) {
@@ -406,9 +379,7 @@ impl Destination {
                 }
             }
             State::AwaitOffer | State::Preparing | State::AwaitPackage | State::Loading => {
-                let abort = Abort {
-                    reason: reason.clone(),
-                };
+                let abort = Abort { reason: reason.clone() };
                 self.outputs.push_back(Output::Send(Message::Abort(abort)));
                 self.discard(reason);
             }

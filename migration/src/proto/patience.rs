@@ -27,22 +27,12 @@ pub(super) enum Due {
 impl Patience {
     /// Waits `limit` for the next message of the peer.
     pub fn step(now: Instant, limit: Duration) -> Patience {
-        Patience {
-            heard: now,
-            spoken: now,
-            limit,
-            alive: false,
-        }
+        Patience { heard: now, spoken: now, limit, alive: false }
     }
 
     /// Both sides say that they are alive, and a silent peer is lost.
     pub fn serving(now: Instant) -> Patience {
-        Patience {
-            heard: now,
-            spoken: now,
-            limit: PEER_TIMEOUT,
-            alive: true,
-        }
+        Patience { heard: now, spoken: now, limit: PEER_TIMEOUT, alive: true }
     }
 
     pub fn heard(&mut self, now: Instant) {
@@ -63,11 +53,7 @@ impl Patience {
     /// The next instant at which something may be due.
     pub fn next(&self) -> Instant {
         let silent = self.heard + self.limit;
-        if self.alive {
-            silent.min(self.spoken + ALIVE_INTERVAL)
-        } else {
-            silent
-        }
+        if self.alive { silent.min(self.spoken + ALIVE_INTERVAL) } else { silent }
     }
 }
 
@@ -82,14 +68,8 @@ mod tests {
         assert_eq!(patience.due(start), Due::Nothing);
         assert_eq!(patience.due(start + ALIVE_INTERVAL), Due::SayAlive);
         patience.heard(start + PEER_TIMEOUT / 2);
-        assert_ne!(
-            patience.due(start + PEER_TIMEOUT),
-            Due::PeerSilent(PEER_TIMEOUT)
-        );
+        assert_ne!(patience.due(start + PEER_TIMEOUT), Due::PeerSilent(PEER_TIMEOUT));
         let silent = Due::PeerSilent(PEER_TIMEOUT);
-        assert_eq!(
-            patience.due(start + PEER_TIMEOUT / 2 + PEER_TIMEOUT),
-            silent
-        );
+        assert_eq!(patience.due(start + PEER_TIMEOUT / 2 + PEER_TIMEOUT), silent);
     }
 }

@@ -109,18 +109,9 @@ impl Source {
     /// Begins by sending `offer` on a connection that has exchanged its preambles.
     pub fn new(offer: Offer, sent: Arc<Sent>, now: Instant) -> Source {
         let transfer = offer.transfer;
-        let outputs = [
-            Output::Reached(Phase::Started),
-            Output::Send(Message::Offer(offer)),
-        ];
+        let outputs = [Output::Reached(Phase::Started), Output::Send(Message::Offer(offer))];
         let patience = Patience::step(now, SETUP_TIMEOUT);
-        Source {
-            state: State::Offered,
-            transfer,
-            sent,
-            patience,
-            outputs: outputs.into(),
-        }
+        Source { state: State::Offered, transfer, sent, patience, outputs: outputs.into() }
     }
 
     /// The next thing to do; `None` until the next input.
@@ -151,16 +142,13 @@ impl Source {
                 self.state = State::Loading;
                 self.patience = Patience::step(now, SWITCHOVER_TIMEOUT);
                 self.outputs.push_back(Output::Reached(Phase::Package));
-                self.outputs
-                    .push_back(Output::Send(Message::Package(sections)));
+                self.outputs.push_back(Output::Send(Message::Package(sections)));
             }
             (State::Granting, Input::GrantRecorded(Ok(()))) => {
                 self.state = State::Granted;
                 self.patience = Patience::step(now, SWITCHOVER_TIMEOUT);
                 self.outputs.push_back(Output::Reached(Phase::Granted));
-                self.outputs.push_back(Output::Send(Message::Grant {
-                    transfer: self.transfer,
-                }));
+                self.outputs.push_back(Output::Send(Message::Grant { transfer: self.transfer }));
             }
             (State::Serving, Input::Pushed) => {
                 self.outputs.push_back(Output::Reached(Phase::Pushed));
@@ -225,10 +213,7 @@ impl Source {
             }
             (_, Message::Alive) => {}
             (state, message) => {
-                return Err(PeerError::Unexpected {
-                    got: message.kind(),
-                    state: state.name(),
-                });
+                return Err(PeerError::Unexpected { got: message.kind(), state: state.name() });
             }
         }
         Ok(())
@@ -238,20 +223,13 @@ impl Source {
         if transfer == self.transfer {
             return Ok(());
         }
-        Err(PeerError::Transfer {
-            got: transfer,
-            expected: self.transfer,
-        })
+        Err(PeerError::Transfer { got: transfer, expected: self.transfer })
     }
 
     fn request(&mut self, run: PageRun) {
         // A page that another channel took is on its way: it travels once.
         let sent = &self.sent;
-        self.outputs.extend(
-            run.pages()
-                .filter(|&page| sent.take(page))
-                .map(Output::Serve),
-        );
+        self.outputs.extend(run.pages().filter(|&page| sent.take(page)).map(Output::Serve));
     }
 
     fn complete(&mut self, complete: Complete) -> Result<(), PeerError> {
@@ -260,8 +238,7 @@ impl Source {
             return Err(PeerError::NotComplete { pages: unsent });
         }
         self.state = State::Ended;
-        self.outputs
-            .push_back(Output::RecordReleased(self.transfer));
+        self.outputs.push_back(Output::RecordReleased(self.transfer));
         self.outputs.push_back(Output::Send(Message::Released));
         self.outputs.push_back(Output::Reached(Phase::Released));
         self.outputs.push_back(Output::Finish(Outcome::Completed));
@@ -272,12 +249,10 @@ impl Source {
     fn reclaim(&mut self, reason: &str) {
         self.state = State::Ended;
         let reason = format!("the destination refused the grant: {reason}");
-        self.outputs
-            .push_back(Output::RecordReclaimed(self.transfer));
+        self.outputs.push_back(Output::RecordReclaimed(self.transfer));
         self.outputs.push_back(Output::Resume);
         self.outputs.push_back(Output::Reached(Phase::Failed));
-        self.outputs
-            .push_back(Output::Finish(Outcome::Aborted { reason }));
+        self.outputs.push_back(Output::Finish(Outcome::Aborted { reason }));
     }
 
     fn fail(&mut self, reason: String) {
@@ -286,22 +261,17 @@ impl Source {
             // Recovery begins here: the pages stay, and only a REFUSED of the destination, or an
             // operator, may let the guest run on this host again.
             self.outputs.push_back(Output::Reached(Phase::Lost));
-            self.outputs
-                .push_back(Output::Finish(Outcome::Paused { reason }));
+            self.outputs.push_back(Output::Finish(Outcome::Paused { reason }));
             return;
         }
-        self.outputs.push_back(Output::Send(Message::Abort(Abort {
-            reason: reason.clone(),
-        })));
+        self.outputs.push_back(Output::Send(Message::Abort(Abort { reason: reason.clone() })));
         if state == State::Granting {
-            self.outputs
-                .push_back(Output::RecordReclaimed(self.transfer));
+            self.outputs.push_back(Output::RecordReclaimed(self.transfer));
         }
         if state.paused() {
             self.outputs.push_back(Output::Resume);
         }
         self.outputs.push_back(Output::Reached(Phase::Failed));
-        self.outputs
-            .push_back(Output::Finish(Outcome::Aborted { reason }));
+        self.outputs.push_back(Output::Finish(Outcome::Aborted { reason }));
     }
 }

@@ -46,11 +46,7 @@ fn wire<'a>(message: &Message<'_>, bytes: &'a mut Vec<u8>) -> Message<'a> {
 }
 
 fn result(fails: bool) -> Result<(), String> {
-    if fails {
-        Err("made to fail".into())
-    } else {
-        Ok(())
-    }
+    if fails { Err("made to fail".into()) } else { Ok(()) }
 }
 
 impl Pair {
@@ -59,10 +55,7 @@ impl Pair {
             guest: Uuid::from_u128(1),
             transfer: 4,
             page_bytes: 4096,
-            memslots: vec![MemslotLayout {
-                gpa: 0,
-                bytes: u64::from(PAGES) * 4096,
-            }],
+            memslots: vec![MemslotLayout { gpa: 0, bytes: u64::from(PAGES) * 4096 }],
             config: vec![],
             requirements: vec![],
         };
@@ -111,11 +104,7 @@ impl Pair {
             SourceOutput::ConnectBulk(_) => self.to_source(SourceInput::BulkConnected(Ok(()))),
             SourceOutput::PauseAndSave => {
                 self.log.push("pause".into());
-                let section = Section {
-                    id: 1,
-                    version: 1,
-                    bytes: vec![],
-                };
+                let section = Section { id: 1, version: 1, bytes: vec![] };
                 let saved = result(self.faults.save).map(|()| vec![section]);
                 self.to_source(SourceInput::Saved(saved));
             }
@@ -124,10 +113,7 @@ impl Pair {
                 self.to_source(SourceInput::GrantRecorded(result(self.faults.grant_record)));
             }
             SourceOutput::Serve(page) => {
-                let head = RunHead {
-                    run: PageRun::one(page),
-                    encoding: Encoding::Zero,
-                };
+                let head = RunHead { run: PageRun::one(page), encoding: Encoding::Zero };
                 self.to_destination(DestinationInput::Message(Message::Pages(head, &[])));
             }
             SourceOutput::StartPush => self.log.push("push".into()),
@@ -152,10 +138,8 @@ impl Pair {
             }
             DestinationOutput::Prepare(_) => {
                 let claims = Arc::clone(&self.claims);
-                let prepared = result(self.faults.prepare).map(|()| Prepared {
-                    claims,
-                    session: [7; 16],
-                });
+                let prepared =
+                    result(self.faults.prepare).map(|()| Prepared { claims, session: [7; 16] });
                 self.to_destination(DestinationInput::Prepared(prepared));
             }
             DestinationOutput::Load(_) => {
@@ -233,22 +217,10 @@ fn a_guest_moves_and_both_sides_know() {
 #[test]
 fn any_failure_before_the_grant_leaves_the_guest_running_at_the_source() {
     let failures = [
-        Faults {
-            prepare: true,
-            ..Faults::default()
-        },
-        Faults {
-            save: true,
-            ..Faults::default()
-        },
-        Faults {
-            load: true,
-            ..Faults::default()
-        },
-        Faults {
-            grant_record: true,
-            ..Faults::default()
-        },
+        Faults { prepare: true, ..Faults::default() },
+        Faults { save: true, ..Faults::default() },
+        Faults { load: true, ..Faults::default() },
+        Faults { grant_record: true, ..Faults::default() },
     ];
     for faults in failures {
         let mut pair = Pair::new(faults);
@@ -261,10 +233,7 @@ fn any_failure_before_the_grant_leaves_the_guest_running_at_the_source() {
 
 #[test]
 fn a_refused_grant_gives_the_guest_back() {
-    let mut pair = Pair::new(Faults {
-        owned_record: true,
-        ..Faults::default()
-    });
+    let mut pair = Pair::new(Faults { owned_record: true, ..Faults::default() });
     pair.run();
     assert!(aborted(pair.source_end.as_ref()) && aborted(pair.destination_end.as_ref()));
     assert!(pair.did("refused") && pair.did("reclaimed") && pair.did("resume"));
@@ -273,19 +242,12 @@ fn a_refused_grant_gives_the_guest_back() {
 
 #[test]
 fn a_grant_that_gets_lost_leaves_nobody_running() {
-    let faults = Faults {
-        lost_before_grant_arrives: true,
-        ..Faults::default()
-    };
+    let faults = Faults { lost_before_grant_arrives: true, ..Faults::default() };
     let mut pair = Pair::new(faults);
     pair.run();
     assert!(paused(pair.source_end.as_ref()), "{:?}", pair.source_end);
     assert!(pair.did("granted") && !pair.did("resume") && !pair.did("start"));
-    assert!(
-        pair.did("refused"),
-        "the destination bars itself: {:?}",
-        pair.log
-    );
+    assert!(pair.did("refused"), "the destination bars itself: {:?}", pair.log);
 }
 
 #[test]
@@ -306,9 +268,7 @@ fn a_connection_that_ends_after_the_last_page_is_no_loss() {
     let mut pair = Pair::new(Faults::default());
     pair.run();
     pair.push();
-    pair.to_destination(DestinationInput::PeerFailed(PeerError::Lost(
-        "end of stream".into(),
-    )));
+    pair.to_destination(DestinationInput::PeerFailed(PeerError::Lost("end of stream".into())));
     while pair.step_destination() {}
     assert_eq!(pair.destination_end, Some(Outcome::Completed));
 }
@@ -319,22 +279,14 @@ fn the_end_of_a_push_that_forgot_pages_is_no_completion() {
     pair.run();
     pair.to_destination(DestinationInput::PushEnded);
     pair.run();
-    assert!(
-        paused(pair.destination_end.as_ref()),
-        "{:?}",
-        pair.destination_end
-    );
+    assert!(paused(pair.destination_end.as_ref()), "{:?}", pair.destination_end);
 }
 
 #[test]
 fn a_destination_that_cannot_have_all_pages_is_not_believed() {
     let mut pair = Pair::new(Faults::default());
     pair.run();
-    let complete = Complete {
-        zero: PAGES,
-        data: 0,
-        guest_ended: false,
-    };
+    let complete = Complete { zero: PAGES, data: 0, guest_ended: false };
     pair.to_source(SourceInput::Message(Message::Complete(complete)));
     while pair.step_source() {}
     assert!(paused(pair.source_end.as_ref()), "{:?}", pair.source_end);

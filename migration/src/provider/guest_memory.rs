@@ -28,14 +28,8 @@ impl GuestPages {
     pub fn new(memory: Arc<GuestMemoryMmap>) -> GuestPages {
         let mut starts = vec![0u32];
         for region in memory.iter() {
-            let pages = PAGE
-                .pages_in(region.len())
-                .expect("regions are whole pages");
-            starts.push(
-                starts[starts.len() - 1]
-                    .checked_add(pages)
-                    .expect("indexes are 32 bits"),
-            );
+            let pages = PAGE.pages_in(region.len()).expect("regions are whole pages");
+            starts.push(starts[starts.len() - 1].checked_add(pages).expect("indexes are 32 bits"));
         }
         GuestPages { memory, starts }
     }
@@ -91,16 +85,11 @@ impl GuestPages {
         let mut stream = stream.as_fd();
         while run.count > 0 {
             let (slice, count) = self.slice(run)?;
-            stream
-                .write_all_volatile(&slice)
-                .map_err(|error| match error {
-                    VolatileMemoryError::IOError(error) => error,
-                    other => io::Error::other(other),
-                })?;
-            run = PageRun {
-                first: PageIndex(run.first.0 + count),
-                count: run.count - count,
-            };
+            stream.write_all_volatile(&slice).map_err(|error| match error {
+                VolatileMemoryError::IOError(error) => error,
+                other => io::Error::other(other),
+            })?;
+            run = PageRun { first: PageIndex(run.first.0 + count), count: run.count - count };
         }
         Ok(())
     }
@@ -119,9 +108,7 @@ mod tests {
         let ranges = [(GuestAddress(0), 8192), (GuestAddress(1 << 32), 4096)];
         let memory = GuestMemoryMmap::from_ranges(&ranges).unwrap();
         memory.write_slice(&[7; 4096], GuestAddress(4096)).unwrap();
-        memory
-            .write_obj(9u8, GuestAddress((1 << 32) + 4095))
-            .unwrap();
+        memory.write_obj(9u8, GuestAddress((1 << 32) + 4095)).unwrap();
         GuestPages::new(Arc::new(memory))
     }
 
@@ -140,17 +127,11 @@ mod tests {
     #[test]
     fn a_run_across_regions_is_written_whole() {
         let (mut reader, writer) = UnixStream::pair().unwrap();
-        let run = PageRun {
-            first: PageIndex(1),
-            count: 2,
-        };
+        let run = PageRun { first: PageIndex(1), count: 2 };
         two_regions().write_to(run, &writer).unwrap();
         drop(writer);
         let mut bytes = Vec::new();
         reader.read_to_end(&mut bytes).unwrap();
-        assert_eq!(
-            (bytes.len(), bytes[0], bytes[4096], bytes[8191]),
-            (8192, 7, 0, 9)
-        );
+        assert_eq!((bytes.len(), bytes[0], bytes[4096], bytes[8191]), (8192, 7, 0, 9));
     }
 }

@@ -49,10 +49,7 @@ impl Gate {
         let mut guard = self.lock.lock().unwrap_or_else(PoisonError::into_inner);
         self.waiting.fetch_add(1, Ordering::SeqCst);
         while self.urgent.load(Ordering::SeqCst) > 0 && !self.closed.load(Ordering::SeqCst) {
-            guard = self
-                .opened
-                .wait(guard)
-                .unwrap_or_else(PoisonError::into_inner);
+            guard = self.opened.wait(guard).unwrap_or_else(PoisonError::into_inner);
         }
         self.waiting.fetch_sub(1, Ordering::SeqCst);
     }

@@ -17,11 +17,7 @@ impl PushOrder {
     /// Every word of `sent`, from the first.
     pub fn new(sent: &Sent) -> PushOrder {
         let words = sent.word_count();
-        PushOrder {
-            words,
-            next: 0,
-            left: words,
-        }
+        PushOrder { words, next: 0, left: words }
     }
 
     /// The pages to send now, taken from `sent`: runs within one group of 64, or `None` at the end.
@@ -52,16 +48,9 @@ fn runs(first: PageIndex, mut taken: u64) -> impl Iterator<Item = PageRun> {
         }
         let start = taken.trailing_zeros();
         let count = (taken >> start).trailing_ones();
-        let mask = if count == 64 {
-            u64::MAX
-        } else {
-            ((1 << count) - 1) << start
-        };
+        let mask = if count == 64 { u64::MAX } else { ((1 << count) - 1) << start };
         taken &= !mask;
-        Some(PageRun {
-            first: PageIndex(first.0 + start),
-            count,
-        })
+        Some(PageRun { first: PageIndex(first.0 + start), count })
     })
 }
 
@@ -70,9 +59,7 @@ mod tests {
     use super::*;
 
     fn drain(order: &mut PushOrder, sent: &Sent) -> Vec<PageRun> {
-        std::iter::from_fn(|| order.next(sent, None))
-            .flatten()
-            .collect()
+        std::iter::from_fn(|| order.next(sent, None)).flatten().collect()
     }
 
     #[test]
@@ -82,13 +69,9 @@ mod tests {
             sent.take(PageIndex(page));
         }
         let mut order = PushOrder::new(&sent);
-        let pushed: Vec<u32> = drain(&mut order, &sent)
-            .into_iter()
-            .flat_map(|run| run.pages().map(|p| p.0))
-            .collect();
-        let expected: Vec<u32> = (0..200)
-            .filter(|p| ![0, 63, 64, 130, 131].contains(p))
-            .collect();
+        let pushed: Vec<u32> =
+            drain(&mut order, &sent).into_iter().flat_map(|run| run.pages().map(|p| p.0)).collect();
+        let expected: Vec<u32> = (0..200).filter(|p| ![0, 63, 64, 130, 131].contains(p)).collect();
         assert_eq!(pushed, expected);
         assert_eq!(sent.remaining(), 0);
     }
@@ -98,17 +81,8 @@ mod tests {
         let sent = Sent::new(256);
         let mut order = PushOrder::new(&sent);
         let first = order.next(&sent, Some(PageIndex(140))).unwrap();
-        assert_eq!(
-            first,
-            [PageRun {
-                first: PageIndex(128),
-                count: 64
-            }]
-        );
-        let rest: Vec<u32> = drain(&mut order, &sent)
-            .iter()
-            .map(|run| run.first.0)
-            .collect();
+        assert_eq!(first, [PageRun { first: PageIndex(128), count: 64 }]);
+        let rest: Vec<u32> = drain(&mut order, &sent).iter().map(|run| run.first.0).collect();
         assert_eq!(rest, [192, 0, 64]);
     }
 
@@ -116,10 +90,7 @@ mod tests {
     fn a_full_word_is_one_run() {
         assert_eq!(
             runs(PageIndex(64), u64::MAX).collect::<Vec<_>>(),
-            [PageRun {
-                first: PageIndex(64),
-                count: 64
-            }]
+            [PageRun { first: PageIndex(64), count: 64 }]
         );
     }
 }

@@ -29,21 +29,16 @@ impl Listener {
     pub fn bind(address: &Address) -> io::Result<Listener> {
         let named = |e: io::Error| io::Error::new(e.kind(), format!("listen at {address}: {e}"));
         match address {
-            Address::Tcp(at) => {
-                let socket = TcpListener::bind(at.as_str()).map_err(named)?;
-                let address = Address::Tcp(socket.local_addr().map_err(named)?.to_string());
-                Ok(Listener {
-                    socket: Socket::Tcp(socket),
-                    address,
-                })
+            Address::Tcp { host, port } => {
+                let socket = TcpListener::bind((host.as_str(), *port)).map_err(named)?;
+                let port = socket.local_addr().map_err(named)?.port();
+                let address = Address::Tcp { host: host.clone(), port };
+                Ok(Listener { socket: Socket::Tcp(socket), address })
             }
             Address::Unix(path) => {
                 remove_stale(path);
                 let socket = UnixListener::bind(path).map_err(named)?;
-                Ok(Listener {
-                    socket: Socket::Unix(socket),
-                    address: address.clone(),
-                })
+                Ok(Listener { socket: Socket::Unix(socket), address: address.clone() })
             }
         }
     }

@@ -39,7 +39,9 @@ impl Stream {
     pub fn connect(address: &Address, timeout: Duration) -> io::Result<Stream> {
         let named = |e: io::Error| io::Error::new(e.kind(), format!("connect to {address}: {e}"));
         let fd = match address {
-            Address::Tcp(at) => connect_tcp(at, timeout).map_err(named)?.into(),
+            Address::Tcp { host, port } => {
+                connect_tcp((host.as_str(), *port), timeout).map_err(named)?.into()
+            }
             Address::Unix(path) => UnixStream::connect(path).map_err(named)?.into(),
         };
         Stream::new(fd, address.to_string())
@@ -86,11 +88,7 @@ impl Stream {
     /// # Errors
     /// What the socket returned.
     pub fn set_receive_timeout(&self, timeout: Option<Duration>) -> io::Result<()> {
-        Ok(sockopt::set_socket_timeout(
-            &self.fd,
-            sockopt::Timeout::Recv,
-            timeout,
-        )?)
+        Ok(sockopt::set_socket_timeout(&self.fd, sockopt::Timeout::Recv, timeout)?)
     }
 
     /// Receives into `buffer`; 0 at the end of the stream.
@@ -129,11 +127,7 @@ impl Stream {
     /// # Errors
     /// What the socket returned; `WouldBlock` if the peer took nothing for too long.
     pub fn send(&self, mut bytes: &[u8], more: bool) -> io::Result<()> {
-        let more = if more {
-            SendFlags::MORE
-        } else {
-            SendFlags::empty()
-        };
+        let more = if more { SendFlags::MORE } else { SendFlags::empty() };
         while !bytes.is_empty() {
             let flags = more | SendFlags::NOSIGNAL;
             let sent = retry(|| rustix::net::send(&self.fd, bytes, flags))?;
@@ -164,7 +158,7 @@ fn retry(mut call: impl FnMut() -> rustix::io::Result<usize>) -> io::Result<usiz
     }
 }
 
-fn connect_tcp(at: &str, timeout: Duration) -> io::Result<TcpStream> {
+fn connect_tcp(at: impl ToSocketAddrs, timeout: Duration) -> io::Result<TcpStream> {
     let mut last = io::Error::new(io::ErrorKind::NotFound, "the name has no address");
     for address in at.to_socket_addrs()? {
         match TcpStream::connect_timeout(&address, timeout) {

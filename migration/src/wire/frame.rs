@@ -64,10 +64,7 @@ impl Kind {
             Kind::Released,
             Kind::Alive,
         ];
-        KINDS
-            .into_iter()
-            .find(|&k| k as u16 == number)
-            .ok_or(WireError::Kind { kind: number })
+        KINDS.into_iter().find(|&k| k as u16 == number).ok_or(WireError::Kind { kind: number })
     }
 }
 
@@ -140,12 +137,7 @@ impl RunHead {
         let fits = self.run.end() <= u64::from(pages);
         if self.run.count == 0 || self.run.count > limit || !fits {
             let (first, end) = (self.run.first.0, self.run.end());
-            return Err(WireError::Run {
-                first,
-                end,
-                pages,
-                limit,
-            });
+            return Err(WireError::Run { first, end, pages, limit });
         }
         Ok(self)
     }
@@ -187,11 +179,7 @@ fn header(bytes: &[u8]) -> Result<Option<(Kind, usize)>, WireError> {
     let (length, limit) = (header.length.get() as usize, payload_max(kind));
     if length > limit {
         let (length, limit) = (length as u64, limit as u64);
-        return Err(WireError::Length {
-            kind,
-            length,
-            limit,
-        });
+        return Err(WireError::Length { kind, length, limit });
     }
     Ok(Some((kind, length)))
 }
@@ -202,17 +190,11 @@ fn header(bytes: &[u8]) -> Result<Option<(Kind, usize)>, WireError> {
 /// A payload that is shorter or longer than its run, or a run that is not in a guest of `pages`.
 pub fn run_head(payload: &[u8], pages: u32) -> Result<(RunHead, &[u8]), WireError> {
     let Ok((run, contents)) = Run::read_from_prefix(payload) else {
-        return Err(WireError::Damaged {
-            kind: Kind::Pages,
-            what: "shorter than its head",
-        });
+        return Err(WireError::Damaged { kind: Kind::Pages, what: "shorter than its head" });
     };
     let head = parse_run(run)?.check(pages)?;
     if contents.len() != head.content_bytes() {
-        return Err(WireError::Damaged {
-            kind: Kind::Pages,
-            what: "not as long as its run",
-        });
+        return Err(WireError::Damaged { kind: Kind::Pages, what: "not as long as its run" });
     }
     Ok((head, contents))
 }
@@ -222,16 +204,10 @@ fn parse_run(run: Run) -> Result<RunHead, WireError> {
         0 => Encoding::Raw,
         1 => Encoding::Zero,
         _ => {
-            return Err(WireError::Damaged {
-                kind: Kind::Pages,
-                what: "unknown encoding",
-            });
+            return Err(WireError::Damaged { kind: Kind::Pages, what: "unknown encoding" });
         }
     };
-    let run = PageRun {
-        first: PageIndex(run.first.get()),
-        count: run.count.get(),
-    };
+    let run = PageRun { first: PageIndex(run.first.get()), count: run.count.get() };
     Ok(RunHead { run, encoding })
 }
 
@@ -239,15 +215,8 @@ fn parse_run(run: Run) -> Result<RunHead, WireError> {
 pub(crate) fn frame_header(kind: Kind, length: usize) -> [u8; HEADER_BYTES] {
     assert!(length <= payload_max(kind), "{kind:?} of {length} bytes");
     let length = U32::new(u32::try_from(length).expect("below every payload limit"));
-    let header = Header {
-        kind: U16::new(kind as u16),
-        reserved: U16::new(0),
-        length,
-    };
-    header
-        .as_bytes()
-        .try_into()
-        .expect("the size of the header")
+    let header = Header { kind: U16::new(kind as u16), reserved: U16::new(0), length };
+    header.as_bytes().try_into().expect("the size of the header")
 }
 
 /// What comes on a bulk channel. Each frame there begins with a head of the same size, so that a
@@ -296,17 +265,11 @@ impl PushFrame {
             }
             Kind::PushEnd => (PushFrame::End, 0),
             kind => {
-                return Err(WireError::Damaged {
-                    kind,
-                    what: "not for a bulk channel",
-                });
+                return Err(WireError::Damaged { kind, what: "not for a bulk channel" });
             }
         };
         if length != size_of::<Run>() + contents {
-            return Err(WireError::Damaged {
-                kind,
-                what: "not as long as its run",
-            });
+            return Err(WireError::Damaged { kind, what: "not as long as its run" });
         }
         Ok(frame)
     }
@@ -322,13 +285,7 @@ mod tests {
     use super::*;
 
     fn pages(first: u32, count: u32, encoding: Encoding) -> RunHead {
-        RunHead {
-            run: PageRun {
-                first: PageIndex(first),
-                count,
-            },
-            encoding,
-        }
+        RunHead { run: PageRun { first: PageIndex(first), count }, encoding }
     }
 
     #[test]
@@ -345,10 +302,7 @@ mod tests {
     #[test]
     fn runs_outside_the_guest_or_its_limits_are_refused() {
         let refused = |head: RunHead| {
-            assert!(
-                matches!(head.check(100), Err(WireError::Run { .. })),
-                "{head:?}"
-            );
+            assert!(matches!(head.check(100), Err(WireError::Run { .. })), "{head:?}");
         };
         refused(pages(99, 2, Encoding::Raw));
         refused(pages(u32::MAX, u32::MAX, Encoding::Zero));
@@ -360,13 +314,7 @@ mod tests {
     fn a_frame_that_is_too_long_is_refused_before_it_is_there() {
         let mut bytes = frame_header(Kind::Abort, 0);
         bytes[4..8].copy_from_slice(&u32::MAX.to_le_bytes());
-        assert!(matches!(
-            decode(&bytes),
-            Err(WireError::Length {
-                kind: Kind::Abort,
-                ..
-            })
-        ));
+        assert!(matches!(decode(&bytes), Err(WireError::Length { kind: Kind::Abort, .. })));
         let huge = (1u64 << 63).to_le_bytes();
         assert!(matches!(decode(&huge), Err(WireError::Kind { kind: 0 })));
     }

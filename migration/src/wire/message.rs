@@ -52,10 +52,7 @@ impl Offer {
             if !whole || slot.gpa < end {
                 return Err("its memslots overlap, are not in order or not whole pages");
             }
-            end = slot
-                .gpa
-                .checked_add(slot.bytes)
-                .ok_or("a memslot is beyond all addresses")?;
+            end = slot.gpa.checked_add(slot.bytes).ok_or("a memslot is beyond all addresses")?;
             pages += slot.bytes / 4096;
         }
         match u32::try_from(pages) {
@@ -153,9 +150,7 @@ struct Packed {
 }
 
 fn sections_crc(sections: &[Section]) -> u32 {
-    sections
-        .iter()
-        .fold(0, |crc, section| crc32c::crc32c_append(crc, &section.bytes))
+    sections.iter().fold(0, |crc, section| crc32c::crc32c_append(crc, &section.bytes))
 }
 
 impl<'a> Message<'a> {
@@ -189,15 +184,9 @@ impl<'a> Message<'a> {
             Kind::Offer => Message::Offer(unpack(kind, payload)?),
             Kind::Accept => Message::Accept(unpack(kind, payload)?),
             Kind::Package => Message::Package(unpack_package(payload)?),
-            Kind::Loaded => Message::Loaded {
-                transfer: unpack(kind, payload)?,
-            },
-            Kind::Grant => Message::Grant {
-                transfer: unpack(kind, payload)?,
-            },
-            Kind::Owned => Message::Owned {
-                transfer: unpack(kind, payload)?,
-            },
+            Kind::Loaded => Message::Loaded { transfer: unpack(kind, payload)? },
+            Kind::Grant => Message::Grant { transfer: unpack(kind, payload)? },
+            Kind::Owned => Message::Owned { transfer: unpack(kind, payload)? },
             Kind::Refused => {
                 let (transfer, reason) = unpack(kind, payload)?;
                 Message::Refused { transfer, reason }
@@ -212,10 +201,7 @@ impl<'a> Message<'a> {
             Kind::Released => Message::Released,
             Kind::Alive => Message::Alive,
             Kind::PushEnd => {
-                return Err(WireError::Damaged {
-                    kind,
-                    what: "not for the urgent channel",
-                });
+                return Err(WireError::Damaged { kind, what: "not for the urgent channel" });
             }
         })
     }
@@ -233,34 +219,20 @@ fn unpack<'a, T: Deserialize<'a>>(kind: Kind, payload: &'a [u8]) -> Result<T, Wi
 fn unpack_package(payload: &[u8]) -> Result<Vec<Section>, WireError> {
     let packed: Packed = unpack(Kind::Package, payload)?;
     if sections_crc(&packed.sections) != packed.crc {
-        return Err(WireError::Damaged {
-            kind: Kind::Package,
-            what: "its checksum is wrong",
-        });
+        return Err(WireError::Damaged { kind: Kind::Package, what: "its checksum is wrong" });
     }
     Ok(packed.sections)
 }
 
 fn read_request(payload: &[u8], pages: u32) -> Result<PageRun, WireError> {
     let Ok(words) = <[u8; 8]>::try_from(payload) else {
-        return Err(WireError::Damaged {
-            kind: Kind::Request,
-            what: "not eight bytes",
-        });
+        return Err(WireError::Damaged { kind: Kind::Request, what: "not eight bytes" });
     };
     let number = |at| u32::from_le_bytes([words[at], words[at + 1], words[at + 2], words[at + 3]]);
-    let run = PageRun {
-        first: PageIndex(number(0)),
-        count: number(4),
-    };
+    let run = PageRun { first: PageIndex(number(0)), count: number(4) };
     let limit = limits::DATA_PAGES_PER_RUN_MAX;
     if run.count == 0 || run.count > limit || run.end() > u64::from(pages) {
-        return Err(WireError::Run {
-            first: run.first.0,
-            end: run.end(),
-            pages,
-            limit,
-        });
+        return Err(WireError::Run { first: run.first.0, end: run.end(), pages, limit });
     }
     Ok(run)
 }
@@ -281,10 +253,7 @@ pub fn encode(message: &Message<'_>, out: &mut Vec<u8>) {
         Message::Offer(offer) => pack(Kind::Offer, offer, out),
         Message::Accept(accept) => pack(Kind::Accept, accept, out),
         Message::Package(sections) => {
-            let packed = Packed {
-                sections: sections.clone(),
-                crc: sections_crc(sections),
-            };
+            let packed = Packed { sections: sections.clone(), crc: sections_crc(sections) };
             pack(Kind::Package, &packed, out);
         }
         Message::Loaded { transfer } => pack(Kind::Loaded, transfer, out),
@@ -294,13 +263,7 @@ pub fn encode(message: &Message<'_>, out: &mut Vec<u8>) {
             pack(Kind::Refused, &(transfer, shortened(reason)), out);
         }
         Message::Abort(abort) => {
-            pack(
-                Kind::Abort,
-                &Abort {
-                    reason: shortened(&abort.reason).to_owned(),
-                },
-                out,
-            );
+            pack(Kind::Abort, &Abort { reason: shortened(&abort.reason).to_owned() }, out);
         }
         Message::Complete(complete) => pack(Kind::Complete, complete, out),
         Message::Released | Message::Alive => {
@@ -345,27 +308,17 @@ mod tests {
 
     #[test]
     fn every_message_survives_the_wire() {
-        let run = PageRun {
-            first: PageIndex(7),
-            count: 2,
-        };
+        let run = PageRun { first: PageIndex(7), count: 2 };
         let contents = vec![3u8; 8192];
         let offer = Offer {
             guest: Uuid::from_u128(5),
             transfer: 3,
             page_bytes: 4096,
-            memslots: vec![MemslotLayout {
-                gpa: 0,
-                bytes: 1 << 20,
-            }],
+            memslots: vec![MemslotLayout { gpa: 0, bytes: 1 << 20 }],
             config: vec![1, 2],
             requirements: vec![],
         };
-        let section = Section {
-            id: 1,
-            version: 2,
-            bytes: vec![9; 30],
-        };
+        let section = Section { id: 1, version: 2, bytes: vec![9; 30] };
         for message in [
             Message::Offer(offer),
             Message::Accept(Accept { session: [4; 16] }),
@@ -373,26 +326,11 @@ mod tests {
             Message::Loaded { transfer: 3 },
             Message::Grant { transfer: 3 },
             Message::Owned { transfer: u64::MAX },
-            Message::Refused {
-                transfer: 3,
-                reason: "disk full".into(),
-            },
-            Message::Abort(Abort {
-                reason: "no".into(),
-            }),
+            Message::Refused { transfer: 3, reason: "disk full".into() },
+            Message::Abort(Abort { reason: "no".into() }),
             Message::Request(run),
-            Message::Pages(
-                RunHead {
-                    run,
-                    encoding: Encoding::Raw,
-                },
-                &contents,
-            ),
-            Message::Complete(Complete {
-                zero: 1,
-                data: 2,
-                guest_ended: false,
-            }),
+            Message::Pages(RunHead { run, encoding: Encoding::Raw }, &contents),
+            Message::Complete(Complete { zero: 1, data: 2, guest_ended: false }),
             Message::Released,
             Message::Alive,
         ] {
@@ -402,19 +340,12 @@ mod tests {
 
     #[test]
     fn a_damaged_package_is_refused() {
-        let section = Section {
-            id: 1,
-            version: 2,
-            bytes: vec![9; 30],
-        };
+        let section = Section { id: 1, version: 2, bytes: vec![9; 30] };
         let mut bytes = Vec::new();
         encode(&Message::Package(vec![section]), &mut bytes);
         bytes[20] ^= 1;
         let frame = decode(&bytes).unwrap().unwrap();
-        assert!(matches!(
-            Message::read(&frame, 0),
-            Err(WireError::Damaged { .. })
-        ));
+        assert!(matches!(Message::read(&frame, 0), Err(WireError::Damaged { .. })));
     }
 
     #[test]
@@ -423,10 +354,7 @@ mod tests {
             guest: Uuid::nil(),
             transfer: 1,
             page_bytes: 4096,
-            memslots: slots
-                .iter()
-                .map(|&(gpa, bytes)| MemslotLayout { gpa, bytes })
-                .collect(),
+            memslots: slots.iter().map(|&(gpa, bytes)| MemslotLayout { gpa, bytes }).collect(),
             config: vec![],
             requirements: vec![],
         };

@@ -34,11 +34,7 @@ pub struct Preamble {
 impl Preamble {
     /// The preamble that this code sends.
     pub fn ours(channel: Channel) -> Preamble {
-        Preamble {
-            version: VERSION,
-            version_min: VERSION_MIN,
-            channel,
-        }
+        Preamble { version: VERSION, version_min: VERSION_MIN, channel }
     }
 
     /// The bytes to send.
@@ -67,21 +63,14 @@ impl Preamble {
         }
         let (version, version_min) = (number(8), number(10));
         if version < VERSION_MIN || version_min > VERSION {
-            return Err(WireError::Version {
-                min: version_min,
-                max: version,
-            });
+            return Err(WireError::Version { min: version_min, max: version });
         }
         let channel = match number(12) {
             0 => Channel::Urgent,
             1 => Channel::Bulk,
             _ => return Err(WireError::NotGodwit { first }),
         };
-        Ok(Preamble {
-            version,
-            version_min,
-            channel,
-        })
+        Ok(Preamble { version, version_min, channel })
     }
 }
 
@@ -100,18 +89,8 @@ mod tests {
     #[test]
     fn strangers_and_other_versions_are_told_apart() {
         let http = *b"GET / HTTP/1.1\r\n";
-        assert!(matches!(
-            Preamble::decode(&http),
-            Err(WireError::NotGodwit { .. })
-        ));
-        let newer = Preamble {
-            version: 9,
-            version_min: 8,
-            channel: Channel::Urgent,
-        };
-        assert_eq!(
-            Preamble::decode(&newer.encode()),
-            Err(WireError::Version { min: 8, max: 9 })
-        );
+        assert!(matches!(Preamble::decode(&http), Err(WireError::NotGodwit { .. })));
+        let newer = Preamble { version: 9, version_min: 8, channel: Channel::Urgent };
+        assert_eq!(Preamble::decode(&newer.encode()), Err(WireError::Version { min: 8, max: 9 }));
     }
 }

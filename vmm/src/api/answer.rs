@@ -78,9 +78,7 @@ impl Desk {
             Call::Ping | Call::Status => &self.queries,
             _ => &self.commands,
         };
-        let permit = Arc::clone(slots)
-            .try_acquire_owned()
-            .map_err(|_| Refusal::busy(step))?;
+        let permit = Arc::clone(slots).try_acquire_owned().map_err(|_| Refusal::busy(step))?;
         let control = Arc::clone(&self.control);
         let done = tokio::task::spawn_blocking(move || {
             let reply = perform(call, control.as_ref());
@@ -104,12 +102,10 @@ fn perform(call: Call, control: &dyn Control) -> Result<Response<Full<Bytes>>, C
         Call::Status => Ok(json(StatusCode::OK, &control.status())),
         Call::Pause => control.pause().map(|()| empty(StatusCode::NO_CONTENT)),
         Call::Resume => control.resume().map(|()| empty(StatusCode::NO_CONTENT)),
-        Call::Shutdown(request) => control
-            .shutdown(request.force)
-            .map(|()| empty(StatusCode::ACCEPTED)),
-        Call::Migrate(request) => control
-            .migrate(request)
-            .map(|()| empty(StatusCode::ACCEPTED)),
+        Call::Shutdown(request) => {
+            control.shutdown(request.force).map(|()| empty(StatusCode::ACCEPTED))
+        }
+        Call::Migrate(request) => control.migrate(request).map(|()| empty(StatusCode::ACCEPTED)),
     }
 }
 
@@ -158,11 +154,7 @@ struct Refusal {
 
 impl Refusal {
     fn new(status: StatusCode, problem: Problem) -> Refusal {
-        Refusal {
-            status,
-            problem,
-            allow: None,
-        }
+        Refusal { status, problem, allow: None }
     }
 
     fn no_route(why: NoRoute, path: &str) -> Refusal {
@@ -179,11 +171,7 @@ impl Refusal {
                 let message = format!("`{path}` takes {allowed} only");
                 let problem = Problem::new(step, &message, None);
                 let allow = HeaderValue::from_str(allowed.as_str()).ok();
-                Refusal {
-                    status: StatusCode::METHOD_NOT_ALLOWED,
-                    problem,
-                    allow,
-                }
+                Refusal { status: StatusCode::METHOD_NOT_ALLOWED, problem, allow }
             }
         }
     }
@@ -202,12 +190,7 @@ impl Refusal {
     }
 
     fn into_response(self) -> Response<Full<Bytes>> {
-        let mut response = json(
-            self.status,
-            &ErrorBody {
-                error: self.problem,
-            },
-        );
+        let mut response = json(self.status, &ErrorBody { error: self.problem });
         if let Some(allow) = self.allow {
             response.headers_mut().insert(ALLOW, allow);
         }
@@ -233,9 +216,7 @@ fn json<T: Serialize>(status: StatusCode, body: &T) -> Response<Full<Bytes>> {
     };
     let mut response = Response::new(Full::new(Bytes::from(bytes)));
     *response.status_mut() = status;
-    response
-        .headers_mut()
-        .insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));
+    response.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));
     response
 }
 

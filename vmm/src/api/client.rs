@@ -130,10 +130,7 @@ pub struct Client {
 impl Client {
     /// A client of the socket at `path`. Nothing is opened yet.
     pub fn new(path: impl Into<PathBuf>) -> Client {
-        Client {
-            path: path.into(),
-            limit: TIMEOUT,
-        }
+        Client { path: path.into(), limit: TIMEOUT }
     }
 
     /// The same with another time limit for each call.
@@ -185,11 +182,7 @@ impl Client {
     /// # Errors
     /// [`ClientError`], as for every call.
     pub fn shutdown(&self, force: bool) -> Result<(), ClientError> {
-        self.put(
-            "shutdown",
-            "/api/v1/shutdown",
-            to_json(&ShutdownRequest { force })?,
-        )
+        self.put("shutdown", "/api/v1/shutdown", to_json(&ShutdownRequest { force })?)
     }
 
     /// Starts a migration; returns when it has started. [`Client::status`] tells how it goes.
@@ -230,26 +223,17 @@ impl Client {
             .build()
             .map_err(ClientError::Prepare)?;
         let answered = runtime.block_on(async {
-            timeout(self.limit, self.send(step, request))
-                .await
-                .unwrap_or_else(|_| {
-                    let (path, limit_ms) = (self.path.clone(), self.limit.as_millis());
-                    Err(ClientError::TimedOut {
-                        step,
-                        path,
-                        limit_ms,
-                    })
-                })
+            timeout(self.limit, self.send(step, request)).await.unwrap_or_else(|_| {
+                let (path, limit_ms) = (self.path.clone(), self.limit.as_millis());
+                Err(ClientError::TimedOut { step, path, limit_ms })
+            })
         });
         let (status, answer) = answered?;
         if status.is_success() {
             return Ok((status, answer));
         }
         match serde_json::from_slice::<ErrorBody>(&answer) {
-            Ok(body) => Err(ClientError::Refusal {
-                status: status.as_u16(),
-                problem: body.error,
-            }),
+            Ok(body) => Err(ClientError::Refusal { status: status.as_u16(), problem: body.error }),
             Err(error) => Err(self.unreadable(step, status, error.to_string())),
         }
     }
@@ -259,23 +243,14 @@ impl Client {
         step: &'static str,
         request: Request<Full<Bytes>>,
     ) -> Result<(StatusCode, Bytes), ClientError> {
-        let broke_off = |source| ClientError::Exchange {
-            step,
-            path: self.path.clone(),
-            source,
-        };
-        let stream = UnixStream::connect(&self.path)
-            .await
-            .map_err(|e| self.cannot_connect(e))?;
-        let (mut sender, connection) = http1::handshake(TokioIo::new(stream))
-            .await
-            .map_err(broke_off)?;
+        let broke_off = |source| ClientError::Exchange { step, path: self.path.clone(), source };
+        let stream = UnixStream::connect(&self.path).await.map_err(|e| self.cannot_connect(e))?;
+        let (mut sender, connection) =
+            http1::handshake(TokioIo::new(stream)).await.map_err(broke_off)?;
         let driver = tokio::spawn(connection);
         let response = sender.send_request(request).await.map_err(broke_off)?;
         let status = response.status();
-        let body = Limited::new(response.into_body(), ANSWER_BYTES_MAX)
-            .collect()
-            .await;
+        let body = Limited::new(response.into_body(), ANSWER_BYTES_MAX).collect().await;
         driver.abort();
         match body {
             Ok(body) => Ok((status, body.to_bytes())),
@@ -301,12 +276,7 @@ impl Client {
     }
 
     fn unreadable(&self, step: &'static str, status: StatusCode, why: String) -> ClientError {
-        ClientError::Unreadable {
-            step,
-            path: self.path.clone(),
-            status: status.as_u16(),
-            why,
-        }
+        ClientError::Unreadable { step, path: self.path.clone(), status: status.as_u16(), why }
     }
 }
 

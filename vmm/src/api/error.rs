@@ -113,9 +113,6 @@ mod tests {
     fn a_failure_carries_its_causes_in_one_line() {
         let cause = Outer(io::Error::other("bad file descriptor"));
         let error = ControlError::failed("pause", &cause, None);
-        assert_eq!(
-            error.to_string(),
-            "pause: cannot stop vcpu 1: bad file descriptor"
-        );
+        assert_eq!(error.to_string(), "pause: cannot stop vcpu 1: bad file descriptor");
     }
 }

@@ -9,7 +9,6 @@
 
 mod answer;
 mod client;
-mod endpoint;
 mod error;
 mod route;
 mod server;
@@ -20,7 +19,6 @@ pub mod types;
 mod tests;
 
 pub use client::{Client, ClientError};
-pub use endpoint::{Endpoint, EndpointError};
 pub use error::{ControlError, ServerError};
 pub use server::Server;
 

@@ -66,14 +66,9 @@ pub(super) enum NoRoute {
 
 /// The command behind a request line.
 pub(super) fn find(method: &Method, path: &str) -> Result<Command, NoRoute> {
-    let route = ROUTES
-        .iter()
-        .find(|(_, at, _)| *at == path)
-        .ok_or(NoRoute::Path)?;
+    let route = ROUTES.iter().find(|(_, at, _)| *at == path).ok_or(NoRoute::Path)?;
     if route.0 != *method {
-        return Err(NoRoute::Method {
-            allowed: route.0.clone(),
-        });
+        return Err(NoRoute::Method { allowed: route.0.clone() });
     }
     Ok(route.2)
 }
@@ -105,11 +100,7 @@ fn optional<T: DeserializeOwned + Default>(step: &str, body: &[u8]) -> Result<T,
 fn required<T: DeserializeOwned>(step: &str, body: &[u8]) -> Result<T, Problem> {
     serde_json::from_slice(body).map_err(|error| {
         let message = format!("the body is not what this command takes: {error}");
-        Problem::new(
-            step,
-            &message,
-            Some("docs/openapi.yaml lists the fields of each command"),
-        )
+        Problem::new(step, &message, Some("docs/openapi.yaml lists the fields of each command"))
     })
 }
 
@@ -121,9 +112,7 @@ mod tests {
     #[test]
     fn a_path_takes_one_method() {
         assert_eq!(find(&Method::GET, "/api/v1/status"), Ok(Command::Status));
-        let refused = Err(NoRoute::Method {
-            allowed: Method::PUT,
-        });
+        let refused = Err(NoRoute::Method { allowed: Method::PUT });
         assert_eq!(find(&Method::GET, "/api/v1/pause"), refused);
         assert_eq!(find(&Method::GET, "/api/v1/pause/"), Err(NoRoute::Path));
     }
@@ -158,9 +147,6 @@ mod tests {
     fn a_bad_destination_is_refused_with_the_reason() {
         let body = br#"{"destination_url": "host-2:7070", "mode": "postcopy"}"#;
         let problem = read(Command::Migrate, body).expect_err("no scheme");
-        assert!(
-            problem.message.contains("does not begin with `tcp:`"),
-            "{problem}"
-        );
+        assert!(problem.message.contains("does not begin with `tcp:`"), "{problem}");
     }
 }

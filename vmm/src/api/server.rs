@@ -71,11 +71,7 @@ impl Server {
                 runtime.shutdown_background();
             })
             .map_err(ServerError::Thread)?;
-        Ok(Server {
-            stop,
-            thread: Some(thread),
-            file,
-        })
+        Ok(Server { stop, thread: Some(thread), file })
     }
 
     /// Where the server listens.

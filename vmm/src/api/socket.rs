@@ -61,30 +61,16 @@ pub(super) fn listen_on(path: &Path) -> Result<(UnixListener, SocketFile), Serve
     let bytes = path.as_os_str().as_bytes().len();
     if bytes > PATH_BYTES_MAX {
         let path = path.to_owned();
-        return Err(ServerError::PathTooLong {
-            path,
-            bytes,
-            limit: PATH_BYTES_MAX,
-        });
+        return Err(ServerError::PathTooLong { path, bytes, limit: PATH_BYTES_MAX });
     }
     let _lock = lock_folder(path)?;
     remove_if_stale(path)?;
-    let fail = |step| {
-        move |source| ServerError::Socket {
-            step,
-            path: path.to_owned(),
-            source,
-        }
-    };
+    let fail = |step| move |source| ServerError::Socket { step, path: path.to_owned(), source };
     let socket = new_socket().map_err(|e| fail("make")(e.into()))?;
     let address = SocketAddrUnix::new(path).map_err(|e| fail("name")(e.into()))?;
     bind(&socket, &address).map_err(|e| fail("bind")(e.into()))?;
     let found = fs::symlink_metadata(path).map_err(fail("look at"))?;
-    let file = SocketFile {
-        path: path.to_owned(),
-        device: found.dev(),
-        inode: found.ino(),
-    };
+    let file = SocketFile { path: path.to_owned(), device: found.dev(), inode: found.ino() };
     // Nobody can connect before `listen`, so the mode is in force before it matters.
     fs::set_permissions(path, fs::Permissions::from_mode(0o600))
         .map_err(fail("close to others"))?;
@@ -103,11 +89,8 @@ fn lock_folder(path: &Path) -> Result<File, ServerError> {
         Some(folder) if !folder.as_os_str().is_empty() => folder,
         _ => Path::new("."),
     };
-    let fail = |source| ServerError::Socket {
-        step: "open the folder of",
-        path: path.into(),
-        source,
-    };
+    let fail =
+        |source| ServerError::Socket { step: "open the folder of", path: path.into(), source };
     let file = File::open(folder).map_err(fail)?;
     let begin = Instant::now();
     loop {
@@ -118,18 +101,11 @@ fn lock_folder(path: &Path) -> Result<File, ServerError> {
             }
             Err(Errno::WOULDBLOCK | Errno::INTR) => {
                 let waited_ms = begin.elapsed().as_millis();
-                return Err(ServerError::FolderBusy {
-                    folder: folder.into(),
-                    waited_ms,
-                });
+                return Err(ServerError::FolderBusy { folder: folder.into(), waited_ms });
             }
             Err(error) => {
                 let (step, path) = ("lock the folder of", path.to_owned());
-                return Err(ServerError::Socket {
-                    step,
-                    path,
-                    source: error.into(),
-                });
+                return Err(ServerError::Socket { step, path, source: error.into() });
             }
         }
     }
@@ -137,25 +113,17 @@ fn lock_folder(path: &Path) -> Result<File, ServerError> {
 
 /// Removes the socket file at `path` if nobody listens on it.
 fn remove_if_stale(path: &Path) -> Result<(), ServerError> {
-    let fail = |step, source| ServerError::Socket {
-        step,
-        path: path.to_owned(),
-        source,
-    };
+    let fail = |step, source| ServerError::Socket { step, path: path.to_owned(), source };
     match fs::symlink_metadata(path) {
         Ok(found) if found.file_type().is_socket() => {}
         Ok(_) => {
-            return Err(ServerError::NotASocket {
-                path: path.to_owned(),
-            });
+            return Err(ServerError::NotASocket { path: path.to_owned() });
         }
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
         Err(error) => return Err(fail("look at", error)),
     }
     if is_listening(path).map_err(|error| fail("try", error))? {
-        return Err(ServerError::InUse {
-            path: path.to_owned(),
-        });
+        return Err(ServerError::InUse { path: path.to_owned() });
     }
     fs::remove_file(path).map_err(|error| fail("remove the stale", error))
 }
@@ -226,10 +194,7 @@ mod tests {
         let folder = folder();
         let path = folder.path().join("s");
         fs::write(&path, "notes").expect("writes");
-        assert!(matches!(
-            listen_on(&path),
-            Err(ServerError::NotASocket { .. })
-        ));
+        assert!(matches!(listen_on(&path), Err(ServerError::NotASocket { .. })));
         assert_eq!(fs::read(&path).expect("reads"), b"notes");
     }
 
@@ -248,10 +213,7 @@ mod tests {
     fn a_path_that_does_not_fit_is_refused_with_its_length() {
         let path = Path::new("/tmp").join("s".repeat(200));
         let error = listen_on(&path).expect_err("too long");
-        assert!(
-            matches!(error, ServerError::PathTooLong { bytes: 205, .. }),
-            "{error}"
-        );
+        assert!(matches!(error, ServerError::PathTooLong { bytes: 205, .. }), "{error}");
     }
 
     #[test]

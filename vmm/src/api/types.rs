@@ -8,7 +8,7 @@ use std::fmt;
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
-use super::Endpoint;
+use godwit_migration::transport::Address;
 
 /// Who answers: the reply to `GET /api/v1/ping`.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -251,7 +251,7 @@ pub struct FaultReport {
 #[serde(deny_unknown_fields)]
 pub struct MigrateRequest {
     /// Where a `godwit receive` listens.
-    pub destination_url: Endpoint,
+    pub destination_url: Address,
     /// How to move the guest.
     pub mode: MigrationMode,
 }

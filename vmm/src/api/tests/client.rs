@@ -27,28 +27,16 @@ fn impostor(answer: &'static [u8]) -> (TempDir, PathBuf, JoinHandle<()>) {
 
 fn status_of(answer: &'static [u8]) -> ClientError {
     let (_folder, path, thread) = impostor(answer);
-    let error = Client::new(path)
-        .with_timeout(DEADLINE)
-        .status()
-        .expect_err("no godwit");
+    let error = Client::new(path).with_timeout(DEADLINE).status().expect_err("no godwit");
     thread.join().expect("no panic");
     error
 }
 
 #[test]
 fn a_missing_socket_is_named_with_a_hint() {
-    let error = Client::new("/nonexistent/api")
-        .status()
-        .expect_err("no socket");
-    assert_eq!(
-        error.to_string(),
-        "there is no control socket /nonexistent/api"
-    );
-    assert!(
-        error
-            .hint()
-            .is_some_and(|hint| hint.contains("--api-socket"))
-    );
+    let error = Client::new("/nonexistent/api").status().expect_err("no socket");
+    assert_eq!(error.to_string(), "there is no control socket /nonexistent/api");
+    assert!(error.hint().is_some_and(|hint| hint.contains("--api-socket")));
 }
 
 #[test]
@@ -67,17 +55,7 @@ fn a_silent_peer_is_given_up_in_time() {
     let _listener = UnixListener::bind(&path).expect("binds");
     let client = Client::new(&path).with_timeout(Duration::from_millis(1));
     let error = client.pause().expect_err("no answer");
-    assert!(
-        matches!(
-            error,
-            ClientError::TimedOut {
-                step: "pause",
-                limit_ms: 1,
-                ..
-            }
-        ),
-        "{error:?}"
-    );
+    assert!(matches!(error, ClientError::TimedOut { step: "pause", limit_ms: 1, .. }), "{error:?}");
 }
 
 #[test]
@@ -87,10 +65,7 @@ fn a_peer_that_hangs_up_is_an_error() {
 
 #[test]
 fn a_peer_that_is_not_http_is_an_error() {
-    assert!(matches!(
-        status_of(b"SSH-2.0-OpenSSH_9.2\r\n"),
-        ClientError::Exchange { .. }
-    ));
+    assert!(matches!(status_of(b"SSH-2.0-OpenSSH_9.2\r\n"), ClientError::Exchange { .. }));
 }
 
 #[test]
@@ -102,15 +77,9 @@ fn an_answer_that_breaks_off_is_an_error() {
 #[test]
 fn an_answer_of_another_program_is_an_error() {
     let other = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nhi";
-    assert!(matches!(
-        status_of(other),
-        ClientError::Unreadable { status: 200, .. }
-    ));
+    assert!(matches!(status_of(other), ClientError::Unreadable { status: 200, .. }));
     let other = b"HTTP/1.1 502 Bad Gateway\r\nContent-Length: 2\r\n\r\nhi";
-    assert!(matches!(
-        status_of(other),
-        ClientError::Unreadable { status: 502, .. }
-    ));
+    assert!(matches!(status_of(other), ClientError::Unreadable { status: 502, .. }));
 }
 
 #[test]
@@ -126,9 +95,6 @@ fn an_endless_answer_is_cut_off() {
         });
         (folder, path, thread)
     };
-    let error = Client::new(path)
-        .with_timeout(DEADLINE)
-        .status()
-        .expect_err("endless");
+    let error = Client::new(path).with_timeout(DEADLINE).status().expect_err("endless");
     assert!(matches!(error, ClientError::Unreadable { .. }), "{error:?}");
 }

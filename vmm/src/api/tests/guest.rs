@@ -45,10 +45,7 @@ impl FakeGuest {
     pub fn hold_next_pause(&self) -> Held {
         let (entered_sender, entered) = channel();
         let (leave, leave_receiver) = channel();
-        let gate = Gate {
-            entered: entered_sender,
-            leave: leave_receiver,
-        };
+        let gate = Gate { entered: entered_sender, leave: leave_receiver };
         *self.gate.lock().expect("gate") = Some(gate);
         Held { entered, leave }
     }
@@ -87,10 +84,7 @@ impl Control for FakeGuest {
     }
 
     fn migrate(&self, request: MigrateRequest) -> Result<(), ControlError> {
-        self.note(format!(
-            "migrate {} {:?}",
-            request.destination_url, request.mode
-        ))
+        self.note(format!("migrate {} {:?}", request.destination_url, request.mode))
     }
 }
 
@@ -110,13 +104,7 @@ pub fn serve() -> Served {
     let control: Arc<dyn Control> = guest.clone();
     let server = Server::start(&path, control).expect("starts");
     let client = Client::new(&path).with_timeout(DEADLINE);
-    Served {
-        guest,
-        server,
-        client,
-        path,
-        folder,
-    }
+    Served { guest, server, client, path, folder }
 }
 
 /// A status with every optional field present.
@@ -125,16 +113,8 @@ pub fn full_status() -> Status {
         id: Uuid::from_u128(0x6f64_7769_7400_4000_8000_0000_0000_0001),
         role: Role::Receive,
         guest: GuestState::Running,
-        owner: Ownership {
-            owns: true,
-            grant: 3,
-            record: Some("owned 3".to_owned()),
-        },
-        vm: Some(VmInfo {
-            cpus: 2,
-            memory_bytes: 1 << 30,
-            backing: MemoryBacking::Anon,
-        }),
+        owner: Ownership { owns: true, grant: 3, record: Some("owned 3".to_owned()) },
+        vm: Some(VmInfo { cpus: 2, memory_bytes: 1 << 30, backing: MemoryBacking::Anon }),
         migration: Some(full_migration()),
     }
 }
@@ -145,11 +125,7 @@ fn full_migration() -> MigrationStatus {
         state: MigrationState::PostcopyPaused,
         mode: MigrationMode::Postcopy,
         peer: "tcp:10.0.0.7:7070".to_owned(),
-        error: Some(Problem::new(
-            "receive pages",
-            "the peer is gone",
-            Some("see the source"),
-        )),
+        error: Some(Problem::new("receive pages", "the peer is gone", Some("see the source"))),
         timeline: Timeline {
             connected_us: Some(100),
             prepared_us: Some(200),
@@ -162,13 +138,7 @@ fn full_migration() -> MigrationStatus {
             released_us: Some(900),
             ended_us: Some(1000),
         },
-        pages: Pages {
-            total: 262_144,
-            remaining: 12,
-            zero: 200_000,
-            data: 62_132,
-            requested: 40,
-        },
+        pages: Pages { total: 262_144, remaining: 12, zero: 200_000, data: 62_132, requested: 40 },
         bytes: 254_492_672,
         drain_bytes_per_s: Some(2_000_000_000),
         faults: Some(FaultReport {

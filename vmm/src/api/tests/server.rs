@@ -18,9 +18,7 @@ use crate::api::{Client, ClientError, ControlError, Server, ServerError};
 /// Sends bytes as they are and returns all that comes back.
 fn raw(path: &Path, bytes: &[u8]) -> String {
     let mut stream = UnixStream::connect(path).expect("connects");
-    stream
-        .set_read_timeout(Some(DEADLINE))
-        .expect("sets a deadline");
+    stream.set_read_timeout(Some(DEADLINE)).expect("sets a deadline");
     // The server may answer and close before it has read everything.
     let _ = stream.write_all(bytes);
     let _ = stream.shutdown(Shutdown::Write);
@@ -58,10 +56,7 @@ fn status_arrives_as_it_was_given() {
 fn ping_says_who_answers() {
     let served = serve();
     let ping = served.client.ping().expect("an answer");
-    assert_eq!(
-        (ping.name.as_str(), ping.pid),
-        ("godwit", std::process::id())
-    );
+    assert_eq!((ping.name.as_str(), ping.pid), ("godwit", std::process::id()));
 }
 
 #[test]
@@ -95,18 +90,9 @@ fn a_migration_that_was_started_is_accepted_and_not_done() {
 fn the_guests_refusal_reaches_the_user_whole() {
     let served = serve();
     let refusals = [
-        (
-            409,
-            ControlError::wrong_state("pause", "the guest has moved", Some("ask host-2")),
-        ),
-        (
-            400,
-            ControlError::BadRequest(Problem::new("pause", "no", None)),
-        ),
-        (
-            500,
-            ControlError::failed("pause", &std::io::Error::other("no"), None),
-        ),
+        (409, ControlError::wrong_state("pause", "the guest has moved", Some("ask host-2"))),
+        (400, ControlError::BadRequest(Problem::new("pause", "no", None))),
+        (500, ControlError::failed("pause", &std::io::Error::other("no"), None)),
     ];
     for (expected, refusal) in refusals {
         *served.guest.answer.lock().expect("answer") = Err(refusal.clone());
@@ -125,16 +111,11 @@ fn a_slow_pause_does_not_hold_up_status_or_resume() {
     let held = served.guest.hold_next_pause();
     let client = served.client.clone();
     let pausing = thread::spawn(move || client.pause());
-    held.entered
-        .recv_timeout(DEADLINE)
-        .expect("the pause has begun");
+    held.entered.recv_timeout(DEADLINE).expect("the pause has begun");
     served.client.status().expect("a status meanwhile");
     served.client.resume().expect("a resume meanwhile");
     held.leave.send(()).expect("the pause waits");
-    pausing
-        .join()
-        .expect("no panic")
-        .expect("pauses in the end");
+    pausing.join().expect("no panic").expect("pauses in the end");
 }
 
 #[test]
@@ -146,16 +127,11 @@ fn commands_beyond_the_limit_are_told_so_and_status_is_not() {
         let this = served.guest.hold_next_pause();
         let client = served.client.clone();
         pausing.push(thread::spawn(move || client.pause()));
-        this.entered
-            .recv_timeout(DEADLINE)
-            .expect("the pause has begun");
+        this.entered.recv_timeout(DEADLINE).expect("the pause has begun");
         held.push(this);
     }
     match served.client.pause() {
-        Err(ClientError::Refusal {
-            status: 503,
-            problem,
-        }) => assert!(problem.hint.is_some()),
+        Err(ClientError::Refusal { status: 503, problem }) => assert!(problem.hint.is_some()),
         other => panic!("expected busy, got {other:?}"),
     }
     served.client.status().expect("a status all the same");
@@ -173,12 +149,8 @@ fn a_client_that_hangs_up_does_not_make_room_before_its_command_ends() {
     for _ in 0..COMMANDS_MAX {
         let this = served.guest.hold_next_pause();
         let mut stream = UnixStream::connect(&served.path).expect("connects");
-        stream
-            .write_all(&request("PUT", "/api/v1/pause", ""))
-            .expect("writes");
-        this.entered
-            .recv_timeout(DEADLINE)
-            .expect("the pause has begun");
+        stream.write_all(&request("PUT", "/api/v1/pause", "")).expect("writes");
+        this.entered.recv_timeout(DEADLINE).expect("the pause has begun");
         drop(stream);
         held.push(this);
     }
@@ -199,17 +171,11 @@ fn wrong_requests_get_fitting_answers() {
         (request("PUT", "/api/v1/migrate", ""), "400"),
         (request("PUT", "/api/v1/shutdown", r#"{"force": 1}"#), "400"),
         (request("PUT", "/api/v1/pause", r#"{"for_s": 1}"#), "400"),
-        (
-            request("PUT", "/api/v1/pause", &" ".repeat(BODY_BYTES_MAX + 1)),
-            "413",
-        ),
+        (request("PUT", "/api/v1/pause", &" ".repeat(BODY_BYTES_MAX + 1)), "413"),
     ];
     for (bytes, expected) in cases {
         let answer = raw(&served.path, &bytes);
-        assert!(
-            answer.starts_with(&format!("HTTP/1.1 {expected} ")),
-            "{expected}: {answer}"
-        );
+        assert!(answer.starts_with(&format!("HTTP/1.1 {expected} ")), "{expected}: {answer}");
         assert!(!problem(&answer).message.is_empty());
     }
     assert_eq!(served.guest.calls(), [""; 0]);
@@ -242,13 +208,7 @@ fn a_chunked_body_has_the_same_limit() {
 fn nonsense_does_not_disturb_the_others() {
     let served = serve();
     let huge_length = b"PUT /api/v1/pause HTTP/1.1\r\nContent-Length: 9223372036854775808\r\n\r\n";
-    let nonsense: [&[u8]; 5] = [
-        b"",
-        b"\x16\x03\x01\x02\x00",
-        b"GET",
-        &[0xff; 70_000],
-        huge_length,
-    ];
+    let nonsense: [&[u8]; 5] = [b"", b"\x16\x03\x01\x02\x00", b"GET", &[0xff; 70_000], huge_length];
     for bytes in nonsense {
         let answer = raw(&served.path, bytes);
         assert!(!answer.starts_with("HTTP/1.1 2"), "{answer}");
@@ -259,13 +219,7 @@ fn nonsense_does_not_disturb_the_others() {
 
 #[test]
 fn dropping_the_server_removes_the_socket() {
-    let Served {
-        server,
-        path,
-        client,
-        folder: _folder,
-        ..
-    } = serve();
+    let Served { server, path, client, folder: _folder, .. } = serve();
     assert_eq!(server.path(), path);
     drop(server);
     assert!(!path.exists());
@@ -274,19 +228,11 @@ fn dropping_the_server_removes_the_socket() {
 
 #[test]
 fn dropping_the_server_does_not_wait_for_a_silent_client_or_a_hung_command() {
-    let Served {
-        server,
-        guest,
-        client,
-        path,
-        folder: _folder,
-    } = serve();
+    let Served { server, guest, client, path, folder: _folder } = serve();
     let silent = UnixStream::connect(&path).expect("connects");
     let held = guest.hold_next_pause();
     let pausing = thread::spawn(move || client.pause());
-    held.entered
-        .recv_timeout(DEADLINE)
-        .expect("the pause has begun");
+    held.entered.recv_timeout(DEADLINE).expect("the pause has begun");
     let (dropped, is_dropped) = channel();
     thread::spawn(move || {
         drop(server);
@@ -294,27 +240,15 @@ fn dropping_the_server_does_not_wait_for_a_silent_client_or_a_hung_command() {
     });
     is_dropped.recv_timeout(DEADLINE).expect("the drop returns");
     let broken = pausing.join().expect("no panic");
-    assert!(
-        matches!(broken, Err(ClientError::Exchange { .. })),
-        "{broken:?}"
-    );
+    assert!(matches!(broken, Err(ClientError::Exchange { .. })), "{broken:?}");
     drop((silent, held));
 }
 
 #[test]
 fn a_socket_can_be_served_again() {
-    let Served {
-        server,
-        guest,
-        client,
-        path,
-        folder: _folder,
-    } = serve();
+    let Served { server, guest, client, path, folder: _folder } = serve();
     let second = Server::start(&path, guest.clone());
-    assert!(
-        matches!(second, Err(ServerError::InUse { .. })),
-        "{second:?}"
-    );
+    assert!(matches!(second, Err(ServerError::InUse { .. })), "{second:?}");
     drop(server);
     let _third = Server::start(&path, guest).expect("starts");
     client.status().expect("a status");
@@ -330,17 +264,7 @@ fn of_many_servers_on_one_stale_socket_exactly_one_starts() {
         thread::spawn(move || Server::start(&path, control))
     };
     let starting: Vec<_> = (0..8).map(|_| start(path.clone())).collect();
-    let started: Vec<_> = starting
-        .into_iter()
-        .map(|t| t.join().expect("no panic"))
-        .collect();
-    assert_eq!(
-        started.iter().filter(|s| s.is_ok()).count(),
-        1,
-        "{started:?}"
-    );
-    Client::new(&path)
-        .with_timeout(DEADLINE)
-        .ping()
-        .expect("that one answers");
+    let started: Vec<_> = starting.into_iter().map(|t| t.join().expect("no panic")).collect();
+    assert_eq!(started.iter().filter(|s| s.is_ok()).count(), 1, "{started:?}");
+    Client::new(&path).with_timeout(DEADLINE).ping().expect("that one answers");
 }
