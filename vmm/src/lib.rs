@@ -1,7 +1,8 @@
-//! The virtual machine monitor: KVM, memory, vCPUs, devices, boot and saved state.
+//! The virtual machine monitor: what the `godwit` binary is made of.
 //!
 //! [`vm::Vm`] is one guest. It knows how to run, stop, save and restore it, and nothing of networks.
 
+pub mod api;
 pub mod arch;
 pub mod boot;
 pub mod devices;
