@@ -9,6 +9,7 @@ use uuid::Uuid;
 
 use super::Failure;
 use super::args::Run;
+use super::parent::end_with;
 use crate::api::Server;
 use crate::api::types::Role;
 use crate::boot::KernelImage;
@@ -18,6 +19,7 @@ use crate::vm::{GuestExit, Vm, VmConfig};
 
 /// Launches a guest and serves it until it ends or has moved away.
 pub fn run(args: &Run) -> Result<ExitCode, Failure> {
+    end_with(args.end_with)?;
     let records = open_records(args.state_dir.as_deref())?;
     let id = args.id.unwrap_or_else(Uuid::new_v4);
     let transfer = last_transfer(&records, id, args.override_grant)?;
@@ -30,7 +32,7 @@ pub fn run(args: &Run) -> Result<ExitCode, Failure> {
     let server = start_api(args.api_socket.as_deref(), &host)?;
     watch_signals(&host).map_err(|e| Failure::new(&e))?;
     let vm = Vm::create(&config, Box::new(std::io::stdout())).map_err(|e| Failure::new(&e))?;
-    let (kernel, cmdline) = kernel(args);
+    let (kernel, cmdline) = kernel(args, vm.tsc_khz());
     vm.boot(&kernel, args.initramfs.as_deref(), &cmdline).map_err(|e| Failure::new(&e))?;
     let vm = Arc::new(vm);
     host.adopt(id, Arc::clone(&vm), transfer);
@@ -42,12 +44,13 @@ pub fn run(args: &Run) -> Result<ExitCode, Failure> {
     Ok(exit_code(&end))
 }
 
-/// The kernel and its command line. The bare guest is told how many vCPUs it has.
-fn kernel(args: &Run) -> (KernelImage, String) {
+/// The kernel and its command line. The bare guest is told how many vCPUs it has, and how fast its
+/// clock is unless the command line says so.
+fn kernel(args: &Run, tsc_khz: u32) -> (KernelImage, String) {
     match &args.kernel {
         Some(file) => (KernelImage::File(file.clone()), args.cmdline.clone()),
         None => {
-            let cmdline = format!("{} vcpus={}", args.cmdline, args.cpus);
+            let cmdline = format!("tsc_khz={tsc_khz} {} vcpus={}", args.cmdline, args.cpus);
             (KernelImage::Embedded(guest_image::BARE), cmdline.trim().to_owned())
         }
     }
