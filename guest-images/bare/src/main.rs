@@ -34,7 +34,9 @@ extern "C" fn ring3_start(index: u32, information: u64, linux64: u32) -> ! {
             Ok(guest) => GUEST.set(guest),
             Err(error) => stop(EXIT_SETUP, format_args!("error {error}")),
         };
-        timer::start(guest.config.timer_hz);
+        if guest.config.timer_hz > 0 {
+            timer::start(guest.config.timer_hz);
+        }
         start_others(guest);
     }
     let guest = GUEST.get();
