@@ -37,7 +37,9 @@ pub struct Windows {
     /// Windows with a smaller number have been printed or overwritten.
     printed: u64,
     /// Latencies of at least `SLOW_CYCLES` in the open window.
-    slow: u32,
+    slow: u64,
+    /// Whether a window that stands alone was closed since the last `take`.
+    noteworthy: bool,
     /// Whether the window before the open one stands alone.
     alone_before: bool,
 }
@@ -52,8 +54,16 @@ impl Windows {
     /// A ring in `words` for windows of `cycles`, the first of which opens at `now`. One is always
     /// open, so two is the least number of windows; with no words nothing is recorded.
     pub fn new(words: &'static [AtomicU64], cycles: u64, now: u64) -> Windows {
-        let mut windows =
-            Windows { words, cycles, closed: 0, open: 0, printed: 0, slow: 0, alone_before: true };
+        let mut windows = Windows {
+            words,
+            cycles,
+            closed: 0,
+            open: 0,
+            printed: 0,
+            slow: 0,
+            noteworthy: false,
+            alone_before: true,
+        };
         windows.restart(now);
         windows
     }
@@ -66,10 +76,15 @@ impl Windows {
         };
         bump(&words[COUNT]);
         bump(&words[HEADER_WORDS + bucket(latency)]);
-        self.slow += u32::from(latency >= SLOW_CYCLES);
+        self.slow += u64::from(latency >= SLOW_CYCLES);
         if now.saturating_sub(words[START].load(Relaxed)) >= self.cycles {
             self.close(now);
         }
+    }
+
+    /// Whether there is a window worth printing: one in which several latencies were long.
+    pub fn is_noteworthy(&self) -> bool {
+        self.noteworthy
     }
 
     /// Empties the open window, which then starts at `now`.
@@ -92,6 +107,7 @@ impl Windows {
             self.slow = SLOW_COUNT;
             self.close(now);
         }
+        self.noteworthy = false;
         let kept = self.closed.saturating_sub(self.printed).min(size.saturating_sub(1));
         let first = self.closed - kept;
         let lost = first - self.printed;
@@ -105,13 +121,15 @@ impl Windows {
         let words = place(self.words, self.closed);
         let start = words[START].load(Relaxed);
         words[CYCLES].store(now.saturating_sub(start), Relaxed);
-        let alone = self.slow >= SLOW_COUNT;
+        let many = self.slow >= SLOW_COUNT || self.slow * SLOW_SHARE >= words[COUNT].load(Relaxed);
+        let alone = many && self.slow > 0;
         if alone || self.alone_before || self.closed == self.printed {
             self.closed += 1;
         } else {
             merge(words, place(self.words, self.closed - 1));
         }
         self.alone_before = alone;
+        self.noteworthy |= alone;
         self.restart(now);
     }
 
@@ -172,10 +190,11 @@ const START: usize = 0;
 const CYCLES: usize = 1;
 const COUNT: usize = 2;
 const HEADER_WORDS: usize = 3;
-/// A window with `SLOW_COUNT` latencies of at least `SLOW_CYCLES` is not merged. One alone may be
-/// a vCPU that lost its CPU for a while, which on a busy host happens in every window.
+/// A window is not merged if `SLOW_COUNT` of its latencies, or one in `SLOW_SHARE`, were at least
+/// `SLOW_CYCLES`. A few are in every window: the host's timer, or a vCPU that lost its CPU.
 const SLOW_CYCLES: u64 = 1 << 16;
-const SLOW_COUNT: u32 = 4;
+const SLOW_COUNT: u64 = 16;
+const SLOW_SHARE: u64 = 16;
 
 #[cfg(test)]
 mod tests {
@@ -212,7 +231,9 @@ mod tests {
             windows.record(now, SLOW_CYCLES);
         }
         windows.record(450, 64);
+        assert!(windows.is_noteworthy());
         let (lost, lines) = lines(&mut windows, 470);
+        assert!(!windows.is_noteworthy());
         assert_eq!(lost, 0);
         assert_eq!(
             lines,
