@@ -53,6 +53,14 @@ impl PageRun {
         self.first.0 as u64 + self.count as u64
     }
 
+    /// The pages that both runs have, or `None` if there is none.
+    pub fn intersection(self, other: PageRun) -> Option<PageRun> {
+        let first = self.first.max(other.first);
+        let end = self.end().min(other.end());
+        let count = u32::try_from(end.checked_sub(u64::from(first.0))?).ok()?;
+        (count > 0).then_some(PageRun { first, count })
+    }
+
     /// The pages of the run, in order.
     pub fn pages(self) -> impl Iterator<Item = PageIndex> {
         (0..self.count).map(move |i| PageIndex(self.first.0 + i))
@@ -85,10 +93,20 @@ impl PageSize {
         (count as u64) << self.shift
     }
 
+    /// Bytes in `count` pages, as the length of a slice.
+    pub const fn length_of(self, count: u32) -> usize {
+        (count as usize) << self.shift
+    }
+
+    /// `value` is a multiple of the page size.
+    pub const fn divides(self, value: u64) -> bool {
+        value & (self.bytes() as u64 - 1) == 0
+    }
+
     /// Whole pages in `bytes`, or `None` if `bytes` is not a multiple of the page size or the
     /// count does not fit an index.
     pub fn pages_in(self, bytes: u64) -> Option<u32> {
-        if bytes & (self.bytes() as u64 - 1) != 0 {
+        if !self.divides(bytes) {
             return None;
         }
         u32::try_from(bytes >> self.shift).ok()
