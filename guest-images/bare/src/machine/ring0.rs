@@ -47,6 +47,13 @@ pub fn sleep() {
     unsafe { asm!("int3", in("eax") 0, options(nostack)) };
 }
 
+/// Stops this vCPU for good, but for serving interrupts.
+pub fn sleep_for_ever() -> ! {
+    loop {
+        sleep();
+    }
+}
+
 /// Makes this vCPU forget what its TLB knows about the page tables.
 pub fn forget_translations() {
     // SAFETY: the breakpoint handler keeps all registers; service 1 reloads cr3.
