@@ -3,12 +3,14 @@
 // UNSAFETY: ioctls that fill or read structures of ours, and the page shared with the kernel.
 #![expect(unsafe_code)]
 
+use kvm_bindings::CpuId;
 use kvm_bindings::KVM_VCPUEVENT_VALID_NMI_PENDING;
 use kvm_bindings::KVM_VCPUEVENT_VALID_PAYLOAD;
 use kvm_bindings::KVM_VCPUEVENT_VALID_SHADOW;
 use kvm_bindings::KVM_VCPUEVENT_VALID_SIPI_VECTOR;
 use kvm_bindings::KVMIO;
 use kvm_bindings::Xsave;
+use kvm_bindings::kvm_cpuid_entry2;
 use kvm_bindings::kvm_sregs2;
 use kvm_bindings::kvm_vcpu_events;
 use kvm_ioctls::VcpuExit;
@@ -39,6 +41,7 @@ pub struct Vcpu {
     fd: VcpuFd,
     run_page_bytes: usize,
     xsave: Xsave,
+    cpuid: Vec<kvm_cpuid_entry2>,
 }
 
 impl Vcpu {
@@ -49,8 +52,9 @@ impl Vcpu {
     pub fn create(vm: &VmFd, index: u8, xsave_bytes: usize) -> Result<Vcpu, KvmError> {
         let fd = vm.create_vcpu(index.into()).map_err(failed("KVM_CREATE_VCPU"))?;
         let extra_words = xsave_bytes.saturating_sub(XSAVE_BYTES_MIN).div_ceil(4);
-        let xsave = Xsave::new(extra_words).expect("the length has no limit that an xsave area reaches");
-        Ok(Vcpu { fd, run_page_bytes: vm.run_size(), xsave })
+        let xsave =
+            Xsave::new(extra_words).expect("the length has no limit that an xsave area reaches");
+        Ok(Vcpu { fd, run_page_bytes: vm.run_size(), xsave, cpuid: Vec::new() })
     }
 
     /// The calls that are safe as they are.
@@ -88,6 +92,26 @@ impl Vcpu {
     /// Gives the guest the bytes of the memory-mapped read that is under way.
     pub fn answer_mmio(&mut self, bytes: &[u8]) {
         exit::mmio_data(self.fd.get_kvm_run())[..bytes.len()].copy_from_slice(bytes);
+    }
+
+    /// The CPUID leaves that the vCPU was given. (KVM_GET_CPUID2 would answer with what KVM made of
+    /// them: some hosts add features of their own, which the guest does not need on the next.)
+    pub fn cpuid(&self) -> &[kvm_cpuid_entry2] {
+        &self.cpuid
+    }
+
+    /// Gives the vCPU its CPUID leaves.
+    ///
+    /// # Errors
+    /// [`KvmError::Call`].
+    ///
+    /// # Panics
+    /// If there are more than KVM takes.
+    pub fn set_cpuid(&mut self, entries: Vec<kvm_cpuid_entry2>) -> Result<(), KvmError> {
+        let list = CpuId::from_entries(&entries).expect("no more leaves than KVM takes");
+        self.fd.set_cpuid2(&list).map_err(failed("KVM_SET_CPUID2"))?;
+        self.cpuid = entries;
+        Ok(())
     }
 
     /// The segment, control and descriptor-table registers.

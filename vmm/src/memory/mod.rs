@@ -3,6 +3,7 @@
 mod advice;
 mod available;
 mod layout;
+mod register;
 
 use std::fs::File;
 use std::io;
@@ -83,6 +84,9 @@ pub enum MemoryError {
     /// A region lies at the end of the address space.
     #[error("cannot put guest memory together")]
     Region(#[source] FromRangesError),
+    /// There is no userfaultfd, or it refused the memory.
+    #[error(transparent)]
+    Uffd(#[from] godwit_uffd::error::Error),
     /// The kernel refused an advice.
     #[error("madvise({advice}) failed on guest memory")]
     Advise {
@@ -142,8 +146,7 @@ impl GuestMemory {
             })
             .collect();
         let inner = GuestMemoryMmap::from_regions(mapped).map_err(MemoryError::Collect)?;
-        let memory =
-            GuestMemory { inner, regions, backing, incomplete: AtomicBool::new(false) };
+        let memory = GuestMemory { inner, regions, backing, incomplete: AtomicBool::new(false) };
         // What a guest holds is nobody's business: keep it out of core dumps.
         memory.advise(Advice::DontDump)?;
         memory.allow_huge_pages()?;
@@ -179,7 +182,7 @@ impl GuestMemory {
         })
     }
 
-    /// Whether pages may be missing: from [`GuestMemory::forbid_huge_pages`] and registration until
+    /// Whether pages may be missing: from [`GuestMemory::register_missing`] until
     /// [`GuestMemory::set_complete`].
     pub fn is_incomplete(&self) -> bool {
         self.incomplete.load(Ordering::Acquire)
@@ -200,15 +203,6 @@ impl GuestMemory {
             // Whether shared memory has huge pages is the host's setting; we have no say.
             Backing::Memfd => Ok(()),
         }
-    }
-
-    /// Keeps the kernel from putting a huge page where one base page was installed, which would
-    /// make up the other 511 as zeros.
-    ///
-    /// # Errors
-    /// [`MemoryError::Advise`].
-    pub fn forbid_huge_pages(&self) -> Result<(), MemoryError> {
-        self.advise(Advice::NoHugePage)
     }
 
     fn advise(&self, advice: Advice) -> Result<(), MemoryError> {
@@ -234,8 +228,9 @@ fn map(bytes: u64, file: Option<(&File, u64)>) -> Result<MmapRegion, MemoryError
                 .with_file_offset(FileOffset::new(file, offset))
                 .with_mmap_flags(libc::MAP_SHARED | libc::MAP_NORESERVE)
         }
-        None => builder
-            .with_mmap_flags(libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_NORESERVE),
+        None => {
+            builder.with_mmap_flags(libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_NORESERVE)
+        }
     };
     builder.build().map_err(|source| MemoryError::Map { bytes, source })
 }

@@ -104,8 +104,8 @@ impl Vm {
         guest.check_limits()?;
         let Machine { kvm, vm, capabilities } = Machine::create()?;
         let cpuid = cpuid::for_guest(&kvm, &capabilities, CPU_COUNT_MAX)?;
-        let vcpu = Vcpu::create(&vm, 0, capabilities.xsave_bytes)?;
-        cpuid.apply(&vcpu, 0)?;
+        let mut vcpu = Vcpu::create(&vm, 0, capabilities.xsave_bytes)?;
+        cpuid.apply(&mut vcpu, 0)?;
         let host = profile(&kvm, &capabilities, &cpuid, &vcpu)?;
         Ok(guest.check_against(&host, capabilities.tsc_control)?)
     }
