@@ -12,7 +12,6 @@ use kvm_bindings::KVMIO;
 use kvm_bindings::Xsave;
 use kvm_bindings::kvm_cpuid_entry2;
 use kvm_bindings::kvm_sregs2;
-use kvm_bindings::kvm_vcpu_events;
 use kvm_ioctls::VcpuExit;
 use kvm_ioctls::VcpuFd;
 use kvm_ioctls::VmFd;
@@ -187,25 +186,6 @@ impl Vcpu {
         XSAVE_BYTES_MIN + 4 * self.xsave.as_slice().len()
     }
 
-    /// Takes back a page fault that waits for delivery to the guest, and says whether there was
-    /// one. The instruction that caused it has had no effect and runs again.
-    ///
-    /// # Errors
-    /// [`KvmError::Call`].
-    pub fn withdraw_page_fault(&self) -> Result<bool, KvmError> {
-        let mut events = self.fd.get_vcpu_events().map_err(failed("KVM_GET_VCPU_EVENTS"))?;
-        let exception = &mut events.exception;
-        if exception.pending == 0 || exception.nr != PAGE_FAULT {
-            return Ok(false);
-        }
-        exception.pending = 0;
-        exception.nr = 0;
-        exception.has_error_code = 0;
-        events.exception_has_payload = 0;
-        self.set_events(&events)?;
-        Ok(true)
-    }
-
     /// Raises an invalid-opcode exception at the current instruction.
     ///
     /// # Errors
@@ -217,11 +197,7 @@ impl Vcpu {
         events.exception.nr = INVALID_OPCODE;
         events.exception.has_error_code = 0;
         events.exception_has_payload = 0;
-        self.set_events(&events)
-    }
-
-    fn set_events(&self, events: &kvm_vcpu_events) -> Result<(), KvmError> {
-        self.fd.set_vcpu_events(events).map_err(failed("KVM_SET_VCPU_EVENTS"))
+        self.fd.set_vcpu_events(&events).map_err(failed("KVM_SET_VCPU_EVENTS"))
     }
 }
 
@@ -233,7 +209,6 @@ pub const VCPU_EVENTS_FLAGS_KNOWN: u32 = KVM_VCPUEVENT_VALID_NMI_PENDING
     | KVM_VCPUEVENT_VALID_PAYLOAD;
 
 const XSAVE_BYTES_MIN: usize = 4096;
-const PAGE_FAULT: u8 = 14;
 const INVALID_OPCODE: u8 = 6;
 
 const _: () = assert!(size_of::<kvm_sregs2>() == 320);

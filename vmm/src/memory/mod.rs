@@ -205,6 +205,17 @@ impl GuestMemory {
         }
     }
 
+    /// Takes the memory away, so that whoever waits for a missing page inside the kernel fails. For
+    /// the end of a guest whose memory is incomplete, and only then: a thread of ours that still
+    /// touches the memory dies of it.
+    pub(crate) fn revoke(&self) {
+        for region in &self.regions {
+            if let Err(errno) = advice::revoke(region) {
+                tracing::error!("cannot take guest memory away: {errno}");
+            }
+        }
+    }
+
     fn advise(&self, advice: Advice) -> Result<(), MemoryError> {
         self.regions.iter().try_for_each(|region| advice::apply(region, advice))
     }

@@ -49,7 +49,7 @@ impl Vm {
         if self.control.has_ended() {
             return Err(self.ended());
         }
-        if let Some(cpu) = self.control.first_unfinished() {
+        if let Some(cpu) = self.control.first_running() {
             return Err(Error::AccessUnfinished { cpu });
         }
         self.devices.flush_console();

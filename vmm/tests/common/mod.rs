@@ -128,11 +128,11 @@ pub fn copy_memory(from: &Vm, to: &Vm) {
     use vm_memory::Bytes;
     use vm_memory::GuestAddress;
 
-    const STEP: u64 = 1 << 20;
-    let mut buffer = vec![0; STEP as usize];
+    const STEP: usize = 1 << 20;
+    let mut buffer = vec![0; STEP];
     for region in from.memory().regions() {
-        for offset in (0..region.bytes).step_by(STEP as usize) {
-            let bytes = usize::try_from(STEP.min(region.bytes - offset)).unwrap();
+        for offset in (0..region.bytes).step_by(STEP) {
+            let bytes = STEP.min(usize::try_from(region.bytes - offset).unwrap());
             let gpa = GuestAddress(region.gpa.0 + offset);
             from.memory().inner().read_slice(&mut buffer[..bytes], gpa).unwrap();
             if buffer[..bytes].iter().any(|byte| *byte != 0) {
