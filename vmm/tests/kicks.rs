@@ -21,7 +21,7 @@ use std::thread::JoinHandle;
 
 use common::Protocol;
 use common::Screen;
-use godwit_uffd::event::Event;
+use godwit_uffd::Event;
 use godwit_uffd::kernel::KernelUffd;
 use godwit_uffd::page::Hva;
 use godwit_uffd::uffd::Installed;

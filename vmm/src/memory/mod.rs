@@ -86,7 +86,7 @@ pub enum MemoryError {
     Region(#[source] FromRangesError),
     /// There is no userfaultfd, or it refused the memory.
     #[error(transparent)]
-    Uffd(#[from] godwit_uffd::error::Error),
+    Uffd(#[from] godwit_uffd::Error),
     /// The kernel refused an advice.
     #[error("madvise({advice}) failed on guest memory")]
     Advise {
@@ -203,6 +203,15 @@ impl GuestMemory {
             // Whether shared memory has huge pages is the host's setting; we have no say.
             Backing::Memfd => Ok(()),
         }
+    }
+
+    /// Keeps the kernel from putting a huge page where one base page was installed, which would make
+    /// up the other 511 as zeros. [`GuestMemory::register_missing`] does it, too.
+    ///
+    /// # Errors
+    /// [`MemoryError::Advise`].
+    pub fn forbid_huge_pages(&self) -> Result<(), MemoryError> {
+        self.advise(Advice::NoHugePage)
     }
 
     /// Takes the memory away, so that whoever waits for a missing page inside the kernel fails. For

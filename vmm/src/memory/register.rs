@@ -5,26 +5,27 @@
 
 use std::sync::atomic::Ordering;
 
-use godwit_uffd::features::RegisterMode;
+use godwit_uffd::Features;
+use godwit_uffd::Range;
+use godwit_uffd::RegisterMode;
 use godwit_uffd::kernel::KernelUffd;
-use godwit_uffd::uffd::Range;
 
 use super::GuestMemory;
 use super::MemoryError;
-use super::advice::Advice;
 
 impl GuestMemory {
     /// Registers all guest memory: whoever touches a page that is missing waits until it is
     /// installed. The memory must be untouched, or else what it holds counts as present.
     ///
-    /// Huge pages are switched off until [`GuestMemory::set_complete`]: the kernel would put one
-    /// where a base page was installed and make up the other 511 as zeros.
+    /// Huge pages are switched off until [`GuestMemory::set_complete`]. Closing the userfaultfd makes
+    /// the pages that are still missing zero: end the guest before.
     ///
     /// # Errors
     /// [`MemoryError::Uffd`], whose message says how to get the permission; [`MemoryError::Advise`].
     pub fn register_missing(&self) -> Result<KernelUffd, MemoryError> {
-        let uffd = KernelUffd::open()?;
-        self.advise(Advice::NoHugePage)?;
+        // Nobody gives guest memory up while pages are missing, so no other events are wanted.
+        let uffd = KernelUffd::open_with(Features::THREAD_ID)?;
+        self.forbid_huge_pages()?;
         self.incomplete.store(true, Ordering::Release);
         for region in self.regions() {
             let range = Range { start: region.hva, bytes: region.bytes };
