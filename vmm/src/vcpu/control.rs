@@ -125,19 +125,14 @@ impl Control {
         self.settled.notify_all();
     }
 
-    /// A vCPU thread saw the end of the guest: all of them park, for good. Returns whether it was
-    /// the first to see it.
-    pub(crate) fn end(&self) -> bool {
+    /// A vCPU thread saw the end of the guest: all of them park, for good.
+    pub(crate) fn end(&self) {
         let mut state = self.lock();
-        if state.ended {
-            return false;
-        }
         state.ended = true;
         if state.wanted == Wanted::Running {
             self.set(&mut state, Wanted::Parked);
             state.kick_running();
         }
-        true
     }
 
     pub(crate) fn has_ended(&self) -> bool {

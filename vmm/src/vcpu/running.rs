@@ -139,10 +139,9 @@ impl<'a> Running<'a> {
     }
 
     fn end(&self, exit: GuestExit) {
-        if self.shared.control.end() {
-            self.shared.devices.flush_console();
-            self.shared.exits.post(exit);
-        }
+        self.shared.devices.flush_console();
+        self.shared.exits.post(exit);
+        self.shared.control.end();
     }
 }
 
