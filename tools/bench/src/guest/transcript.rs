@@ -1,0 +1,131 @@
+//! What a guest has printed so far, collected while it runs and waited for by others.
+
+use std::io::{self, BufRead, BufReader, Read, Write};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+
+use crate::error::Error;
+use crate::guest::line::Line;
+
+/// The lines of one guest, on all hosts that it has run on. Clones share them.
+#[derive(Clone, Default)]
+pub struct Transcript(Arc<Shared>);
+
+#[derive(Default)]
+struct Shared {
+    state: Mutex<State>,
+    changed: Condvar,
+}
+
+#[derive(Default)]
+struct State {
+    lines: Vec<Line>,
+    closed: bool,
+}
+
+impl Transcript {
+    /// A place for a VMM to write the guest's console to.
+    pub fn console(&self) -> Console {
+        Console { transcript: self.clone(), unfinished: Vec::new() }
+    }
+
+    /// Collects what a process prints until it ends.
+    pub fn collect(&self, output: impl Read + Send + 'static) {
+        let transcript = self.clone();
+        std::thread::spawn(move || {
+            for text in BufReader::new(output).lines().map_while(Result::ok) {
+                transcript.add(&text);
+            }
+            transcript.lock().closed = true;
+            transcript.0.changed.notify_all();
+        });
+    }
+
+    /// The lines so far.
+    pub fn lines(&self) -> Vec<Line> {
+        self.lock().lines.clone()
+    }
+
+    /// Waits until `enough` is true of the lines.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::GuestSilent`] if that takes longer than `patience` or the output ends before.
+    pub fn wait_until(
+        &self,
+        what: &'static str,
+        patience: Duration,
+        mut enough: impl FnMut(&[Line]) -> bool,
+    ) -> Result<(), Error> {
+        let deadline = Instant::now() + patience;
+        let mut state = self.lock();
+        while !enough(&state.lines) {
+            let left = deadline.saturating_duration_since(Instant::now());
+            if left.is_zero() || state.closed {
+                return Err(Error::GuestSilent { what, patience });
+            }
+            let waited = self.0.changed.wait_timeout(state, left);
+            state = waited.unwrap_or_else(PoisonError::into_inner).0;
+        }
+        Ok(())
+    }
+
+    fn add(&self, text: &str) {
+        if let Some(line) = Line::parse(text) {
+            self.lock().lines.push(line);
+            self.0.changed.notify_all();
+        }
+    }
+
+    fn lock(&self) -> MutexGuard<'_, State> {
+        self.0.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// A console that writes into a [`Transcript`].
+pub struct Console {
+    transcript: Transcript,
+    unfinished: Vec<u8>,
+}
+
+impl Write for Console {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        self.unfinished.extend_from_slice(bytes);
+        while let Some(end) = self.unfinished.iter().position(|byte| *byte == b'\n') {
+            let text: Vec<u8> = self.unfinished.drain(..=end).collect();
+            self.transcript.add(&String::from_utf8_lossy(&text));
+        }
+        Ok(bytes.len())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_console_makes_lines_of_pieces() {
+        let transcript = Transcript::default();
+        let mut console = transcript.console();
+        console.write_all(b"godwit-guest: filled pa").unwrap();
+        assert_eq!(transcript.lines(), []);
+        console.write_all(b"ges=7\ngodwit-guest: end cor").unwrap();
+        let lines = transcript.lines();
+        assert_eq!(lines.len(), 1);
+        assert_eq!(lines[0].number("pages"), Some(7));
+    }
+
+    #[test]
+    fn output_that_ends_is_not_waited_for() {
+        let transcript = Transcript::default();
+        transcript.collect(&b"godwit-guest: start\n"[..]);
+        let patience = Duration::from_secs(600);
+        transcript.wait_until("the start", patience, |lines| lines.len() == 1).unwrap();
+        let error = transcript.wait_until("more", patience, |lines| lines.len() == 2);
+        assert!(matches!(error, Err(Error::GuestSilent { what: "more", .. })));
+    }
+}
