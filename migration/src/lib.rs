@@ -1,2 +1,24 @@
-//! The migration engine.
+//! The migration engine: a guest that runs on memory whose pages are still somewhere else.
+//!
+//! Layers, lowest first; a module imports only from those listed before it:
+//!
+//! * [`limits`]: every bound of the protocol, by name;
+//! * [`page`]: the state of each page: claims at the destination, sent pages at the source;
+//! * [`wire`]: frames and messages;
+//! * [`schedule`]: what to push next, and when to stand back;
+//! * [`provider`]: who has the bytes of a page;
+//! * [`proto`]: the state machines of both sides, without I/O and without a clock;
+//! * [`metrics`]: timeline, latencies and counts;
+//! * [`transport`]: addresses, listeners and streams;
+//! * [`driver`]: threads, sockets, the clock and durable records around `proto`.
 #![forbid(unsafe_code)]
+
+pub mod driver;
+pub mod limits;
+pub mod metrics;
+pub mod page;
+pub mod proto;
+pub mod provider;
+pub mod schedule;
+pub mod transport;
+pub mod wire;

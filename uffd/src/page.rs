@@ -45,10 +45,7 @@ pub struct PageRun {
 impl PageRun {
     /// A run of one page.
     pub const fn one(page: PageIndex) -> PageRun {
-        PageRun {
-            first: page,
-            count: 1,
-        }
+        PageRun { first: page, count: 1 }
     }
 
     /// The index behind the last page, as 64 bits so that it cannot overflow.

@@ -83,9 +83,7 @@ impl<U: Uffd> GuestUffd<U> {
     /// [`Error::OutsideGuest`] before anything is done, and what [`Uffd::wake`] fails with.
     pub fn wake(&self, run: PageRun) -> Result<(), Error> {
         self.check(run)?;
-        self.space
-            .split(run)
-            .try_for_each(|(range, _)| self.uffd.wake(range))
+        self.space.split(run).try_for_each(|(range, _)| self.uffd.wake(range))
     }
 
     /// Makes all of the guest's memory ordinary again. Threads that still wait for a page go on
@@ -95,9 +93,7 @@ impl<U: Uffd> GuestUffd<U> {
     ///
     /// What [`Uffd::unregister`] fails with; memslots behind the one that failed stay registered.
     pub fn unregister_all(&self) -> Result<(), Error> {
-        self.space
-            .split(self.space.all())
-            .try_for_each(|(range, _)| self.uffd.unregister(range))
+        self.space.split(self.space.all()).try_for_each(|(range, _)| self.uffd.unregister(range))
     }
 
     /// Calls `install` for what is left of each piece of the run until all is in place. `install`
@@ -118,10 +114,7 @@ impl<U: Uffd> GuestUffd<U> {
                 match install(Range { start, bytes }, done..end)? {
                     Installed::All => done = end,
                     Installed::Partly { bytes: installed } => {
-                        assert!(
-                            installed < bytes,
-                            "{installed} of {bytes} bytes is not a part"
-                        );
+                        assert!(installed < bytes, "{installed} of {bytes} bytes is not a part");
                         done += page.pages_in(installed).expect("pages are installed whole");
                     }
                     Installed::AlreadyPresent => return Ok(Filled::AlreadyPresent { done }),
@@ -136,10 +129,7 @@ impl<U: Uffd> GuestUffd<U> {
         if self.space.contains(run) {
             return Ok(());
         }
-        Err(Error::OutsideGuest {
-            run,
-            pages: self.space.page_count(),
-        })
+        Err(Error::OutsideGuest { run, pages: self.space.page_count() })
     }
 }
 
@@ -153,10 +143,7 @@ mod tests {
     const PAGE: usize = 4096;
 
     fn run(first: u32, count: u32) -> PageRun {
-        PageRun {
-            first: PageIndex(first),
-            count,
-        }
+        PageRun { first: PageIndex(first), count }
     }
 
     /// A guest of four pages and, behind a hole, two more.
@@ -172,9 +159,7 @@ mod tests {
 
     /// Each page filled with its number, from `first` on.
     fn numbered(first: u8, count: u8) -> Vec<u8> {
-        (first..first + count)
-            .flat_map(|number| [number; PAGE])
-            .collect()
+        (first..first + count).flat_map(|number| [number; PAGE]).collect()
     }
 
     #[test]
@@ -194,10 +179,7 @@ mod tests {
         let Some((guest, _low, high)) = guest() else {
             return;
         };
-        assert_eq!(
-            guest.zero(PageRun::one(PageIndex(5)), Wake::Now).unwrap(),
-            Filled::All
-        );
+        assert_eq!(guest.zero(PageRun::one(PageIndex(5)), Wake::Now).unwrap(), Filled::All);
         let filled = guest.copy(run(1, 5), &numbered(1, 5), Wake::Now).unwrap();
         assert_eq!(filled, Filled::AlreadyPresent { done: 4 });
         assert_eq!(high.bytes_of_pages(), [4, 0]);
@@ -210,24 +192,11 @@ mod tests {
         let Some((guest, ..)) = guest() else { return };
         for run in [run(6, 1), run(5, 2), run(u32::MAX, 1), run(0, u32::MAX)] {
             let error = guest.zero(run, Wake::Now).unwrap_err();
-            assert!(
-                matches!(error, Error::OutsideGuest { pages: 6, .. }),
-                "{error}"
-            );
+            assert!(matches!(error, Error::OutsideGuest { pages: 6, .. }), "{error}");
             assert!(guest.wake(run).is_err());
         }
         let error = guest.copy(run(0, 2), &[0; PAGE], Wake::Now).unwrap_err();
-        assert!(
-            matches!(
-                error,
-                Error::WrongLength {
-                    needed: 8192,
-                    given: 4096,
-                    ..
-                }
-            ),
-            "{error}"
-        );
+        assert!(matches!(error, Error::WrongLength { needed: 8192, given: 4096, .. }), "{error}");
     }
 
     #[test]

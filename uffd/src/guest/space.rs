@@ -21,10 +21,7 @@ pub struct Memslot {
 impl Memslot {
     /// All pages of the memslot.
     pub fn run(&self) -> PageRun {
-        PageRun {
-            first: self.first,
-            count: self.count,
-        }
+        PageRun { first: self.first, count: self.count }
     }
 }
 
@@ -78,11 +75,7 @@ impl GuestSpace {
         page_size: PageSize,
         regions: impl IntoIterator<Item = (Gpa, Hva, u64)>,
     ) -> Result<GuestSpace, SpaceError> {
-        let mut space = GuestSpace {
-            memslots: Vec::new(),
-            page_size,
-            page_count: 0,
-        };
+        let mut space = GuestSpace { memslots: Vec::new(), page_size, page_count: 0 };
         for (gpa, hva, bytes) in regions {
             space.push(gpa, hva, bytes)?;
         }
@@ -93,11 +86,7 @@ impl GuestSpace {
         let page_bytes = self.page_size.bytes();
         let too_large = SpaceError::TooLarge { gpa, bytes };
         if bytes == 0 || !self.page_size.divides(gpa.0 | hva.0 | bytes) {
-            return Err(SpaceError::NotWholePages {
-                gpa,
-                bytes,
-                page_bytes,
-            });
+            return Err(SpaceError::NotWholePages { gpa, bytes, page_bytes });
         }
         if gpa.0.checked_add(bytes).is_none() || hva.0.checked_add(bytes).is_none() {
             return Err(too_large);
@@ -109,12 +98,7 @@ impl GuestSpace {
         {
             return Err(SpaceError::Order { gpa });
         }
-        self.memslots.push(Memslot {
-            gpa,
-            hva,
-            first: PageIndex(self.page_count),
-            count,
-        });
+        self.memslots.push(Memslot { gpa, hva, first: PageIndex(self.page_count), count });
         self.page_count = page_count;
         Ok(())
     }
@@ -136,10 +120,7 @@ impl GuestSpace {
 
     /// All pages.
     pub fn all(&self) -> PageRun {
-        PageRun {
-            first: PageIndex(0),
-            count: self.page_count,
-        }
+        PageRun { first: PageIndex(0), count: self.page_count }
     }
 
     /// The page that holds the byte at `hva` in this process, if it is guest memory.
@@ -154,17 +135,13 @@ impl GuestSpace {
     /// Where the guest sees a page, if it has it.
     pub fn gpa_of(&self, page: PageIndex) -> Option<Gpa> {
         let memslot = self.memslot_of(page)?;
-        Some(Gpa(
-            memslot.gpa.0 + self.page_size.bytes_of(page.0 - memslot.first.0)
-        ))
+        Some(Gpa(memslot.gpa.0 + self.page_size.bytes_of(page.0 - memslot.first.0)))
     }
 
     /// Where this process has a page, if the guest has it.
     pub fn hva_of(&self, page: PageIndex) -> Option<Hva> {
         let memslot = self.memslot_of(page)?;
-        Some(Hva(
-            memslot.hva.0 + self.page_size.bytes_of(page.0 - memslot.first.0)
-        ))
+        Some(Hva(memslot.hva.0 + self.page_size.bytes_of(page.0 - memslot.first.0)))
     }
 
     /// The guest has all pages of the run.
@@ -175,9 +152,7 @@ impl GuestSpace {
     /// The run cut at the ends of memslots: for each piece where it is in this process and which
     /// pages it is. Pages that the guest does not have are left out.
     pub fn split(&self, run: PageRun) -> impl Iterator<Item = (Range, PageRun)> + '_ {
-        let from = self
-            .memslots
-            .partition_point(|m| m.run().end() <= u64::from(run.first.0));
+        let from = self.memslots.partition_point(|m| m.run().end() <= u64::from(run.first.0));
         self.memslots[from..]
             .iter()
             .take_while(move |memslot| u64::from(memslot.first.0) < run.end())
@@ -185,20 +160,12 @@ impl GuestSpace {
                 let part = memslot.run().intersection(run)?;
                 let offset = self.page_size.bytes_of(part.first.0 - memslot.first.0);
                 let start = Hva(memslot.hva.0 + offset);
-                Some((
-                    Range {
-                        start,
-                        bytes: self.page_size.bytes_of(part.count),
-                    },
-                    part,
-                ))
+                Some((Range { start, bytes: self.page_size.bytes_of(part.count) }, part))
             })
     }
 
     fn memslot_of(&self, page: PageIndex) -> Option<&Memslot> {
-        let at = self
-            .memslots
-            .partition_point(|m| m.run().end() <= u64::from(page.0));
+        let at = self.memslots.partition_point(|m| m.run().end() <= u64::from(page.0));
         self.memslots.get(at)
     }
 }
@@ -210,10 +177,7 @@ mod tests {
     const PAGE: u64 = 4096;
 
     fn run(first: u32, count: u32) -> PageRun {
-        PageRun {
-            first: PageIndex(first),
-            count,
-        }
+        PageRun { first: PageIndex(first), count }
     }
 
     /// Two memslots with a hole between them; the second is lower in this process.
@@ -238,10 +202,7 @@ mod tests {
     fn page_at_knows_every_byte_and_no_other() {
         let space = two_memslots();
         assert_eq!(space.page_at(Hva(0x9000_0000)), Some(PageIndex(0)));
-        assert_eq!(
-            space.page_at(Hva(0x9000_0000 + 4 * PAGE - 1)),
-            Some(PageIndex(3))
-        );
+        assert_eq!(space.page_at(Hva(0x9000_0000 + 4 * PAGE - 1)), Some(PageIndex(3)));
         assert_eq!(space.page_at(Hva(0x9000_0000 + 4 * PAGE)), None);
         assert_eq!(space.page_at(Hva(0x5000_0000)), Some(PageIndex(4)));
         assert_eq!(space.page_at(Hva(0x5000_0000 - 1)), None);
@@ -252,14 +213,8 @@ mod tests {
     fn split_cuts_at_memslots_and_leaves_out_what_is_not_there() {
         let space = two_memslots();
         let pieces: Vec<_> = space.split(run(2, 10)).collect();
-        let low = Range {
-            start: Hva(0x9000_0000 + 2 * PAGE),
-            bytes: 2 * PAGE,
-        };
-        let high = Range {
-            start: Hva(0x5000_0000),
-            bytes: 2 * PAGE,
-        };
+        let low = Range { start: Hva(0x9000_0000 + 2 * PAGE), bytes: 2 * PAGE };
+        let high = Range { start: Hva(0x5000_0000), bytes: 2 * PAGE };
         assert_eq!(pieces, [(low, run(2, 2)), (high, run(4, 2))]);
         assert_eq!(space.split(run(6, 1)).count(), 0);
         assert_eq!(space.split(run(3, 0)).count(), 0);
@@ -277,34 +232,14 @@ mod tests {
         let page_bytes = 4096;
         let (gpa, bytes) = (Gpa(0), 100);
         let error = new(&[(gpa, Hva(PAGE), bytes)]);
-        assert_eq!(
-            error,
-            SpaceError::NotWholePages {
-                gpa,
-                bytes,
-                page_bytes
-            }
-        );
+        assert_eq!(error, SpaceError::NotWholePages { gpa, bytes, page_bytes });
         let error = new(&[(gpa, Hva(PAGE), 0)]);
-        assert_eq!(
-            error,
-            SpaceError::NotWholePages {
-                gpa,
-                bytes: 0,
-                page_bytes
-            }
-        );
+        assert_eq!(error, SpaceError::NotWholePages { gpa, bytes: 0, page_bytes });
         let error = new(&[(gpa, Hva(PAGE), 2 * PAGE), (Gpa(PAGE), Hva(1 << 30), PAGE)]);
         assert_eq!(error, SpaceError::Order { gpa: Gpa(PAGE) });
         let bytes = 1 << 44;
-        assert_eq!(
-            new(&[(gpa, Hva(PAGE), bytes)]),
-            SpaceError::TooLarge { gpa, bytes }
-        );
+        assert_eq!(new(&[(gpa, Hva(PAGE), bytes)]), SpaceError::TooLarge { gpa, bytes });
         let top = Hva(u64::MAX - PAGE + 1);
-        assert_eq!(
-            new(&[(gpa, top, PAGE)]),
-            SpaceError::TooLarge { gpa, bytes: PAGE }
-        );
+        assert_eq!(new(&[(gpa, top, PAGE)]), SpaceError::TooLarge { gpa, bytes: PAGE });
     }
 }

@@ -127,11 +127,7 @@ pub(super) fn new_from_system_call() -> io::Result<OwnedFd> {
 
 /// Enables `features` and returns all that the kernel offers.
 pub(super) fn handshake(fd: BorrowedFd<'_>, features: u64) -> io::Result<u64> {
-    let mut request = Handshake {
-        api: API_VERSION,
-        features,
-        ioctls: 0,
-    };
+    let mut request = Handshake { api: API_VERSION, features, ioctls: 0 };
     // SAFETY: the structure is the one that this number takes.
     check(unsafe { libc::ioctl(fd.as_raw_fd(), API, &raw mut request) })?;
     Ok(request.features)
@@ -154,11 +150,7 @@ pub(super) fn copy(fd: BorrowedFd<'_>, at: Hva, bytes: &[u8], wake: Wake) -> io:
 
 /// Installs pages of zeros.
 pub(super) fn zero(fd: BorrowedFd<'_>, range: Range, wake: Wake) -> io::Result<Installed> {
-    let mut request = Fill {
-        span: span(range),
-        mode: mode(wake),
-        done: 0,
-    };
+    let mut request = Fill { span: span(range), mode: mode(wake), done: 0 };
     // SAFETY: the structure is the one that this number takes; the kernel fills only missing pages
     // of ranges that were registered.
     let result = check(unsafe { libc::ioctl(fd.as_raw_fd(), ZEROPAGE, &raw mut request) });
@@ -173,10 +165,7 @@ pub(super) fn wake(fd: BorrowedFd<'_>, range: Range) -> io::Result<()> {
 }
 
 fn span(range: Range) -> Span {
-    Span {
-        start: range.start.0,
-        bytes: range.bytes,
-    }
+    Span { start: range.start.0, bytes: range.bytes }
 }
 
 fn mode(wake: Wake) -> u64 {
@@ -187,11 +176,7 @@ fn mode(wake: Wake) -> u64 {
 }
 
 fn check(returned: libc::c_int) -> io::Result<()> {
-    if returned < 0 {
-        Err(io::Error::last_os_error())
-    } else {
-        Ok(())
-    }
+    if returned < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
 }
 
 /// The meaning of an install's error number and out field. The out field is the number of bytes
@@ -219,27 +204,15 @@ mod tests {
     #[test]
     fn error_numbers_become_what_is_to_be_done() {
         assert_eq!(classify(Ok(()), 4096).unwrap(), Installed::All);
-        assert_eq!(
-            failed(libc::EEXIST, -17).unwrap(),
-            Installed::AlreadyPresent
-        );
-        assert_eq!(
-            failed(libc::EAGAIN, 8192).unwrap(),
-            Installed::Partly { bytes: 8192 }
-        );
+        assert_eq!(failed(libc::EEXIST, -17).unwrap(), Installed::AlreadyPresent);
+        assert_eq!(failed(libc::EAGAIN, 8192).unwrap(), Installed::Partly { bytes: 8192 });
         assert_eq!(failed(libc::EAGAIN, -11).unwrap(), Installed::EventsFirst);
         assert_eq!(failed(libc::EAGAIN, 0).unwrap(), Installed::EventsFirst);
     }
 
     #[test]
     fn other_error_numbers_stay_errors() {
-        for errno in [
-            libc::EINVAL,
-            libc::ENOENT,
-            libc::ENOMEM,
-            libc::EFAULT,
-            libc::ESRCH,
-        ] {
+        for errno in [libc::EINVAL, libc::ENOENT, libc::ENOMEM, libc::EFAULT, libc::ESRCH] {
             assert_eq!(failed(errno, 0).unwrap_err().raw_os_error(), Some(errno));
         }
     }

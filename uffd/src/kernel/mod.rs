@@ -72,12 +72,7 @@ impl KernelUffd {
             Err(error) => return Err(open_error(crate_error(error))),
         };
         let messages = Mutex::new(EventBuffer::new(MESSAGES_PER_READ));
-        Ok(KernelUffd {
-            inner,
-            offered,
-            enabled,
-            messages,
-        })
+        Ok(KernelUffd { inner, offered, enabled, messages })
     }
 
     /// All features that the kernel offers.
@@ -121,14 +116,7 @@ impl AsFd for KernelUffd {
 impl Uffd for KernelUffd {
     fn copy(&self, at: Hva, bytes: &[u8], wake: Wake) -> Result<Installed, Error> {
         ioctl::copy(self.as_fd(), at, bytes, wake).map_err(|source| {
-            failed(
-                "COPY",
-                Range {
-                    start: at,
-                    bytes: bytes.len() as u64,
-                },
-                source,
-            )
+            failed("COPY", Range { start: at, bytes: bytes.len() as u64 }, source)
         })
     }
 
@@ -147,10 +135,7 @@ impl Uffd for KernelUffd {
     }
 
     fn read_events(&self, into: &mut Vec<Event>) -> Result<(), Error> {
-        let mut messages = self
-            .messages
-            .lock()
-            .unwrap_or_else(|poisoned| poisoned.into_inner());
+        let mut messages = self.messages.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
         let read_error = |error| Error::Read(crate_error(error));
         for event in self.inner.read_events(&mut messages).map_err(read_error)? {
             into.push(self.translate(event.map_err(read_error)?));
@@ -162,12 +147,7 @@ impl Uffd for KernelUffd {
 impl KernelUffd {
     fn translate(&self, event: userfaultfd::Event) -> Event {
         match event {
-            userfaultfd::Event::Pagefault {
-                kind,
-                rw,
-                addr,
-                thread_id,
-            } => Event::Fault(Fault {
+            userfaultfd::Event::Pagefault { kind, rw, addr, thread_id } => Event::Fault(Fault {
                 address: hva(addr),
                 kind: match kind {
                     userfaultfd::FaultKind::Missing => FaultKind::Missing,
@@ -180,19 +160,15 @@ impl KernelUffd {
                     .contains(Features::THREAD_ID)
                     .then_some(thread_id.as_raw().cast_unsigned()),
             }),
-            userfaultfd::Event::Remove { start, end } => Event::Remove {
-                start: hva(start),
-                end: hva(end),
-            },
-            userfaultfd::Event::Unmap { start, end } => Event::Unmap {
-                start: hva(start),
-                end: hva(end),
-            },
-            userfaultfd::Event::Remap { from, to, len } => Event::Remap {
-                from: hva(from),
-                to: hva(to),
-                len: len as u64,
-            },
+            userfaultfd::Event::Remove { start, end } => {
+                Event::Remove { start: hva(start), end: hva(end) }
+            }
+            userfaultfd::Event::Unmap { start, end } => {
+                Event::Unmap { start: hva(start), end: hva(end) }
+            }
+            userfaultfd::Event::Remap { from, to, len } => {
+                Event::Remap { from: hva(from), to: hva(to), len: len as u64 }
+            }
             userfaultfd::Event::Fork { uffd } => {
                 drop(uffd);
                 Event::Fork
@@ -207,18 +183,13 @@ fn offered_features() -> Result<Features, Error> {
     let asking = ioctl::new_descriptor().map_err(open_error)?;
     ioctl::handshake(asking.as_fd(), 0)
         .map(Features::from_bits_retain)
-        .map_err(|source| Error::Handshake {
-            features: 0,
-            source,
-        })
+        .map_err(|source| Error::Handshake { features: 0, source })
 }
 
 fn open_without_crate(features: Features) -> Result<userfaultfd::Uffd, Error> {
     let opened = ioctl::new_descriptor().map_err(open_error)?;
-    ioctl::handshake(opened.as_fd(), features.bits()).map_err(|source| Error::Handshake {
-        features: features.bits(),
-        source,
-    })?;
+    ioctl::handshake(opened.as_fd(), features.bits())
+        .map_err(|source| Error::Handshake { features: features.bits(), source })?;
     // SAFETY: the descriptor is open, and this hands over the only ownership of it.
     Ok(unsafe { userfaultfd::Uffd::from_raw_fd(opened.into_raw_fd()) })
 }
@@ -232,11 +203,7 @@ fn open_error(source: io::Error) -> Error {
 }
 
 fn failed(operation: &'static str, range: Range, source: io::Error) -> Error {
-    Error::Operation {
-        operation,
-        range,
-        source,
-    }
+    Error::Operation { operation, range, source }
 }
 
 fn crate_error(error: userfaultfd::Error) -> io::Error {
@@ -258,10 +225,7 @@ fn length(range: Range) -> usize {
     word(range.bytes)
 }
 
-#[expect(
-    clippy::cast_possible_truncation,
-    reason = "words have 64 bits here, see above"
-)]
+#[expect(clippy::cast_possible_truncation, reason = "words have 64 bits here, see above")]
 fn word(value: u64) -> usize {
     value as usize
 }

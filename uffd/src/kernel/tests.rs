@@ -47,10 +47,7 @@ impl Memory {
         let start = unsafe {
             mmap_anonymous(ptr::null_mut(), pages * PAGE, access, MapFlags::PRIVATE).unwrap()
         };
-        Memory {
-            start: NonNull::new(start.cast()).unwrap(),
-            pages,
-        }
+        Memory { start: NonNull::new(start.cast()).unwrap(), pages }
     }
 
     pub(crate) fn memfd(pages: usize) -> Memory {
@@ -59,20 +56,9 @@ impl Memory {
         let access = ProtFlags::READ | ProtFlags::WRITE;
         // SAFETY: a new mapping at an address that the kernel chooses.
         let start = unsafe {
-            mmap(
-                ptr::null_mut(),
-                pages * PAGE,
-                access,
-                MapFlags::SHARED,
-                &file,
-                0,
-            )
-            .unwrap()
+            mmap(ptr::null_mut(), pages * PAGE, access, MapFlags::SHARED, &file, 0).unwrap()
         };
-        Memory {
-            start: NonNull::new(start.cast()).unwrap(),
-            pages,
-        }
+        Memory { start: NonNull::new(start.cast()).unwrap(), pages }
     }
 
     pub(crate) fn range(&self) -> Range {
@@ -80,10 +66,7 @@ impl Memory {
     }
 
     fn range_of(&self, first: usize, count: usize) -> Range {
-        Range {
-            start: self.page(first),
-            bytes: (count * PAGE) as u64,
-        }
+        Range { start: self.page(first), bytes: (count * PAGE) as u64 }
     }
 
     fn page(&self, page: usize) -> Hva {
@@ -100,24 +83,14 @@ impl Memory {
     fn read(&self, page: usize) -> u8 {
         assert!(page < self.pages);
         // SAFETY: the byte is inside of the mapping.
-        unsafe {
-            self.start
-                .as_ptr()
-                .add(page * PAGE + PAGE - 1)
-                .read_volatile()
-        }
+        unsafe { self.start.as_ptr().add(page * PAGE + PAGE - 1).read_volatile() }
     }
 
     /// Writes the last byte of a page. Waits if the page is missing.
     fn write(&self, page: usize, byte: u8) {
         assert!(page < self.pages);
         // SAFETY: the byte is inside of the mapping.
-        unsafe {
-            self.start
-                .as_ptr()
-                .add(page * PAGE + PAGE - 1)
-                .write_volatile(byte)
-        }
+        unsafe { self.start.as_ptr().add(page * PAGE + PAGE - 1).write_volatile(byte) }
     }
 
     /// Gives up a page. Waits for the event to be read.
@@ -149,24 +122,12 @@ fn is_readable(uffd: &KernelUffd, timeout: Timespec) -> bool {
 }
 
 fn wait_readable(uffd: &KernelUffd) {
-    let minute = Timespec {
-        tv_sec: 60,
-        tv_nsec: 0,
-    };
-    assert!(
-        is_readable(uffd, minute),
-        "nothing to read from the userfaultfd"
-    );
+    let minute = Timespec { tv_sec: 60, tv_nsec: 0 };
+    assert!(is_readable(uffd, minute), "nothing to read from the userfaultfd");
 }
 
 fn nothing_waits(uffd: &KernelUffd) -> bool {
-    !is_readable(
-        uffd,
-        Timespec {
-            tv_sec: 0,
-            tv_nsec: 0,
-        },
-    )
+    !is_readable(uffd, Timespec { tv_sec: 0, tv_nsec: 0 })
 }
 
 fn next_event(uffd: &KernelUffd) -> Event {
@@ -206,10 +167,7 @@ fn the_kernel_says_what_it_offers() {
     let Some(uffd) = open() else { return };
     assert!(uffd.offered().contains(uffd.enabled()));
     let ioctls = Memory::anonymous(1).register(&uffd);
-    assert!(
-        ioctls.contains(Ioctls::COPY | Ioctls::ZEROPAGE | Ioctls::WAKE),
-        "{ioctls:?}"
-    );
+    assert!(ioctls.contains(Ioctls::COPY | Ioctls::ZEROPAGE | Ioctls::WAKE), "{ioctls:?}");
 }
 
 #[test]
@@ -226,10 +184,7 @@ fn a_descriptor_is_made_by_the_system_call_too() {
     match ioctl::new_from_system_call() {
         Ok(made) => {
             let offered = ioctl::handshake(made.as_fd(), 0).unwrap();
-            assert_eq!(
-                Features::from_bits_retain(offered),
-                offered_features().unwrap()
-            );
+            assert_eq!(Features::from_bits_retain(offered), offered_features().unwrap());
         }
         // The device node is open to this user and the system call is not.
         Err(error) => println!("skipped: {error}"),
@@ -240,14 +195,8 @@ fn a_descriptor_is_made_by_the_system_call_too() {
 fn being_forbidden_says_how_to_be_allowed() {
     for errno in [libc::EPERM, libc::EACCES] {
         let text = open_error(io::Error::from_raw_os_error(errno)).to_string();
-        assert!(
-            text.contains("setfacl -m u:${USER}:rw /dev/userfaultfd"),
-            "{text}"
-        );
-        assert!(
-            text.contains("sysctl -w vm.unprivileged_userfaultfd=1"),
-            "{text}"
-        );
+        assert!(text.contains("setfacl -m u:${USER}:rw /dev/userfaultfd"), "{text}");
+        assert!(text.contains("sysctl -w vm.unprivileged_userfaultfd=1"), "{text}");
     }
     let missing = open_error(io::Error::from_raw_os_error(libc::ENOSYS));
     assert!(matches!(missing, Error::Unsupported(_)));
@@ -259,10 +208,7 @@ fn copied_bytes_are_there_and_wake_their_waiter() {
         thread::scope(|scope| {
             let reader = scope.spawn(|| memory.read(1));
             let fault = next_fault(uffd);
-            assert_eq!(
-                (fault.address, fault.kind),
-                (memory.page(1), FaultKind::Missing)
-            );
+            assert_eq!((fault.address, fault.kind), (memory.page(1), FaultKind::Missing));
             assert!(!fault.write);
             let installed = uffd.copy(fault.address, &[7; PAGE], Wake::Now).unwrap();
             assert_eq!(installed, Installed::All);
@@ -277,10 +223,7 @@ fn a_write_fault_says_so_and_lands_on_the_installed_page() {
         thread::scope(|scope| {
             let writer = scope.spawn(|| memory.write(0, 9));
             assert!(next_fault(uffd).write);
-            assert_eq!(
-                uffd.zero(memory.range(), Wake::Now).unwrap(),
-                Installed::All
-            );
+            assert_eq!(uffd.zero(memory.range(), Wake::Now).unwrap(), Installed::All);
             writer.join().unwrap();
             assert_eq!(memory.read(0), 9);
         });
@@ -290,10 +233,7 @@ fn a_write_fault_says_so_and_lands_on_the_installed_page() {
 #[test]
 fn zeroed_pages_read_as_zero() {
     on_both(3, |uffd, memory| {
-        assert_eq!(
-            uffd.zero(memory.range(), Wake::Now).unwrap(),
-            Installed::All
-        );
+        assert_eq!(uffd.zero(memory.range(), Wake::Now).unwrap(), Installed::All);
         assert_eq!(memory.bytes_of_pages(), [0; 3]);
     });
 }
@@ -319,16 +259,10 @@ fn a_waiter_sleeps_on_until_the_later_wake() {
 #[test]
 fn a_second_install_changes_nothing() {
     on_both(1, |uffd, memory| {
-        assert_eq!(
-            uffd.copy(memory.page(0), &[1; PAGE], Wake::Now).unwrap(),
-            Installed::All
-        );
+        assert_eq!(uffd.copy(memory.page(0), &[1; PAGE], Wake::Now).unwrap(), Installed::All);
         let again = uffd.copy(memory.page(0), &[2; PAGE], Wake::Now).unwrap();
         assert_eq!(again, Installed::AlreadyPresent);
-        assert_eq!(
-            uffd.zero(memory.range(), Wake::Now).unwrap(),
-            Installed::AlreadyPresent
-        );
+        assert_eq!(uffd.zero(memory.range(), Wake::Now).unwrap(), Installed::AlreadyPresent);
         assert_eq!(memory.read(0), 1);
     });
 }
@@ -336,27 +270,12 @@ fn a_second_install_changes_nothing() {
 #[test]
 fn a_short_count_is_exact_and_hides_its_reason() {
     on_both(4, |uffd, memory| {
-        assert_eq!(
-            uffd.zero(memory.range_of(2, 1), Wake::Now).unwrap(),
-            Installed::All
-        );
-        let copied = uffd
-            .copy(memory.page(0), &[3; 4 * PAGE], Wake::Now)
-            .unwrap();
-        assert_eq!(
-            copied,
-            Installed::Partly {
-                bytes: 2 * PAGE as u64
-            }
-        );
-        let rest = uffd
-            .copy(memory.page(2), &[3; 2 * PAGE], Wake::Now)
-            .unwrap();
+        assert_eq!(uffd.zero(memory.range_of(2, 1), Wake::Now).unwrap(), Installed::All);
+        let copied = uffd.copy(memory.page(0), &[3; 4 * PAGE], Wake::Now).unwrap();
+        assert_eq!(copied, Installed::Partly { bytes: 2 * PAGE as u64 });
+        let rest = uffd.copy(memory.page(2), &[3; 2 * PAGE], Wake::Now).unwrap();
         assert_eq!(rest, Installed::AlreadyPresent);
-        assert_eq!(
-            uffd.copy(memory.page(3), &[3; PAGE], Wake::Now).unwrap(),
-            Installed::All
-        );
+        assert_eq!(uffd.copy(memory.page(3), &[3; PAGE], Wake::Now).unwrap(), Installed::All);
         assert_eq!(memory.bytes_of_pages(), [3, 3, 0, 3]);
     });
 }
@@ -364,28 +283,19 @@ fn a_short_count_is_exact_and_hides_its_reason() {
 #[test]
 fn an_install_waits_for_a_remove_event_to_be_read() {
     on_both(2, |uffd, memory| {
-        assert_eq!(
-            uffd.copy(memory.page(0), &[1; PAGE], Wake::Now).unwrap(),
-            Installed::All
-        );
+        assert_eq!(uffd.copy(memory.page(0), &[1; PAGE], Wake::Now).unwrap(), Installed::All);
         thread::scope(|scope| {
             let remover = scope.spawn(|| memory.remove(0));
             wait_readable(uffd);
             let second = memory.range_of(1, 1);
-            assert_eq!(
-                uffd.zero(second, Wake::Now).unwrap(),
-                Installed::EventsFirst
-            );
+            assert_eq!(uffd.zero(second, Wake::Now).unwrap(), Installed::EventsFirst);
             let copied = uffd.copy(second.start, &[2; PAGE], Wake::Now).unwrap();
             assert_eq!(copied, Installed::EventsFirst);
             let (start, end) = (memory.page(0), memory.page(1));
             assert_eq!(next_event(uffd), Event::Remove { start, end });
             remover.join().unwrap();
         });
-        assert_eq!(
-            uffd.copy(memory.page(1), &[2; PAGE], Wake::Now).unwrap(),
-            Installed::All
-        );
+        assert_eq!(uffd.copy(memory.page(1), &[2; PAGE], Wake::Now).unwrap(), Installed::All);
         assert_eq!(memory.read(1), 2);
     });
 }
@@ -429,19 +339,13 @@ fn a_fault_names_the_thread_that_waits() {
         thread::scope(|scope| {
             let (tell, told) = mpsc::channel();
             let reader = scope.spawn(move || {
-                let thread = rustix::thread::gettid()
-                    .as_raw_nonzero()
-                    .get()
-                    .cast_unsigned();
+                let thread = rustix::thread::gettid().as_raw_nonzero().get().cast_unsigned();
                 tell.send(thread).unwrap();
                 memory.read(0)
             });
             let thread = told.recv().unwrap();
             assert_eq!(next_fault(uffd).thread, Some(thread));
-            assert_eq!(
-                uffd.zero(memory.range(), Wake::Now).unwrap(),
-                Installed::All
-            );
+            assert_eq!(uffd.zero(memory.range(), Wake::Now).unwrap(), Installed::All);
             reader.join().unwrap();
         });
     });
@@ -456,10 +360,7 @@ fn threads_are_not_named_unless_that_was_asked() {
     thread::scope(|scope| {
         let reader = scope.spawn(|| memory.read(0));
         assert_eq!(next_fault(&uffd).thread, None);
-        assert_eq!(
-            uffd.zero(memory.range(), Wake::Now).unwrap(),
-            Installed::All
-        );
+        assert_eq!(uffd.zero(memory.range(), Wake::Now).unwrap(), Installed::All);
         reader.join().unwrap();
     });
 }
@@ -472,20 +373,14 @@ fn one_read_takes_all_that_wait_and_none_is_not_an_error() {
         uffd.read_events(&mut events).unwrap();
         assert_eq!(events, []);
         thread::scope(|scope| {
-            let readers: Vec<_> = (0..READERS)
-                .map(|page| scope.spawn(move || memory.read(page)))
-                .collect();
+            let readers: Vec<_> =
+                (0..READERS).map(|page| scope.spawn(move || memory.read(page))).collect();
             while events.len() < READERS {
                 wait_readable(uffd);
                 uffd.read_events(&mut events).unwrap();
             }
-            assert_eq!(
-                uffd.zero(memory.range(), Wake::Now).unwrap(),
-                Installed::All
-            );
-            readers
-                .into_iter()
-                .for_each(|reader| assert_eq!(reader.join().unwrap(), 0));
+            assert_eq!(uffd.zero(memory.range(), Wake::Now).unwrap(), Installed::All);
+            readers.into_iter().for_each(|reader| assert_eq!(reader.join().unwrap(), 0));
         });
         let mut addresses: Vec<_> = events
             .iter()
@@ -495,12 +390,7 @@ fn one_read_takes_all_that_wait_and_none_is_not_an_error() {
             })
             .collect();
         addresses.sort_unstable();
-        assert_eq!(
-            addresses,
-            (0..READERS)
-                .map(|page| memory.page(page))
-                .collect::<Vec<_>>()
-        );
+        assert_eq!(addresses, (0..READERS).map(|page| memory.page(page)).collect::<Vec<_>>());
     });
 }
 
@@ -524,31 +414,15 @@ fn unmapping_memory_is_an_event_if_asked_for() {
 fn impossible_ranges_are_refused_by_name() {
     let Some(uffd) = open() else { return };
     let memory = Memory::anonymous(1);
-    let odd = Range {
-        start: Hva(memory.page(0).0 + 1),
-        bytes: PAGE as u64,
-    };
+    let odd = Range { start: Hva(memory.page(0).0 + 1), bytes: PAGE as u64 };
     // SAFETY: the kernel refuses the range, which is what is tested.
     let error = unsafe { uffd.register(odd, RegisterMode::MISSING) }.unwrap_err();
     assert_eq!(source_errno(&error), Some(libc::EINVAL));
-    assert!(
-        error
-            .to_string()
-            .starts_with("userfaultfd REGISTER of 0x1000 bytes at hva 0x")
-    );
+    assert!(error.to_string().starts_with("userfaultfd REGISTER of 0x1000 bytes at hva 0x"));
     memory.register(&uffd);
     let error = uffd.copy(memory.page(0), &[0; 100], Wake::Now).unwrap_err();
     assert_eq!(source_errno(&error), Some(libc::EINVAL));
-    let none = Range {
-        start: memory.page(0),
-        bytes: 0,
-    };
-    assert_eq!(
-        source_errno(&uffd.wake(none).unwrap_err()),
-        Some(libc::EINVAL)
-    );
-    assert_eq!(
-        source_errno(&uffd.zero(none, Wake::Now).unwrap_err()),
-        Some(libc::EINVAL)
-    );
+    let none = Range { start: memory.page(0), bytes: 0 };
+    assert_eq!(source_errno(&uffd.wake(none).unwrap_err()), Some(libc::EINVAL));
+    assert_eq!(source_errno(&uffd.zero(none, Wake::Now).unwrap_err()), Some(libc::EINVAL));
 }

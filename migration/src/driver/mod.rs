@@ -1,0 +1,16 @@
+//! Threads, sockets, the clock and durable records around the state machines of `proto`.
+
+mod channel;
+mod destination;
+mod notify;
+mod push;
+mod receiver;
+mod records;
+mod source;
+mod take;
+
+pub use destination::{Incoming, IncomingHost, IncomingVm};
+pub use notify::Notifier;
+pub use receiver::{Arrival, Receiver};
+pub use records::{Ownership, Record, RecordError, Records};
+pub use source::{Outgoing, OutgoingVm};

@@ -1,0 +1,273 @@
+//! Who owns a guest, on stable storage: one small file per guest.
+
+use std::fs::{self, File};
+use std::io::{self, Write};
+use std::path::{Path, PathBuf};
+use std::time::{SystemTime, UNIX_EPOCH};
+
+use serde::{Deserialize, Serialize};
+use uuid::Uuid;
+
+/// What this host's last transfer of a guest came to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Ownership {
+    /// Given to the peer, which may not have taken it yet. The guest must not run here.
+    Granted,
+    /// Taken: the guest runs here.
+    Owned,
+    /// This host has barred itself from taking it.
+    Refused,
+    /// The peer refused what was granted: the guest is here.
+    Reclaimed,
+    /// The peer has it, with all of its pages. The guest must not run here.
+    Released,
+}
+
+/// The record of one guest.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Record {
+    /// Which guest.
+    pub guest: Uuid,
+    /// The number of the transfer.
+    pub transfer: u64,
+    /// What came of it.
+    pub ownership: Ownership,
+    /// The other side.
+    pub peer: String,
+    /// When, in seconds since 1970; for people, nothing is decided by it.
+    pub at_unix_s: u64,
+}
+
+/// A record that cannot be read or written, or that forbids what was asked.
+#[derive(Debug, thiserror::Error)]
+pub enum RecordError {
+    /// The file system said no.
+    #[error("record of guest {guest} in {path}: {step}")]
+    Io {
+        /// Which guest.
+        guest: Uuid,
+        /// The file.
+        path: PathBuf,
+        /// What was being done.
+        step: &'static str,
+        /// Why it failed.
+        source: io::Error,
+    },
+    /// The file is not a record.
+    #[error("record of guest {guest} in {path} cannot be read: restore or remove it by hand")]
+    Damaged {
+        /// Which guest.
+        guest: Uuid,
+        /// The file.
+        path: PathBuf,
+        /// What is wrong with it.
+        source: serde_json::Error,
+    },
+    /// The guest was granted away.
+    #[error(
+        "guest {guest} was granted to {peer} by transfer {transfer} and may be running there; \
+         if it is certain that it does not, start it with --override-grant"
+    )]
+    GrantedAway {
+        /// Which guest.
+        guest: Uuid,
+        /// To whom.
+        peer: String,
+        /// By which transfer.
+        transfer: u64,
+    },
+    /// A transfer that was used before.
+    #[error(
+        "transfer {offered} of guest {guest} is offered, but this host has seen transfer {seen}"
+    )]
+    Stale {
+        /// Which guest.
+        guest: Uuid,
+        /// The number offered.
+        offered: u64,
+        /// The number in the record.
+        seen: u64,
+    },
+}
+
+/// The records in one state directory.
+#[derive(Clone, Debug)]
+pub struct Records {
+    dir: PathBuf,
+}
+
+impl Records {
+    /// The records in `dir`, which is made if it is not there.
+    ///
+    /// # Errors
+    /// What making the directory returned.
+    pub fn open(dir: &Path) -> io::Result<Records> {
+        fs::create_dir_all(dir).map_err(|e| {
+            io::Error::new(e.kind(), format!("state directory {}: {e}", dir.display()))
+        })?;
+        Ok(Records { dir: dir.to_owned() })
+    }
+
+    fn path(&self, guest: Uuid) -> PathBuf {
+        self.dir.join(format!("{guest}.json"))
+    }
+
+    /// The record of `guest`, if there is one.
+    ///
+    /// # Errors
+    /// A file that cannot be read or is not a record.
+    pub fn read(&self, guest: Uuid) -> Result<Option<Record>, RecordError> {
+        let path = self.path(guest);
+        let bytes = match fs::read(&path) {
+            Ok(bytes) => bytes,
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+            Err(source) => {
+                return Err(RecordError::Io { guest, path, step: "read", source });
+            }
+        };
+        match serde_json::from_slice(&bytes) {
+            Ok(record) => Ok(Some(record)),
+            Err(source) => Err(RecordError::Damaged { guest, path, source }),
+        }
+    }
+
+    /// Puts a record on stable storage: written aside, synced, renamed, the directory synced.
+    ///
+    /// # Errors
+    /// The step that failed. What was there before may then stand.
+    pub fn write(
+        &self,
+        guest: Uuid,
+        transfer: u64,
+        ownership: Ownership,
+        peer: &str,
+    ) -> Result<(), RecordError> {
+        let at_unix_s = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |d| d.as_secs());
+        let record = Record { guest, transfer, ownership, peer: peer.to_owned(), at_unix_s };
+        let bytes = serde_json::to_vec_pretty(&record).expect("plain data serializes");
+        let path = self.path(guest);
+        let aside = path.with_extension("json.new");
+        let failed = |step| {
+            let path = path.clone();
+            move |source| RecordError::Io { guest, path, step, source }
+        };
+        let mut file = File::create(&aside).map_err(failed("create"))?;
+        file.write_all(&bytes).map_err(failed("write"))?;
+        file.sync_all().map_err(failed("sync"))?;
+        fs::rename(&aside, &path).map_err(failed("rename"))?;
+        let dir = File::open(&self.dir).map_err(failed("open the directory"))?;
+        dir.sync_all().map_err(failed("sync the directory"))
+    }
+
+    /// Marks a grant as complete, unless something newer stands.
+    ///
+    /// # Errors
+    /// See [`Records::write`].
+    pub fn release(&self, guest: Uuid, transfer: u64) -> Result<(), RecordError> {
+        match self.read(guest)? {
+            Some(r) if r.transfer == transfer && r.ownership == Ownership::Granted => {
+                self.write(guest, transfer, Ownership::Released, &r.peer)
+            }
+            _ => Ok(()),
+        }
+    }
+
+    /// Forgets `guest`, which has ended here.
+    ///
+    /// # Errors
+    /// What removing the file returned.
+    pub fn forget(&self, guest: Uuid) -> Result<(), RecordError> {
+        let path = self.path(guest);
+        match fs::remove_file(&path) {
+            Err(source) if source.kind() != io::ErrorKind::NotFound => {
+                Err(RecordError::Io { guest, path, step: "remove", source })
+            }
+            _ => Ok(()),
+        }
+    }
+
+    /// The number of the last transfer of `guest` that this host knows of, if it may be started
+    /// here.
+    ///
+    /// # Errors
+    /// A guest that was granted away, or a record that cannot be read.
+    pub fn may_run(&self, guest: Uuid) -> Result<u64, RecordError> {
+        match self.read(guest)? {
+            None => Ok(0),
+            Some(Record {
+                ownership: Ownership::Granted | Ownership::Released,
+                peer,
+                transfer,
+                ..
+            }) => Err(RecordError::GrantedAway { guest, peer, transfer }),
+            Some(record) => Ok(record.transfer),
+        }
+    }
+
+    /// Whether `transfer` of `guest` may come here.
+    ///
+    /// # Errors
+    /// A transfer that is not newer than the last one seen, or a record that cannot be read.
+    pub fn may_come(&self, guest: Uuid, transfer: u64) -> Result<(), RecordError> {
+        match self.read(guest)? {
+            Some(record) if transfer <= record.transfer => {
+                Err(RecordError::Stale { guest, offered: transfer, seen: record.transfer })
+            }
+            _ => Ok(()),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_guest_that_was_granted_away_may_not_run_and_a_reclaimed_one_may() {
+        let dir = tempfile::tempdir().unwrap();
+        let records = Records::open(dir.path()).unwrap();
+        let guest = Uuid::from_u128(1);
+        assert_eq!(records.may_run(guest).unwrap(), 0);
+        records.write(guest, 1, Ownership::Granted, "tcp:b:1").unwrap();
+        let error = records.may_run(guest).unwrap_err();
+        assert!(error.to_string().contains("tcp:b:1"), "{error}");
+        records.release(guest, 1).unwrap();
+        assert!(records.may_run(guest).is_err());
+        records.write(guest, 1, Ownership::Reclaimed, "tcp:b:1").unwrap();
+        assert_eq!(records.may_run(guest).unwrap(), 1);
+        records.forget(guest).unwrap();
+        assert_eq!(records.read(guest).unwrap(), None);
+    }
+
+    #[test]
+    fn an_old_transfer_may_not_come_and_a_newer_one_may() {
+        let dir = tempfile::tempdir().unwrap();
+        let records = Records::open(dir.path()).unwrap();
+        let guest = Uuid::from_u128(2);
+        records.may_come(guest, 1).unwrap();
+        records.write(guest, 1, Ownership::Refused, "x").unwrap();
+        assert!(matches!(records.may_come(guest, 1), Err(RecordError::Stale { .. })));
+        records.may_come(guest, 2).unwrap();
+    }
+
+    #[test]
+    fn a_release_does_not_overwrite_what_is_newer() {
+        let dir = tempfile::tempdir().unwrap();
+        let records = Records::open(dir.path()).unwrap();
+        let guest = Uuid::from_u128(3);
+        records.write(guest, 2, Ownership::Owned, "y").unwrap();
+        records.release(guest, 1).unwrap();
+        assert_eq!(records.read(guest).unwrap().unwrap().ownership, Ownership::Owned);
+    }
+
+    #[test]
+    fn a_damaged_record_forbids_everything_and_is_named() {
+        let dir = tempfile::tempdir().unwrap();
+        let records = Records::open(dir.path()).unwrap();
+        let guest = Uuid::from_u128(4);
+        fs::write(records.path(guest), b"{").unwrap();
+        assert!(records.may_run(guest).unwrap_err().to_string().contains(&guest.to_string()));
+        assert!(records.may_come(guest, 9).is_err());
+    }
+}

@@ -1,0 +1,95 @@
+//! The bulk receiver: a thread that installs what the source pushes.
+
+use std::sync::Arc;
+use std::time::Instant;
+
+use godwit_uffd::Uffd;
+use godwit_uffd::guest::GuestUffd;
+
+use super::source::in_full;
+use crate::limits::RUN_BYTES_MAX;
+use crate::metrics::Progress;
+use crate::page::{Claims, Contents, InstallError, install};
+use crate::proto::PeerError;
+use crate::transport::Stream;
+use crate::wire::{Encoding, PushFrame, RUN_HEAD_BYTES, RunHead};
+
+/// Where received pages go.
+pub(super) struct Installer<U> {
+    pub claims: Arc<Claims>,
+    pub memory: Arc<GuestUffd<U>>,
+    pub progress: Arc<Progress>,
+}
+
+/// Why a page that came could not be installed, and whose fault that is.
+#[derive(Debug)]
+pub(super) enum Failed {
+    Peer(PeerError),
+    Here(InstallError),
+}
+
+impl<U> Clone for Installer<U> {
+    fn clone(&self) -> Installer<U> {
+        Installer {
+            claims: Arc::clone(&self.claims),
+            memory: Arc::clone(&self.memory),
+            progress: Arc::clone(&self.progress),
+        }
+    }
+}
+
+impl<U: Uffd> Installer<U> {
+    /// Installs the pages of `head`; true if they were the guest's last.
+    pub fn install(&self, head: RunHead, contents: &[u8]) -> Result<bool, Failed> {
+        let contents = match head.encoding {
+            Encoding::Raw => Contents::Data(contents),
+            Encoding::Zero => Contents::Zero,
+        };
+        self.progress.bytes(RUN_HEAD_BYTES + head.content_bytes());
+        let faults = self.progress.faults();
+        install(&self.claims, &self.memory, head.run, contents, |page| {
+            faults.served(page, Instant::now());
+        })
+        .map_err(|error| match error {
+            InstallError::Duplicate(duplicate) => Failed::Peer(duplicate.into()),
+            here => Failed::Here(here),
+        })
+    }
+}
+
+impl Failed {
+    /// One line for the operator and for the state machine, which treats both alike: what the
+    /// source has not been able to place stays with it.
+    pub fn into_peer_error(self) -> PeerError {
+        match self {
+            Failed::Peer(error) => error,
+            Failed::Here(error) => PeerError::Lost(in_full(&error)),
+        }
+    }
+}
+
+/// Receives and installs until the end of the push. `last` is called after the guest's last page.
+pub(super) fn take_pushed<U: Uffd>(
+    stream: &Stream,
+    installer: &Installer<U>,
+    mut last: impl FnMut(),
+) -> Result<(), PeerError> {
+    let lost = |what: String| PeerError::Lost(format!("bulk channel: {what}"));
+    let mut head = [0; RUN_HEAD_BYTES];
+    let mut contents = vec![0; RUN_BYTES_MAX];
+    loop {
+        if !stream.receive_exact(&mut head).map_err(|e| lost(e.to_string()))? {
+            return Err(lost("it ended before the push did".into()));
+        }
+        match PushFrame::decode(&head, installer.claims.page_count())? {
+            PushFrame::End => return Ok(()),
+            PushFrame::Pages(head) => {
+                let contents = &mut contents[..head.content_bytes()];
+                stream.receive_exact(contents).map_err(|e| lost(e.to_string()))?;
+                if installer.install(head, contents).map_err(Failed::into_peer_error)? {
+                    last();
+                }
+            }
+        }
+    }
+}

@@ -1,0 +1,38 @@
+//! Every bound of the protocol, by name, and how they depend on each other.
+
+use std::time::Duration;
+
+/// Most pages in one frame of page contents: 256 KiB of base pages, which stays in the cache of the
+/// core that receives and installs it.
+pub const DATA_PAGES_PER_RUN_MAX: u32 = 64;
+/// Most pages in one run of zero pages, which carries no contents.
+pub const ZERO_PAGES_PER_RUN_MAX: u32 = 1 << 20;
+/// Most bytes of page contents in one frame.
+pub const RUN_BYTES_MAX: usize = DATA_PAGES_PER_RUN_MAX as usize * 4096;
+/// Most bytes of a control message: offer, accept, and so on.
+pub const CONTROL_BYTES_MAX: usize = 1 << 20;
+/// Most bytes of vCPU and device state of one guest.
+pub const PACKAGE_BYTES_MAX: usize = 16 << 20;
+/// Most bytes of text that a peer may give as a reason.
+pub const REASON_BYTES_MAX: usize = 4096;
+/// Most memslots of one guest.
+pub const MEMSLOTS_MAX: usize = 64;
+/// Most pages of one guest: 16 TiB of base pages. Page indexes are 32 bits wide.
+pub const GUEST_PAGES_MAX: u64 = u32::MAX as u64;
+/// Most requests that a source keeps unanswered before it answers; a vCPU has one fault at a time.
+pub const REQUESTS_IN_FLIGHT_MAX: usize = 4096;
+
+/// How long either side waits for the next step of the set-up.
+pub const SETUP_TIMEOUT: Duration = Duration::from_secs(60);
+/// How long the guest may stand still before the grant: then it runs on at the source.
+pub const SWITCHOVER_TIMEOUT: Duration = Duration::from_secs(20);
+/// How long a connection may take to say what it is.
+pub const PREAMBLE_TIMEOUT: Duration = Duration::from_secs(5);
+/// How often a side that has nothing to say says that it is alive.
+pub const ALIVE_INTERVAL: Duration = Duration::from_secs(1);
+/// How long a silent peer is waited for before its channel counts as lost.
+pub const PEER_TIMEOUT: Duration = Duration::from_secs(10);
+
+const _: () = assert!(RUN_BYTES_MAX < CONTROL_BYTES_MAX);
+const _: () = assert!(PACKAGE_BYTES_MAX < u32::MAX as usize);
+const _: () = assert!(ALIVE_INTERVAL.as_secs() * 3 < PEER_TIMEOUT.as_secs());

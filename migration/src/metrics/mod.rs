@@ -1,0 +1,7 @@
+//! What a migration measured: instants, pages, bytes, fault latencies.
+
+mod faults;
+mod progress;
+
+pub use faults::{FaultLedger, FaultReport};
+pub use progress::{Pages, Progress, Report, monotonic_us};

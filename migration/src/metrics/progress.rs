@@ -1,0 +1,191 @@
+//! The progress of one migration, written by its threads and read by whoever asks.
+
+use std::collections::BTreeMap;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Instant;
+
+use serde::{Deserialize, Serialize};
+
+use super::{FaultLedger, FaultReport};
+use crate::page::{Claims, Class, Sent};
+use crate::proto::{MigrationState, Phase};
+
+/// Pages of the guest, by what has become of them.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Pages {
+    /// All pages of the guest.
+    pub total: u32,
+    /// Not sent (source), not installed (destination).
+    pub remaining: u32,
+    /// Sent or installed as zero.
+    pub zero: u32,
+    /// Sent or installed with contents.
+    pub data: u32,
+    /// Of all these, sent because they were asked for.
+    pub urgent: u32,
+}
+
+/// What is known about a migration at one instant.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Report {
+    /// Its state, in the words of QMP.
+    pub state: MigrationState,
+    /// The other side.
+    pub peer: String,
+    /// When each phase was reached, in microseconds of CLOCK_MONOTONIC of this host.
+    pub reached_us: BTreeMap<Phase, u64>,
+    /// Pages by class.
+    pub pages: Pages,
+    /// Bytes of page frames, sent or received.
+    pub bytes: u64,
+    /// Faults, at the destination.
+    pub faults: Option<FaultReport>,
+    /// Why it failed or stands still.
+    pub error: Option<String>,
+}
+
+/// CLOCK_MONOTONIC in microseconds: comparable between processes of one host.
+pub fn monotonic_us() -> u64 {
+    let now = rustix::time::clock_gettime(rustix::time::ClockId::Monotonic);
+    u64::try_from(now.tv_sec).unwrap_or(0) * 1_000_000
+        + u64::try_from(now.tv_nsec).unwrap_or(0) / 1000
+}
+
+/// What the counts of a side are read from.
+#[derive(Debug, Clone)]
+enum Counts {
+    None,
+    Source(Arc<Sent>),
+    Destination(Arc<Claims>),
+}
+
+/// The progress of one migration.
+#[derive(Debug)]
+pub struct Progress {
+    peer: String,
+    inner: Mutex<Inner>,
+    zero: AtomicU64,
+    data: AtomicU64,
+    urgent: AtomicU64,
+    bytes: AtomicU64,
+    faults: FaultLedger,
+}
+
+#[derive(Debug)]
+struct Inner {
+    phase: Phase,
+    reached_us: BTreeMap<Phase, u64>,
+    counts: Counts,
+    error: Option<String>,
+}
+
+impl Progress {
+    /// Nothing has happened yet with `peer`.
+    pub fn new(peer: String) -> Progress {
+        let inner = Inner {
+            phase: Phase::Started,
+            reached_us: BTreeMap::new(),
+            counts: Counts::None,
+            error: None,
+        };
+        Progress {
+            peer,
+            inner: Mutex::new(inner),
+            zero: AtomicU64::new(0),
+            data: AtomicU64::new(0),
+            urgent: AtomicU64::new(0),
+            bytes: AtomicU64::new(0),
+            faults: FaultLedger::default(),
+        }
+    }
+
+    fn inner(&self) -> MutexGuard<'_, Inner> {
+        self.inner.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// `phase` is reached now.
+    pub fn reached(&self, phase: Phase) {
+        tracing::info!(peer = self.peer, ?phase, "migration");
+        let now = monotonic_us();
+        let mut inner = self.inner();
+        inner.reached_us.entry(phase).or_insert(now);
+        // The push ends, and the last page comes, before or after other instants.
+        inner.phase = inner.phase.max(phase);
+    }
+
+    /// When `phase` was reached, in microseconds of CLOCK_MONOTONIC.
+    pub fn reached_at(&self, phase: Phase) -> Option<u64> {
+        self.inner().reached_us.get(&phase).copied()
+    }
+
+    /// Why the migration failed or stands still.
+    pub fn failed(&self, reason: String) {
+        self.inner().error = Some(reason);
+    }
+
+    /// The source counts what it sends.
+    pub fn count_sent(&self, sent: Arc<Sent>) {
+        self.inner().counts = Counts::Source(sent);
+    }
+
+    /// The destination counts what it installs.
+    pub fn count_claims(&self, claims: Arc<Claims>) {
+        self.inner().counts = Counts::Destination(claims);
+    }
+
+    /// Pages of `class` were sent.
+    pub fn pages_sent(&self, class: Class, pages: u32) {
+        let counter = match class {
+            Class::Zero => &self.zero,
+            Class::Data => &self.data,
+        };
+        counter.fetch_add(pages.into(), Ordering::Relaxed);
+    }
+
+    /// Pages went or came because they were asked for.
+    pub fn pages_urgent(&self, pages: u32) {
+        self.urgent.fetch_add(pages.into(), Ordering::Relaxed);
+    }
+
+    /// Bytes of page frames went or came.
+    pub fn bytes(&self, bytes: usize) {
+        self.bytes.fetch_add(bytes as u64, Ordering::Relaxed);
+    }
+
+    /// The faults of this migration.
+    pub fn faults(&self) -> &FaultLedger {
+        &self.faults
+    }
+
+    /// Everything, as of now.
+    pub fn report(&self) -> Report {
+        let inner = self.inner();
+        let count = |counter: &AtomicU64| {
+            u32::try_from(counter.load(Ordering::Relaxed)).unwrap_or(u32::MAX)
+        };
+        let (pages, faults) = match &inner.counts {
+            Counts::None => (Pages::default(), None),
+            Counts::Source(sent) => {
+                let (total, remaining) = (sent.page_count(), sent.remaining());
+                let (zero, data) = (count(&self.zero), count(&self.data));
+                (Pages { total, remaining, zero, data, urgent: count(&self.urgent) }, None)
+            }
+            Counts::Destination(claims) => {
+                let (total, remaining) = (claims.page_count(), claims.remaining());
+                let (zero, data) = (claims.installed(Class::Zero), claims.installed(Class::Data));
+                let pages = Pages { total, remaining, zero, data, urgent: count(&self.urgent) };
+                (pages, Some(self.faults.report(Instant::now())))
+            }
+        };
+        Report {
+            state: inner.phase.state(),
+            peer: self.peer.clone(),
+            reached_us: inner.reached_us.clone(),
+            pages,
+            bytes: self.bytes.load(Ordering::Relaxed),
+            faults,
+            error: inner.error.clone(),
+        }
+    }
+}

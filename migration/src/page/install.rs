@@ -1,0 +1,111 @@
+//! Installing a run of pages: claim, fill, wake, finish.
+
+use godwit_uffd::guest::{Filled, GuestUffd};
+use godwit_uffd::page::{PageIndex, PageRun};
+use godwit_uffd::{Uffd, Wake};
+
+use super::{Claims, Class, Duplicate};
+
+/// How often an install is tried again because events wait to be read, before it counts as failed.
+/// The fault loop reads events all the time; a thousand refusals mean that it does not.
+const EVENTS_RETRIES_MAX: u32 = 1000;
+
+/// Why a run was not installed.
+#[derive(Debug, thiserror::Error)]
+pub enum InstallError {
+    /// The peer's mistake.
+    #[error(transparent)]
+    Duplicate(#[from] Duplicate),
+    /// This host's kernel refused.
+    #[error("cannot install {run}")]
+    Kernel {
+        /// The pages.
+        run: PageRun,
+        /// What the kernel said.
+        source: godwit_uffd::Error,
+    },
+    /// Events of the userfaultfd are not being read.
+    #[error(
+        "cannot install {run}: the kernel wants its events read first, {EVENTS_RETRIES_MAX} times"
+    )]
+    Events {
+        /// The pages.
+        run: PageRun,
+    },
+}
+
+/// What the pages of a run are.
+#[derive(Clone, Copy, Debug)]
+pub enum Contents<'a> {
+    /// Zero.
+    Zero,
+    /// These bytes.
+    Data(&'a [u8]),
+}
+
+impl Contents<'_> {
+    fn class(self) -> Class {
+        match self {
+            Contents::Zero => Class::Zero,
+            Contents::Data(_) => Class::Data,
+        }
+    }
+}
+
+/// Installs `run` and wakes its waiters; true if these were the guest's last pages. Calls
+/// `was_requested` for each page that a fault had asked for.
+///
+/// # Errors
+/// See [`InstallError`]. After `Duplicate` nothing has changed.
+pub fn install<U: Uffd>(
+    claims: &Claims,
+    memory: &GuestUffd<U>,
+    run: PageRun,
+    contents: Contents<'_>,
+    was_requested: impl FnMut(PageIndex),
+) -> Result<bool, InstallError> {
+    claims.begin(run)?;
+    let mut rest = run;
+    let mut retries = 0;
+    while rest.count > 0 {
+        let filled = fill(memory, run, rest, contents)
+            .map_err(|source| InstallError::Kernel { run: rest, source })?;
+        let done = match filled {
+            Filled::All => rest.count,
+            // Somebody was first, and their page stands; whoever waits for it needs the wake.
+            Filled::AlreadyPresent { done } => {
+                let present = PageIndex(rest.first.0 + done);
+                memory
+                    .wake(PageRun::one(present))
+                    .map_err(|source| InstallError::Kernel { run: rest, source })?;
+                done + 1
+            }
+            Filled::EventsFirst { done } => {
+                retries += 1;
+                if retries > EVENTS_RETRIES_MAX {
+                    return Err(InstallError::Events { run: rest });
+                }
+                std::thread::yield_now();
+                done
+            }
+        };
+        rest = PageRun { first: PageIndex(rest.first.0 + done), count: rest.count - done };
+    }
+    Ok(claims.finish(run, contents.class(), was_requested))
+}
+
+fn fill<U: Uffd>(
+    memory: &GuestUffd<U>,
+    run: PageRun,
+    rest: PageRun,
+    contents: Contents<'_>,
+) -> Result<Filled, godwit_uffd::Error> {
+    match contents {
+        Contents::Zero => memory.zero(rest, Wake::Now),
+        Contents::Data(bytes) => {
+            let done = memory.space().page_size().bytes_of(rest.first.0 - run.first.0);
+            let done = usize::try_from(done).expect("inside the run's bytes");
+            memory.copy(rest, &bytes[done..], Wake::Now)
+        }
+    }
+}

@@ -1,0 +1,9 @@
+//! The state of each page: what the destination has claimed, what the source has sent.
+
+mod claims;
+mod install;
+mod sent;
+
+pub use claims::{Claims, Class, Duplicate, Requested};
+pub use install::{Contents, InstallError, install};
+pub use sent::Sent;

@@ -1,0 +1,393 @@
+//! The destination's side.
+
+use std::collections::VecDeque;
+use std::sync::Arc;
+use std::time::Instant;
+
+use godwit_uffd::page::{PageIndex, PageRun};
+
+use super::patience::{Due, Patience};
+use super::{Outcome, PeerError, Phase};
+use crate::limits::{PEER_TIMEOUT, SETUP_TIMEOUT, SWITCHOVER_TIMEOUT};
+use crate::page::{Claims, Class, Requested};
+use crate::wire::{Abort, Accept, Complete, Kind, Message, Offer, RunHead, Section};
+
+/// What happens to the destination.
+#[derive(Debug)]
+pub enum Input<'a> {
+    /// The source said something. Page contents stay with the caller; see [`Output::Install`].
+    Message(Message<'a>),
+    /// The machine is built and its memory registered, or it cannot be.
+    Prepared(Result<Prepared, String>),
+    /// The guest's state is loaded, or it cannot be.
+    Loaded(Result<(), String>),
+    /// OWNED is on stable storage, or is not.
+    OwnedRecorded(Result<(), String>),
+    /// REFUSED is on stable storage, or is not.
+    RefusedRecorded(Result<(), String>),
+    /// A vCPU or a device touched a page that is not there.
+    Fault(PageIndex),
+    /// The last page was installed.
+    AllInstalled,
+    /// The bulk channel has ended as it should.
+    PushEnded,
+    /// The guest powered off, or the operator ended it.
+    GuestEnded,
+    /// The peer broke the protocol, or one of its connections did.
+    PeerFailed(PeerError),
+}
+
+/// What the VM side has made ready.
+#[derive(Debug)]
+pub struct Prepared {
+    /// The claims of the guest's pages.
+    pub claims: Arc<Claims>,
+    /// What the guest's other channels say to belong to it.
+    pub session: [u8; 16],
+}
+
+/// What the destination does.
+#[derive(Debug, PartialEq, Eq)]
+pub enum Output {
+    /// Send this.
+    Send(Message<'static>),
+    /// Build the machine: memory, vCPUs, userfaultfd; nothing outside this process.
+    Prepare(Offer),
+    /// Load this state, while faults are served.
+    Load(Vec<Section>),
+    /// Write OWNED for this transfer to stable storage.
+    RecordOwned(u64),
+    /// Write REFUSED for this transfer to stable storage.
+    RecordRefused(u64),
+    /// Let the vCPUs run.
+    StartGuest,
+    /// Install the pages of the message that was just handled: see [`Destination::poll_install`].
+    Install(RunHead),
+    /// Wake whoever waits on this page, which is there.
+    Wake(PageIndex),
+    /// Throw the machine away: it never ran.
+    Discard,
+    /// An instant worth a place in the timeline.
+    Reached(Phase),
+    /// The end.
+    Finish(Outcome),
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum State {
+    AwaitOffer,
+    Preparing,
+    AwaitPackage,
+    Loading,
+    AwaitGrant,
+    Recording,
+    Refusing,
+    Running,
+    Completing,
+    Ended,
+}
+
+impl State {
+    fn name(self) -> &'static str {
+        match self {
+            State::AwaitOffer => "waiting for an offer",
+            State::Preparing => "building the machine",
+            State::AwaitPackage => "waiting for the guest's state",
+            State::Loading => "loading the guest",
+            State::AwaitGrant => "waiting for the grant",
+            State::Recording => "recording that the guest is ours",
+            State::Refusing => "refusing the grant",
+            State::Running => "receiving pages",
+            State::Completing => "waiting for the source to let go",
+            State::Ended => "not migrating",
+        }
+    }
+
+    /// Whether pages may come: loading may touch guest memory.
+    fn pages_come(self) -> bool {
+        use State::{AwaitGrant, Loading, Recording, Refusing, Running};
+        matches!(self, Loading | AwaitGrant | Recording | Refusing | Running)
+    }
+}
+
+/// The destination of one migration.
+#[derive(Debug)]
+pub struct Destination {
+    state: State,
+    transfer: u64,
+    /// No pages until the machine is built: no page index is valid until then.
+    claims: Arc<Claims>,
+    push_ended: bool,
+    refusal: String,
+    patience: Patience,
+    outputs: VecDeque<Output>,
+}
+
+impl Destination {
+    /// Waits for an offer on a connection that has exchanged its preambles.
+    pub fn new(now: Instant) -> Destination {
+        Destination {
+            state: State::AwaitOffer,
+            transfer: 0,
+            claims: Arc::new(Claims::new(0)),
+            push_ended: false,
+            refusal: String::new(),
+            patience: Patience::step(now, SETUP_TIMEOUT),
+            outputs: VecDeque::new(),
+        }
+    }
+
+    /// The number of pages of the guest; 0 until the machine is built.
+    pub fn page_count(&self) -> u32 {
+        self.claims.page_count()
+    }
+
+    /// The next thing to do; `None` until the next input.
+    pub fn poll_output(&mut self) -> Option<Output> {
+        self.outputs.pop_front()
+    }
+
+    /// The install that the message just handled asks for, if it does.
+    pub fn poll_install(&mut self) -> Option<RunHead> {
+        match self.outputs.front() {
+            Some(&Output::Install(head)) => {
+                self.outputs.pop_front();
+                Some(head)
+            }
+            _ => None,
+        }
+    }
+
+    /// When [`Destination::handle_timeout`] wants to be called.
+    pub fn poll_timeout(&self) -> Option<Instant> {
+        (self.state != State::Ended).then(|| self.patience.next())
+    }
+
+    /// Takes in what happened at `now`.
+    pub fn handle(&mut self, input: Input<'_>, now: Instant) {
+        let result = match input {
+            // A fault is taken in whatever the state: without a source it stays parked.
+            Input::Fault(page) => {
+                self.fault(page);
+                Ok(())
+            }
+            _ if self.state == State::Ended => Ok(()),
+            Input::Message(message) => {
+                self.patience.heard(now);
+                self.message(message, now)
+            }
+            Input::Prepared(result) => self.prepared(result, now),
+            Input::Loaded(result) => self.loaded(result, now),
+            Input::OwnedRecorded(result) => self.owned_recorded(result, now),
+            Input::RefusedRecorded(result) => self.refused_recorded(result.is_ok()),
+            Input::AllInstalled => self.complete_if_whole(now),
+            Input::PushEnded => self.push_has_ended(now),
+            Input::GuestEnded => self.guest_ended(now),
+            Input::PeerFailed(error) => Err(error.to_string()),
+        };
+        if let Err(reason) = result {
+            self.fail(reason);
+        }
+    }
+
+    /// Takes in that time has passed.
+    pub fn handle_timeout(&mut self, now: Instant) {
+        if self.state == State::Ended {
+            return;
+        }
+        match self.patience.due(now) {
+            Due::Nothing => {}
+            Due::SayAlive => self.outputs.push_back(Output::Send(Message::Alive)),
+            Due::PeerSilent(silent) => {
+                let state = self.state.name();
+                let error = PeerError::Silent { seconds: silent.as_secs(), state }.to_string();
+                if self.state == State::AwaitGrant {
+                    // A grant may be on its way: only a durable refusal lets the source run on.
+                    self.refuse(error);
+                } else {
+                    self.fail(error);
+                }
+            }
+        }
+    }
+
+    fn fault(&mut self, page: PageIndex) {
+        match self.claims.request(page) {
+            Requested::Now if self.state.pages_come() => {
+                self.outputs.push_back(Output::Send(Message::Request(PageRun::one(page))));
+            }
+            Requested::Now | Requested::Before => {}
+            Requested::Present => self.outputs.push_back(Output::Wake(page)),
+        }
+    }
+
+    fn message(&mut self, message: Message<'_>, now: Instant) -> Result<(), String> {
+        match (self.state, message) {
+            (state, Message::Pages(head, _)) if state.pages_come() => {
+                self.outputs.push_back(Output::Install(head));
+            }
+            (State::AwaitOffer, Message::Offer(offer)) => {
+                self.state = State::Preparing;
+                self.transfer = offer.transfer;
+                self.outputs.push_back(Output::Reached(Phase::Started));
+                self.outputs.push_back(Output::Prepare(offer));
+            }
+            (State::AwaitPackage, Message::Package(sections)) => {
+                self.state = State::Loading;
+                self.patience = Patience::step(now, SWITCHOVER_TIMEOUT);
+                self.outputs.push_back(Output::Reached(Phase::Package));
+                self.outputs.push_back(Output::Load(sections));
+            }
+            (State::AwaitGrant, Message::Grant { transfer }) => {
+                if transfer != self.transfer {
+                    let expected = self.transfer;
+                    return Err(PeerError::Transfer { got: transfer, expected }.to_string());
+                }
+                self.state = State::Recording;
+                self.outputs.push_back(Output::Reached(Phase::Granted));
+                self.outputs.push_back(Output::RecordOwned(transfer));
+            }
+            // Refused already: the answer that the source waits for is on its way.
+            (State::Refusing, Message::Grant { .. }) | (_, Message::Alive) => {}
+            (State::Completing, Message::Released) => {
+                self.finish(Phase::Released, Outcome::Completed);
+            }
+            (State::Running | State::Completing, Message::Abort(_)) => {
+                return Err(self.unexpected(Kind::Abort));
+            }
+            // The source says itself that it never granted: no refusal is owed.
+            (_, Message::Abort(Abort { reason })) => {
+                self.discard(format!("the source gave up: {reason}"));
+            }
+            (_, message) => return Err(self.unexpected(message.kind())),
+        }
+        Ok(())
+    }
+
+    fn unexpected(&self, got: Kind) -> String {
+        PeerError::Unexpected { got, state: self.state.name() }.to_string()
+    }
+
+    fn prepared(&mut self, result: Result<Prepared, String>, now: Instant) -> Result<(), String> {
+        let Prepared { claims, session } = result?;
+        self.claims = claims;
+        self.state = State::AwaitPackage;
+        self.patience = Patience::step(now, SETUP_TIMEOUT);
+        self.outputs.push_back(Output::Reached(Phase::Prepared));
+        self.outputs.push_back(Output::Send(Message::Accept(Accept { session })));
+        Ok(())
+    }
+
+    fn loaded(&mut self, result: Result<(), String>, now: Instant) -> Result<(), String> {
+        result?;
+        if self.state == State::Loading {
+            self.state = State::AwaitGrant;
+            self.patience = Patience::step(now, SWITCHOVER_TIMEOUT);
+            self.outputs.push_back(Output::Reached(Phase::Loaded));
+            self.outputs.push_back(Output::Send(Message::Loaded { transfer: self.transfer }));
+        }
+        Ok(())
+    }
+
+    fn owned_recorded(&mut self, result: Result<(), String>, now: Instant) -> Result<(), String> {
+        if let Err(reason) = result {
+            self.refuse(reason);
+            return Ok(());
+        }
+        self.state = State::Running;
+        self.patience = Patience::serving(now);
+        self.outputs.push_back(Output::StartGuest);
+        self.outputs.push_back(Output::Reached(Phase::Running));
+        self.outputs.push_back(Output::Send(Message::Owned { transfer: self.transfer }));
+        self.complete_if_whole(now)
+    }
+
+    fn refuse(&mut self, reason: String) {
+        self.state = State::Refusing;
+        self.refusal = reason;
+        self.outputs.push_back(Output::RecordRefused(self.transfer));
+    }
+
+    fn refused_recorded(&mut self, recorded: bool) -> Result<(), String> {
+        let reason = std::mem::take(&mut self.refusal);
+        if recorded {
+            let (transfer, reason) = (self.transfer, reason.clone());
+            self.outputs.push_back(Output::Send(Message::Refused { transfer, reason }));
+        }
+        // Without a durable refusal the source hears nothing and stays paused, as it must.
+        self.outputs.push_back(Output::Discard);
+        self.finish(Phase::Failed, Outcome::Aborted { reason });
+        Ok(())
+    }
+
+    fn push_has_ended(&mut self, now: Instant) -> Result<(), String> {
+        // Pages that were requested are on the urgent channel; all others came before the end.
+        let pages = self.claims.missing();
+        if pages > 0 {
+            return Err(PeerError::NeverSent { pages }.to_string());
+        }
+        self.push_ended = true;
+        self.outputs.push_back(Output::Reached(Phase::Pushed));
+        self.complete_if_whole(now)
+    }
+
+    fn complete_if_whole(&mut self, now: Instant) -> Result<(), String> {
+        if self.state == State::Running && self.push_ended && self.claims.remaining() == 0 {
+            self.outputs.push_back(Output::Reached(Phase::LastPage));
+            self.send_complete(false, now);
+        }
+        Ok(())
+    }
+
+    fn guest_ended(&mut self, now: Instant) -> Result<(), String> {
+        if self.state == State::Running {
+            self.send_complete(true, now);
+        }
+        Ok(())
+    }
+
+    fn send_complete(&mut self, guest_ended: bool, now: Instant) {
+        let (zero, data) = (self.claims.installed(Class::Zero), self.claims.installed(Class::Data));
+        self.state = State::Completing;
+        self.patience = Patience::step(now, PEER_TIMEOUT);
+        let complete = Complete { zero, data, guest_ended };
+        self.outputs.push_back(Output::Send(Message::Complete(complete)));
+    }
+
+    fn finish(&mut self, phase: Phase, outcome: Outcome) {
+        self.state = State::Ended;
+        self.outputs.push_back(Output::Reached(phase));
+        self.outputs.push_back(Output::Finish(outcome));
+    }
+
+    fn fail(&mut self, reason: String) {
+        match self.state {
+            State::Ended => {}
+            // All pages are here: the guest needs nothing from the source any more.
+            State::Completing => self.finish(Phase::Released, Outcome::Completed),
+            State::Running if self.claims.remaining() == 0 => {
+                self.finish(Phase::Released, Outcome::Completed);
+            }
+            // Recovery begins here: faults stay parked, what is installed stays.
+            State::Running => self.finish(Phase::Lost, Outcome::Paused { reason }),
+            State::AwaitGrant | State::Recording | State::Refusing => {
+                // A grant may have been given: only a durable refusal lets the source run on.
+                if self.state == State::Refusing {
+                    self.discard(reason);
+                } else {
+                    self.refuse(reason);
+                }
+            }
+            State::AwaitOffer | State::Preparing | State::AwaitPackage | State::Loading => {
+                let abort = Abort { reason: reason.clone() };
+                self.outputs.push_back(Output::Send(Message::Abort(abort)));
+                self.discard(reason);
+            }
+        }
+    }
+
+    fn discard(&mut self, reason: String) {
+        self.outputs.push_back(Output::Discard);
+        self.finish(Phase::Failed, Outcome::Aborted { reason });
+    }
+}

@@ -1,0 +1,160 @@
+//! The state machines of both sides. They do no I/O and have no clock: inputs and the time come in
+//! by argument, and all outputs are drained before the next input.
+//!
+//! Where each state stands in the switchover, and what a lost peer means there:
+//!
+//! | source | destination | a lost peer means |
+//! |---|---|---|
+//! | Offered, Connecting | Preparing, AwaitPackage | nothing happened: the guest runs at the source |
+//! | Saving, Loading | Loading, AwaitGrant | the guest runs on at the source |
+//! | Granting | | the record decides: written, it is granted |
+//! | Granted | Recording | both paused, both say so |
+//! | Serving | Running | paused where pages are missing; the source keeps its pages |
+//! | | Completing | nothing: all pages are here |
+
+mod destination;
+mod patience;
+mod source;
+#[cfg(test)]
+mod tests;
+
+pub use destination::{
+    Destination, Input as DestinationInput, Output as DestinationOutput, Prepared,
+};
+pub use source::{Input as SourceInput, Output as SourceOutput, Source};
+
+use serde::{Deserialize, Serialize};
+
+use crate::page::Duplicate;
+use crate::wire::{Kind, WireError};
+
+/// What the other side of a migration did wrong.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum PeerError {
+    /// Bytes that are not the protocol.
+    #[error(transparent)]
+    Wire(#[from] WireError),
+    /// A page that had been sent.
+    #[error(transparent)]
+    Duplicate(#[from] Duplicate),
+    /// A message that has no place in this state.
+    #[error("a {got:?} message while {state}")]
+    Unexpected {
+        /// What came.
+        got: Kind,
+        /// What this side was doing.
+        state: &'static str,
+    },
+    /// A message about another transfer.
+    #[error("a message about transfer {got} during transfer {expected}")]
+    Transfer {
+        /// The transfer of the message.
+        got: u64,
+        /// The transfer under way.
+        expected: u64,
+    },
+    /// The source said that it had pushed everything, and had not.
+    #[error("the source ended its push with {pages} pages never sent")]
+    NeverSent {
+        /// How many pages.
+        pages: u32,
+    },
+    /// The destination said that it had everything, and cannot.
+    #[error("the destination reports all pages while {pages} were never sent to it")]
+    NotComplete {
+        /// How many pages.
+        pages: u32,
+    },
+    /// Nothing came for too long.
+    #[error("nothing heard for {seconds} s while {state}")]
+    Silent {
+        /// How long, in seconds.
+        seconds: u64,
+        /// What this side was doing.
+        state: &'static str,
+    },
+    /// The connection ended or broke.
+    #[error("connection lost: {0}")]
+    Lost(String),
+}
+
+/// How a migration ended, on either side.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Outcome {
+    /// All pages are at the destination and both sides know.
+    Completed,
+    /// It ended before the switchover: the guest is at the source as if nothing had happened.
+    Aborted {
+        /// Why.
+        reason: String,
+    },
+    /// The peer was lost after the switchover: pages are still at the source, which keeps them.
+    Paused {
+        /// Why.
+        reason: String,
+    },
+}
+
+/// The state of a migration in the words that QMP's users know.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum MigrationState {
+    /// The destination is being prepared; the guest runs at the source.
+    Setup,
+    /// The guest is paused; vCPUs and devices are on their way.
+    Device,
+    /// The guest runs at the destination; pages follow.
+    PostcopyActive,
+    /// The peer was lost with pages still at the source.
+    PostcopyPaused,
+    /// All pages are at the destination.
+    Completed,
+    /// It failed before the switchover.
+    Failed,
+}
+
+/// The instants of a migration, in the order in which they happen.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Phase {
+    /// Begun: dialled, or the offer was read.
+    Started,
+    /// The destination has built the machine.
+    Prepared,
+    /// The vCPUs are told to stop: the blackout begins.
+    Paused,
+    /// vCPU and device state is saved (source) or here (destination).
+    Package,
+    /// The destination has loaded everything.
+    Loaded,
+    /// The grant is recorded (source) or here (destination).
+    Granted,
+    /// The destination recorded that it owns the guest, and its vCPUs run.
+    Running,
+    /// The source has pushed all that nobody asked for.
+    Pushed,
+    /// The last page is in place.
+    LastPage,
+    /// Both sides know; the source keeps nothing.
+    Released,
+    /// Ended before the switchover.
+    Failed,
+    /// The peer was lost after the switchover.
+    Lost,
+}
+
+impl Phase {
+    /// The one table that maps our instants to the states that users know.
+    pub fn state(self) -> MigrationState {
+        match self {
+            Phase::Started | Phase::Prepared => MigrationState::Setup,
+            Phase::Paused | Phase::Package | Phase::Loaded | Phase::Granted => {
+                MigrationState::Device
+            }
+            Phase::Running | Phase::Pushed | Phase::LastPage => MigrationState::PostcopyActive,
+            Phase::Released => MigrationState::Completed,
+            Phase::Failed => MigrationState::Failed,
+            Phase::Lost => MigrationState::PostcopyPaused,
+        }
+    }
+}

@@ -1,0 +1,7 @@
+//! What the source pushes next, and when it stands back.
+
+mod gate;
+mod push;
+
+pub use gate::Gate;
+pub use push::PushOrder;

@@ -1,0 +1,170 @@
+//! A connected stream, TCP or Unix.
+
+use std::io;
+use std::net::{TcpStream, ToSocketAddrs};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::unix::net::UnixStream;
+use std::time::Duration;
+
+use rustix::net::{RecvFlags, SendFlags, Shutdown, sockopt};
+
+use super::Address;
+use crate::limits::PEER_TIMEOUT;
+
+/// Bytes that a bulk channel keeps in flight. A page that is asked for while it is among them waits
+/// for those before it, so the buffer is bounded: 2 MiB is about a millisecond of loopback.
+const BULK_BUFFER_BYTES: usize = 1 << 20;
+
+/// What to do when there is nothing to receive.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum WhenIdle {
+    /// Wait for the first bytes.
+    Wait,
+    /// Return at once.
+    Return,
+}
+
+/// A connection to a peer, with the name by which errors call it.
+#[derive(Debug)]
+pub struct Stream {
+    fd: OwnedFd,
+    peer: String,
+}
+
+impl Stream {
+    /// Connects to `address` within `timeout`.
+    ///
+    /// # Errors
+    /// What the last address tried returned; each message names the address.
+    pub fn connect(address: &Address, timeout: Duration) -> io::Result<Stream> {
+        let named = |e: io::Error| io::Error::new(e.kind(), format!("connect to {address}: {e}"));
+        let fd = match address {
+            Address::Tcp { host, port } => {
+                connect_tcp((host.as_str(), *port), timeout).map_err(named)?.into()
+            }
+            Address::Unix(path) => UnixStream::connect(path).map_err(named)?.into(),
+        };
+        Stream::new(fd, address.to_string())
+    }
+
+    /// Takes over a connected socket.
+    ///
+    /// # Errors
+    /// A descriptor that is not a stream socket.
+    pub fn new(fd: OwnedFd, peer: String) -> io::Result<Stream> {
+        let stream = Stream { fd, peer };
+        if stream.is_tcp() {
+            sockopt::set_tcp_nodelay(&stream.fd, true)?;
+            sockopt::set_socket_keepalive(&stream.fd, true)?;
+            sockopt::set_tcp_keepidle(&stream.fd, PEER_TIMEOUT / 2)?;
+            sockopt::set_tcp_keepintvl(&stream.fd, Duration::from_secs(1))?;
+            sockopt::set_tcp_keepcnt(&stream.fd, 5)?;
+        }
+        sockopt::set_socket_timeout(&stream.fd, sockopt::Timeout::Send, Some(PEER_TIMEOUT))?;
+        Ok(stream)
+    }
+
+    fn is_tcp(&self) -> bool {
+        sockopt::tcp_nodelay(&self.fd).is_ok()
+    }
+
+    /// Bounds what is in flight on a bulk channel.
+    ///
+    /// # Errors
+    /// What the socket returned.
+    pub fn bound_bulk_buffers(&self) -> io::Result<()> {
+        sockopt::set_socket_send_buffer_size(&self.fd, BULK_BUFFER_BYTES)?;
+        sockopt::set_socket_recv_buffer_size(&self.fd, BULK_BUFFER_BYTES)?;
+        Ok(())
+    }
+
+    /// Who is at the other end.
+    pub fn peer(&self) -> &str {
+        &self.peer
+    }
+
+    /// Limits how long a receive waits; `None` waits for ever.
+    ///
+    /// # Errors
+    /// What the socket returned.
+    pub fn set_receive_timeout(&self, timeout: Option<Duration>) -> io::Result<()> {
+        Ok(sockopt::set_socket_timeout(&self.fd, sockopt::Timeout::Recv, timeout)?)
+    }
+
+    /// Receives into `buffer`; 0 at the end of the stream.
+    ///
+    /// # Errors
+    /// What the socket returned; `WouldBlock` if nothing came in time.
+    pub fn receive(&self, buffer: &mut [u8], idle: WhenIdle) -> io::Result<usize> {
+        let flags = match idle {
+            WhenIdle::Wait => RecvFlags::empty(),
+            WhenIdle::Return => RecvFlags::DONTWAIT,
+        };
+        retry(|| rustix::net::recv(&self.fd, &mut *buffer, flags).map(|(_, bytes)| bytes))
+    }
+
+    /// Fills `buffer`. False if the stream ended before its first byte.
+    ///
+    /// # Errors
+    /// What the socket returned; `UnexpectedEof` if the stream ended inside.
+    pub fn receive_exact(&self, buffer: &mut [u8]) -> io::Result<bool> {
+        let mut filled = 0;
+        while filled < buffer.len() {
+            let rest = &mut buffer[filled..];
+            let flags = RecvFlags::WAITALL;
+            match retry(|| rustix::net::recv(&self.fd, &mut *rest, flags).map(|(_, n)| n))? {
+                0 if filled == 0 => return Ok(false),
+                0 => return Err(io::ErrorKind::UnexpectedEof.into()),
+                bytes => filled += bytes,
+            }
+        }
+        Ok(true)
+    }
+
+    /// Sends all of `bytes`. `more` tells the kernel that contents follow at once, so that a head
+    /// does not travel in a segment of its own.
+    ///
+    /// # Errors
+    /// What the socket returned; `WouldBlock` if the peer took nothing for too long.
+    pub fn send(&self, mut bytes: &[u8], more: bool) -> io::Result<()> {
+        let more = if more { SendFlags::MORE } else { SendFlags::empty() };
+        while !bytes.is_empty() {
+            let flags = more | SendFlags::NOSIGNAL;
+            let sent = retry(|| rustix::net::send(&self.fd, bytes, flags))?;
+            bytes = &bytes[sent..];
+        }
+        Ok(())
+    }
+
+    /// Ends both directions: whoever waits on this stream returns.
+    pub fn shutdown(&self) {
+        // An unconnected socket is shut down already.
+        let _ = rustix::net::shutdown(&self.fd, Shutdown::Both);
+    }
+}
+
+impl AsFd for Stream {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.fd.as_fd()
+    }
+}
+
+fn retry(mut call: impl FnMut() -> rustix::io::Result<usize>) -> io::Result<usize> {
+    loop {
+        match call() {
+            Err(rustix::io::Errno::INTR) => {}
+            other => return Ok(other?),
+        }
+    }
+}
+
+fn connect_tcp(at: impl ToSocketAddrs, timeout: Duration) -> io::Result<TcpStream> {
+    let mut last = io::Error::new(io::ErrorKind::NotFound, "the name has no address");
+    for address in at.to_socket_addrs()? {
+        match TcpStream::connect_timeout(&address, timeout) {
+            Ok(stream) => return Ok(stream),
+            Err(error) => last = error,
+        }
+    }
+    Err(last)
+}

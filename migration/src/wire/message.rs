@@ -1,0 +1,381 @@
+//! Messages of the urgent channel.
+
+use godwit_uffd::page::{PageIndex, PageRun};
+use serde::{Deserialize, Serialize};
+use uuid::Uuid;
+
+use super::frame::{Frame, Kind, PushFrame, RunHead, frame_header, run_head};
+use super::{HEADER_BYTES, WireError};
+use crate::limits;
+
+/// Where a memslot is in guest physical memory.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct MemslotLayout {
+    /// Its guest physical address.
+    pub gpa: u64,
+    /// Its size, in bytes.
+    pub bytes: u64,
+}
+
+/// A guest that wants to come.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Offer {
+    /// Which guest.
+    pub guest: Uuid,
+    /// The number of the transfer that is asked for: one more than the last.
+    pub transfer: u64,
+    /// Bytes in a page.
+    pub page_bytes: u32,
+    /// Its memory, in address order; page indexes count over these.
+    pub memslots: Vec<MemslotLayout>,
+    /// How the machine is built; the VMM's own, opaque here.
+    pub config: Vec<u8>,
+    /// What a host must have to run it; the VMM's own, opaque here.
+    pub requirements: Vec<u8>,
+}
+
+impl Offer {
+    /// The number of pages of the guest.
+    ///
+    /// # Errors
+    /// What is wrong with the layout: no memory, too much, not whole pages, or not in order.
+    pub fn pages(&self) -> Result<u32, &'static str> {
+        if self.page_bytes != 4096 {
+            return Err("its pages are not 4096 bytes");
+        }
+        if self.memslots.is_empty() || self.memslots.len() > limits::MEMSLOTS_MAX {
+            return Err("it has no memslots, or too many");
+        }
+        let (mut pages, mut end) = (0u64, 0u64);
+        for slot in &self.memslots {
+            let whole = slot.gpa % 4096 == 0 && slot.bytes % 4096 == 0 && slot.bytes > 0;
+            if !whole || slot.gpa < end {
+                return Err("its memslots overlap, are not in order or not whole pages");
+            }
+            end = slot.gpa.checked_add(slot.bytes).ok_or("a memslot is beyond all addresses")?;
+            pages += slot.bytes / 4096;
+        }
+        match u32::try_from(pages) {
+            Ok(count) if u64::from(count) < limits::GUEST_PAGES_MAX => Ok(count),
+            _ => Err("it has more pages than an index can count"),
+        }
+    }
+}
+
+/// The guest is welcome.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Accept {
+    /// What its other channels say to belong to it.
+    pub session: [u8; 16],
+}
+
+/// No migration.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Abort {
+    /// Why, for the operator.
+    pub reason: String,
+}
+
+/// All pages are at the destination.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Complete {
+    /// Pages installed as zero.
+    pub zero: u32,
+    /// Pages installed with contents.
+    pub data: u32,
+    /// The guest ended at the destination; no more pages are needed.
+    pub guest_ended: bool,
+}
+
+/// One device's or vCPU's saved state: opaque here.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Section {
+    /// Whose state it is.
+    pub id: u16,
+    /// The version of its format.
+    pub version: u16,
+    /// The state.
+    pub bytes: Vec<u8>,
+}
+
+/// A message of the urgent channel.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Message<'a> {
+    /// See [`Kind::Offer`].
+    Offer(Offer),
+    /// See [`Kind::Accept`].
+    Accept(Accept),
+    /// See [`Kind::Package`].
+    Package(Vec<Section>),
+    /// See [`Kind::Loaded`].
+    Loaded {
+        /// The transfer.
+        transfer: u64,
+    },
+    /// See [`Kind::Grant`].
+    Grant {
+        /// The transfer.
+        transfer: u64,
+    },
+    /// See [`Kind::Owned`].
+    Owned {
+        /// The transfer.
+        transfer: u64,
+    },
+    /// See [`Kind::Refused`].
+    Refused {
+        /// The transfer.
+        transfer: u64,
+        /// Why, for the operator.
+        reason: String,
+    },
+    /// See [`Kind::Abort`].
+    Abort(Abort),
+    /// See [`Kind::Request`].
+    Request(PageRun),
+    /// See [`Kind::Pages`]: the head and the contents.
+    Pages(RunHead, &'a [u8]),
+    /// See [`Kind::Complete`].
+    Complete(Complete),
+    /// See [`Kind::Released`].
+    Released,
+    /// See [`Kind::Alive`].
+    Alive,
+}
+
+#[derive(Serialize, Deserialize)]
+struct Packed {
+    sections: Vec<Section>,
+    crc: u32,
+}
+
+fn sections_crc(sections: &[Section]) -> u32 {
+    sections.iter().fold(0, |crc, section| crc32c::crc32c_append(crc, &section.bytes))
+}
+
+impl<'a> Message<'a> {
+    /// The kind of frame that carries it.
+    pub fn kind(&self) -> Kind {
+        match self {
+            Message::Offer(_) => Kind::Offer,
+            Message::Accept(_) => Kind::Accept,
+            Message::Package(_) => Kind::Package,
+            Message::Loaded { .. } => Kind::Loaded,
+            Message::Grant { .. } => Kind::Grant,
+            Message::Owned { .. } => Kind::Owned,
+            Message::Refused { .. } => Kind::Refused,
+            Message::Abort(_) => Kind::Abort,
+            Message::Request(_) => Kind::Request,
+            Message::Pages(..) => Kind::Pages,
+            Message::Complete(_) => Kind::Complete,
+            Message::Released => Kind::Released,
+            Message::Alive => Kind::Alive,
+        }
+    }
+
+    /// Reads a frame of the urgent channel of a guest of `pages` pages (0 while that is unknown).
+    ///
+    /// # Errors
+    /// A frame whose payload is not what its kind says, or that has no place on this channel.
+    pub fn read(frame: &Frame<'a>, pages: u32) -> Result<Message<'a>, WireError> {
+        let payload = frame.payload;
+        let kind = frame.kind;
+        Ok(match kind {
+            Kind::Offer => Message::Offer(unpack(kind, payload)?),
+            Kind::Accept => Message::Accept(unpack(kind, payload)?),
+            Kind::Package => Message::Package(unpack_package(payload)?),
+            Kind::Loaded => Message::Loaded { transfer: unpack(kind, payload)? },
+            Kind::Grant => Message::Grant { transfer: unpack(kind, payload)? },
+            Kind::Owned => Message::Owned { transfer: unpack(kind, payload)? },
+            Kind::Refused => {
+                let (transfer, reason) = unpack(kind, payload)?;
+                Message::Refused { transfer, reason }
+            }
+            Kind::Abort => Message::Abort(unpack(kind, payload)?),
+            Kind::Request => Message::Request(read_request(payload, pages)?),
+            Kind::Pages => {
+                let (head, contents) = run_head(payload, pages)?;
+                Message::Pages(head, contents)
+            }
+            Kind::Complete => Message::Complete(unpack(kind, payload)?),
+            Kind::Released => Message::Released,
+            Kind::Alive => Message::Alive,
+            Kind::PushEnd => {
+                return Err(WireError::Damaged { kind, what: "not for the urgent channel" });
+            }
+        })
+    }
+}
+
+fn unpack<'a, T: Deserialize<'a>>(kind: Kind, payload: &'a [u8]) -> Result<T, WireError> {
+    let damaged = |what| WireError::Damaged { kind, what };
+    match postcard::take_from_bytes(payload) {
+        Ok((value, [])) => Ok(value),
+        Ok(_) => Err(damaged("bytes left over")),
+        Err(_) => Err(damaged("cannot be decoded")),
+    }
+}
+
+fn unpack_package(payload: &[u8]) -> Result<Vec<Section>, WireError> {
+    let packed: Packed = unpack(Kind::Package, payload)?;
+    if sections_crc(&packed.sections) != packed.crc {
+        return Err(WireError::Damaged { kind: Kind::Package, what: "its checksum is wrong" });
+    }
+    Ok(packed.sections)
+}
+
+fn read_request(payload: &[u8], pages: u32) -> Result<PageRun, WireError> {
+    let Ok(words) = <[u8; 8]>::try_from(payload) else {
+        return Err(WireError::Damaged { kind: Kind::Request, what: "not eight bytes" });
+    };
+    let number = |at| u32::from_le_bytes([words[at], words[at + 1], words[at + 2], words[at + 3]]);
+    let run = PageRun { first: PageIndex(number(0)), count: number(4) };
+    let limit = limits::DATA_PAGES_PER_RUN_MAX;
+    if run.count == 0 || run.count > limit || run.end() > u64::from(pages) {
+        return Err(WireError::Run { first: run.first.0, end: run.end(), pages, limit });
+    }
+    Ok(run)
+}
+
+/// Appends `message` as one frame to `out`.
+pub fn encode(message: &Message<'_>, out: &mut Vec<u8>) {
+    match message {
+        Message::Request(run) => {
+            out.extend_from_slice(&frame_header(Kind::Request, 8));
+            out.extend_from_slice(&run.first.0.to_le_bytes());
+            out.extend_from_slice(&run.count.to_le_bytes());
+        }
+        Message::Pages(head, contents) => {
+            assert_eq!(contents.len(), head.content_bytes());
+            out.extend_from_slice(&PushFrame::Pages(*head).encode());
+            out.extend_from_slice(contents);
+        }
+        Message::Offer(offer) => pack(Kind::Offer, offer, out),
+        Message::Accept(accept) => pack(Kind::Accept, accept, out),
+        Message::Package(sections) => {
+            let packed = Packed { sections: sections.clone(), crc: sections_crc(sections) };
+            pack(Kind::Package, &packed, out);
+        }
+        Message::Loaded { transfer } => pack(Kind::Loaded, transfer, out),
+        Message::Grant { transfer } => pack(Kind::Grant, transfer, out),
+        Message::Owned { transfer } => pack(Kind::Owned, transfer, out),
+        Message::Refused { transfer, reason } => {
+            pack(Kind::Refused, &(transfer, shortened(reason)), out);
+        }
+        Message::Abort(abort) => {
+            pack(Kind::Abort, &Abort { reason: shortened(&abort.reason).to_owned() }, out);
+        }
+        Message::Complete(complete) => pack(Kind::Complete, complete, out),
+        Message::Released | Message::Alive => {
+            out.extend_from_slice(&frame_header(message.kind(), 0));
+        }
+    }
+}
+
+fn pack<T: Serialize>(kind: Kind, value: &T, out: &mut Vec<u8>) {
+    let start = out.len();
+    out.extend_from_slice(&[0; HEADER_BYTES]);
+    postcard::to_io(value, &mut *out).expect("a Vec takes everything, and our types serialize");
+    let header = frame_header(kind, out.len() - start - HEADER_BYTES);
+    out[start..start + HEADER_BYTES].copy_from_slice(&header);
+}
+
+fn shortened(reason: &str) -> &str {
+    let mut end = reason.len().min(limits::REASON_BYTES_MAX);
+    while !reason.is_char_boundary(end) {
+        end -= 1;
+    }
+    &reason[..end]
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+    use crate::wire::{Encoding, decode};
+
+    fn round_trip(message: &Message<'_>) {
+        let mut bytes = Vec::new();
+        encode(message, &mut bytes);
+        let frame = decode(&bytes).unwrap().unwrap();
+        assert_eq!(frame.wire_bytes(), bytes.len());
+        assert_eq!(&Message::read(&frame, 1000).unwrap(), message);
+        for cut in 0..bytes.len() {
+            assert_eq!(decode(&bytes[..cut]).unwrap(), None);
+        }
+    }
+
+    #[test]
+    fn every_message_survives_the_wire() {
+        let run = PageRun { first: PageIndex(7), count: 2 };
+        let contents = vec![3u8; 8192];
+        let offer = Offer {
+            guest: Uuid::from_u128(5),
+            transfer: 3,
+            page_bytes: 4096,
+            memslots: vec![MemslotLayout { gpa: 0, bytes: 1 << 20 }],
+            config: vec![1, 2],
+            requirements: vec![],
+        };
+        let section = Section { id: 1, version: 2, bytes: vec![9; 30] };
+        for message in [
+            Message::Offer(offer),
+            Message::Accept(Accept { session: [4; 16] }),
+            Message::Package(vec![section]),
+            Message::Loaded { transfer: 3 },
+            Message::Grant { transfer: 3 },
+            Message::Owned { transfer: u64::MAX },
+            Message::Refused { transfer: 3, reason: "disk full".into() },
+            Message::Abort(Abort { reason: "no".into() }),
+            Message::Request(run),
+            Message::Pages(RunHead { run, encoding: Encoding::Raw }, &contents),
+            Message::Complete(Complete { zero: 1, data: 2, guest_ended: false }),
+            Message::Released,
+            Message::Alive,
+        ] {
+            round_trip(&message);
+        }
+    }
+
+    #[test]
+    fn a_damaged_package_is_refused() {
+        let section = Section { id: 1, version: 2, bytes: vec![9; 30] };
+        let mut bytes = Vec::new();
+        encode(&Message::Package(vec![section]), &mut bytes);
+        bytes[20] ^= 1;
+        let frame = decode(&bytes).unwrap().unwrap();
+        assert!(matches!(Message::read(&frame, 0), Err(WireError::Damaged { .. })));
+    }
+
+    #[test]
+    fn a_layout_must_be_ordered_whole_and_countable() {
+        let offer = |slots: &[(u64, u64)]| Offer {
+            guest: Uuid::nil(),
+            transfer: 1,
+            page_bytes: 4096,
+            memslots: slots.iter().map(|&(gpa, bytes)| MemslotLayout { gpa, bytes }).collect(),
+            config: vec![],
+            requirements: vec![],
+        };
+        assert_eq!(offer(&[(0, 8192), (1 << 32, 4096)]).pages(), Ok(3));
+        assert!(offer(&[]).pages().is_err());
+        assert!(offer(&[(0, 8192), (4096, 4096)]).pages().is_err());
+        assert!(offer(&[(0, 100)]).pages().is_err());
+        assert!(offer(&[(0, 1 << 62)]).pages().is_err());
+        assert!(offer(&[(u64::MAX - 4095, 4096)]).pages().is_err());
+    }
+
+    proptest! {
+        #[test]
+        fn any_payload_is_read_or_refused(kind in 1u16..15, payload: Vec<u8>) {
+            let mut bytes = vec![0; HEADER_BYTES];
+            bytes[..2].copy_from_slice(&kind.to_le_bytes());
+            bytes[4..8].copy_from_slice(&u32::try_from(payload.len()).unwrap().to_le_bytes());
+            bytes.extend(payload);
+            if let Ok(Some(frame)) = decode(&bytes) {
+                let _ = Message::read(&frame, 1000);
+            }
+        }
+    }
+}

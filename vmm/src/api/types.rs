@@ -1,0 +1,300 @@
+//! What travels over the control API, as JSON.
+//!
+//! These types are for people and for their tools, so they are never the types that run: names are
+//! the ones users know from QEMU and libvirt, times are microseconds, sizes are bytes.
+
+use std::fmt;
+
+use serde::{Deserialize, Serialize};
+use uuid::Uuid;
+
+use godwit_migration::transport::Address;
+
+/// Who answers: the reply to `GET /api/v1/ping`.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Ping {
+    /// Always `godwit`.
+    pub name: String,
+    /// The version of the program.
+    pub version: String,
+    /// The process that answers.
+    pub pid: u32,
+}
+
+/// All that can be known about a guest and the process that holds it.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Status {
+    /// The guest's identity, which moves with it.
+    pub id: Uuid,
+    /// What the process was started to do.
+    pub role: Role,
+    /// The guest, as seen from this process.
+    pub guest: GuestState,
+    /// Whether this process may run the guest.
+    pub owner: Ownership,
+    /// The machine; absent until there is one.
+    pub vm: Option<VmInfo>,
+    /// The latest migration of this guest in this process, under way or over; absent if none.
+    pub migration: Option<MigrationStatus>,
+}
+
+/// What a process was started to do.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Role {
+    /// `godwit run`: it booted the guest itself.
+    Run,
+    /// `godwit receive`: it waits for a guest, or has received one.
+    Receive,
+}
+
+/// A guest, as seen from one process.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "state", rename_all = "kebab-case")]
+pub enum GuestState {
+    /// There is none yet.
+    None,
+    /// There is a machine, and it has not run here.
+    Created,
+    /// Its vCPUs run here.
+    Running,
+    /// Its vCPUs are stopped here and may run on here.
+    Paused,
+    /// It ended itself.
+    PoweredOff {
+        /// The code that it ended with.
+        code: u8,
+    },
+    /// It was given away and runs, or will run, elsewhere.
+    Moved {
+        /// The peer that has it.
+        to: String,
+    },
+    /// It did something from which it cannot run on.
+    Crashed {
+        /// What it did.
+        reason: String,
+    },
+}
+
+/// Whether this process may run the guest, by the records of its switchovers.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Ownership {
+    /// Only an owner lets a vCPU run; at most one process is one.
+    pub owns: bool,
+    /// How many times the guest has changed hands.
+    pub grant: u64,
+    /// The newest durable record of this process on the guest; absent if none was written.
+    pub record: Option<String>,
+}
+
+/// The shape of a machine.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct VmInfo {
+    /// The number of vCPUs.
+    pub cpus: u8,
+    /// Guest memory, in bytes.
+    pub memory_bytes: u64,
+    /// What guest memory is made of.
+    pub backing: MemoryBacking,
+}
+
+/// What guest memory is made of on the host.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum MemoryBacking {
+    /// Anonymous private memory.
+    Anon,
+    /// A shared memory file.
+    Memfd,
+}
+
+/// How a migration goes, or went.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct MigrationStatus {
+    /// Which end of it this process is.
+    pub direction: Direction,
+    /// Where it stands.
+    pub state: MigrationState,
+    /// How it was asked to move the guest.
+    pub mode: MigrationMode,
+    /// The other end, as an endpoint or as the address that connected.
+    pub peer: String,
+    /// What ended or paused it: absent while all is well, and once completed.
+    pub error: Option<Problem>,
+    /// When it passed each of its marks.
+    pub timeline: Timeline,
+    /// Where the pages are.
+    pub pages: Pages,
+    /// Page contents and headers that crossed the link, in bytes.
+    pub bytes: u64,
+    /// Bytes of guest memory that became present at the destination per second, from the
+    /// switchover to the last page or to now; absent before the switchover.
+    pub drain_bytes_per_s: Option<u64>,
+    /// The faults that the guest took; absent at the source, which sees requests and not faults.
+    pub faults: Option<FaultReport>,
+    /// Microseconds in which no vCPU ran anywhere, as the two processes measured it together;
+    /// absent until it is over.
+    pub blackout_us: Option<u64>,
+}
+
+/// Which end of a migration a process is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Direction {
+    /// The guest leaves this process.
+    Outgoing,
+    /// The guest arrives here.
+    Incoming,
+}
+
+/// How a guest is moved.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum MigrationMode {
+    /// It changes hands first, and its memory follows while it runs.
+    Postcopy,
+}
+
+/// Where a migration stands, in QMP's words. Later versions may add words, never change one.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum MigrationState {
+    /// The two ends talk; the guest runs at the source.
+    Setup,
+    /// The guest is stopped and its vCPUs and devices are on their way.
+    Device,
+    /// The guest belongs to the destination and its memory follows.
+    PostcopyActive,
+    /// As before, and the peer is lost: what is missing stays missing.
+    PostcopyPaused,
+    /// All memory is at the destination, and the source knows it.
+    Completed,
+    /// It ended early. The guest is where `GuestState` says.
+    Failed,
+}
+
+impl MigrationState {
+    /// Whether nothing more will happen by itself.
+    pub fn is_final(self) -> bool {
+        match self {
+            MigrationState::Completed | MigrationState::Failed => true,
+            MigrationState::PostcopyPaused => true,
+            MigrationState::Setup | MigrationState::Device => false,
+            MigrationState::PostcopyActive => false,
+        }
+    }
+}
+
+/// When a migration passed each of its marks, in microseconds since its start at this end; a mark
+/// that was not passed, or that this end cannot see, is absent.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Timeline {
+    /// The two ends agreed on a version.
+    pub connected_us: Option<u64>,
+    /// The destination has checked that it can run the guest, and has its memory ready.
+    pub prepared_us: Option<u64>,
+    /// All vCPUs at the source are out of the guest: the blackout begins.
+    pub paused_us: Option<u64>,
+    /// The destination has loaded all state, without any effect outside itself.
+    pub loaded_us: Option<u64>,
+    /// The source's grant is durable: the switchover.
+    pub granted_us: Option<u64>,
+    /// The destination's ownership is durable.
+    pub owned_us: Option<u64>,
+    /// vCPUs enter the guest at the destination: the blackout ends.
+    pub first_instruction_us: Option<u64>,
+    /// The last page is in place at the destination.
+    pub last_page_us: Option<u64>,
+    /// The source knows it, and is free to end.
+    pub released_us: Option<u64>,
+    /// Nothing more happened after this.
+    pub ended_us: Option<u64>,
+}
+
+/// The pages of a guest, counted by what became of them.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Pages {
+    /// All pages of the guest.
+    pub total: u64,
+    /// Those that are not yet at the destination.
+    pub remaining: u64,
+    /// Those that moved as zero, without their bytes.
+    pub zero: u64,
+    /// Those that moved with their bytes.
+    pub data: u64,
+    /// Those that moved because a fault asked for them.
+    pub requested: u64,
+}
+
+/// The faults that a guest took at the destination. Latency runs from reading the fault to waking
+/// the vCPU, in microseconds; without a resolved fault all latencies are 0.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct FaultReport {
+    /// Faults resolved.
+    pub count: u64,
+    /// Faults that wait now.
+    pub outstanding: u64,
+    /// The median latency.
+    pub p50_us: u64,
+    /// Nine of ten were faster.
+    pub p90_us: u64,
+    /// Ninety-nine of a hundred were faster.
+    pub p99_us: u64,
+    /// The slowest.
+    pub max_us: u64,
+}
+
+/// The body of `PUT /api/v1/migrate`.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct MigrateRequest {
+    /// Where a `godwit receive` listens.
+    pub destination_url: Address,
+    /// How to move the guest.
+    pub mode: MigrationMode,
+}
+
+/// The body of `PUT /api/v1/shutdown`; an empty body means the default.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct ShutdownRequest {
+    /// End at once, even if that loses the guest's only copy of a page.
+    pub force: bool,
+}
+
+/// The body of every reply that is not a success.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ErrorBody {
+    /// What went wrong.
+    pub error: Problem,
+}
+
+/// What went wrong, where, and what to do.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Problem {
+    /// What was being done.
+    pub step: String,
+    /// What went wrong with it, with its causes.
+    pub message: String,
+    /// What to do next; absent if there is nothing to advise.
+    pub hint: Option<String>,
+}
+
+impl Problem {
+    /// A problem with `step`.
+    pub fn new(step: &str, message: &str, hint: Option<&str>) -> Problem {
+        Problem {
+            step: step.to_owned(),
+            message: message.to_owned(),
+            hint: hint.map(str::to_owned),
+        }
+    }
+}
+
+impl fmt::Display for Problem {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}: {}", self.step, self.message)
+    }
+}
