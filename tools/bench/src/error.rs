@@ -55,6 +55,14 @@ pub enum Error {
         /// What it said instead.
         answer: String,
     },
+    /// QEMU ended or hung instead of answering.
+    #[error("QEMU did not start; the last that it said is {complaint:?}")]
+    QemuStart {
+        /// The last line of its error output.
+        complaint: String,
+        /// What was waited for.
+        source: Box<Error>,
+    },
     /// Something else printed what cannot be understood.
     #[error("{what} gave {text:?}, which is not understood")]
     NotUnderstood {

@@ -6,14 +6,13 @@ use std::net::TcpStream;
 use std::time::Instant;
 
 use clap::Args;
+use godwit_uffd::Wake;
 use godwit_uffd::guest::{Filled, GuestUffd};
 use godwit_uffd::kernel::KernelUffd;
 use godwit_uffd::page::{PageIndex, PageRun, PageSize};
-use godwit_uffd::Wake;
 use serde::{Deserialize, Serialize};
 
 use crate::error::Error;
-use crate::floor::load::{BusyVcpus, Load};
 use crate::floor::mapping::Target;
 use crate::floor::server::{Role, Server, made_up};
 use crate::size;
@@ -24,9 +23,6 @@ pub struct ReceiveArgs {
     /// The amount of memory.
     #[arg(long, default_value = "1G", value_parser = size::parse)]
     pub memory: u64,
-    /// The number of vCPUs that spin meanwhile.
-    #[arg(long, default_value_t = 0)]
-    pub busy: u8,
 }
 
 /// Bytes per second.
@@ -48,9 +44,7 @@ pub struct ReceiveFigures {
 pub fn measure(args: &ReceiveArgs) -> Result<ReceiveFigures, Error> {
     let server = Server::start(None, args.memory)?;
     let target = Target::new(size::length(args.memory))?;
-    let _busy = BusyVcpus::start(args.busy)?;
-    let stream_bytes_per_s =
-        rate(args.memory, || discard(server.connect(Role::Everything)?))?;
+    let stream_bytes_per_s = rate(args.memory, || discard(server.connect(Role::Everything)?))?;
     let receive_bytes_per_s =
         rate(args.memory, || receive(server.connect(Role::Everything)?, target.memory()))?;
     let memory_copy_bytes_per_s = copy_memory(args.memory)?;

@@ -5,7 +5,5 @@ pub mod line;
 pub mod report;
 pub mod transcript;
 
-pub use latency::Latencies;
-pub use line::Line;
 pub use report::{GuestFigures, Moments};
 pub use transcript::Transcript;

@@ -50,8 +50,7 @@ impl GuestFigures {
 pub fn windows_reach(lines: &[Line], vcpus: u64, moment: u64) -> bool {
     (0..vcpus).all(|vcpu| {
         lines.iter().any(|line| {
-            line.number("vcpu") == Some(vcpu)
-                && window(line).is_some_and(|(_, end)| end > moment)
+            line.number("vcpu") == Some(vcpu) && window(line).is_some_and(|(_, end)| end > moment)
         })
     })
 }

@@ -1,9 +1,9 @@
 //! `peer qemu`: QEMU moving the bare guest by post-copy, between two processes over loopback TCP.
 
+use std::fs::{self, File};
 use std::io;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
-use std::time::Duration;
 
 use clap::Args;
 use serde::{Deserialize, Serialize};
@@ -12,7 +12,6 @@ use tempfile::TempDir;
 
 use crate::error::Error;
 use crate::floor::tsc;
-use crate::guest::report::{gaps_reach, windows_reach};
 use crate::guest::{GuestFigures, Moments, Transcript};
 use crate::peer::qmp::{Event, Qmp, QmpListener};
 use crate::workload::GuestArgs;
@@ -121,7 +120,8 @@ impl Machine {
     ) -> Result<Machine, Error> {
         let socket = folder.path().join(name);
         let listener = QmpListener::bind(&socket)?;
-        let image = args.guest.image_file(folder.path())?;
+        let complaints = folder.path().join(format!("{name}.stderr"));
+        let stderr = File::create(&complaints).map_err(Error::system("making a file"))?;
         let mut command = Command::new(&args.qemu);
         command
             .args(["-M", "microvm,accel=kvm,pit=on,pic=on,rtc=off,isa-serial=on"])
@@ -134,7 +134,7 @@ impl Machine {
             .arg("-qmp")
             .arg(format!("unix:{}", socket.display()))
             .arg("-kernel")
-            .arg(image)
+            .arg(args.guest.image())
             .arg("-append")
             .arg(args.guest.command_line());
         if name == "destination" {
@@ -143,7 +143,7 @@ impl Machine {
         let mut child = command
             .stdin(Stdio::null())
             .stdout(Stdio::piped())
-            .stderr(Stdio::null())
+            .stderr(stderr)
             .spawn()
             .map_err(Error::system("starting QEMU"))?;
         transcript.collect(child.stdout.take().expect("the output is piped"));
@@ -151,7 +151,9 @@ impl Machine {
             Ok(qmp) => Ok(Machine { child, qmp }),
             Err(error) => {
                 end(&mut child);
-                Err(error)
+                let complaints = fs::read_to_string(&complaints).unwrap_or_default();
+                let last = complaints.lines().last().unwrap_or_default();
+                Err(Error::QemuStart { complaint: last.to_owned(), source: Box::new(error) })
             }
         }
     }
