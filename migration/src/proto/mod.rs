@@ -113,6 +113,14 @@ pub enum MigrationState {
     Failed,
 }
 
+impl MigrationState {
+    /// Whether nothing more will happen by itself.
+    pub fn is_final(self) -> bool {
+        use MigrationState::{Completed, Failed, PostcopyPaused};
+        matches!(self, Completed | Failed | PostcopyPaused)
+    }
+}
+
 /// The instants of a migration, in the order in which they happen.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]

@@ -8,6 +8,7 @@ use std::fmt;
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
+pub use godwit_migration::proto::MigrationState;
 use godwit_migration::transport::Address;
 
 /// Who answers: the reply to `GET /api/v1/ping`.
@@ -24,8 +25,8 @@ pub struct Ping {
 /// All that can be known about a guest and the process that holds it.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Status {
-    /// The guest's identity, which moves with it.
-    pub id: Uuid,
+    /// The guest's identity, which moves with it; absent while there is none.
+    pub id: Option<Uuid>,
     /// What the process was started to do.
     pub role: Role,
     /// The guest, as seen from this process.
@@ -97,6 +98,8 @@ pub struct VmInfo {
     pub memory_bytes: u64,
     /// What guest memory is made of.
     pub backing: MemoryBacking,
+    /// The frequency of the guest's time stamp counter.
+    pub tsc_khz: u32,
 }
 
 /// What guest memory is made of on the host.
@@ -128,14 +131,16 @@ pub struct MigrationStatus {
     pub pages: Pages,
     /// Page contents and headers that crossed the link, in bytes.
     pub bytes: u64,
-    /// Bytes of guest memory that became present at the destination per second, from the
-    /// switchover to the last page or to now; absent before the switchover.
+    /// Bytes of page contents that moved per second, from the switchover to the last page or to
+    /// now; absent before the switchover.
     pub drain_bytes_per_s: Option<u64>,
     /// The faults that the guest took; absent at the source, which sees requests and not faults.
     pub faults: Option<FaultReport>,
-    /// Microseconds in which no vCPU ran anywhere, as the two processes measured it together;
-    /// absent until it is over.
+    /// Microseconds in which no vCPU ran anywhere, as the source measured it: from telling its
+    /// vCPUs to stop to hearing that they run again. Absent until then, and at the destination.
     pub blackout_us: Option<u64>,
+    /// The guest's time stamp counter on each vCPU at the start of the blackout, at the source.
+    pub paused_tsc: Option<Vec<u64>>,
 }
 
 /// Which end of a migration a process is.
@@ -156,60 +161,34 @@ pub enum MigrationMode {
     Postcopy,
 }
 
-/// Where a migration stands, in QMP's words. Later versions may add words, never change one.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "kebab-case")]
-pub enum MigrationState {
-    /// The two ends talk; the guest runs at the source.
-    Setup,
-    /// The guest is stopped and its vCPUs and devices are on their way.
-    Device,
-    /// The guest belongs to the destination and its memory follows.
-    PostcopyActive,
-    /// As before, and the peer is lost: what is missing stays missing.
-    PostcopyPaused,
-    /// All memory is at the destination, and the source knows it.
-    Completed,
-    /// It ended early. The guest is where `GuestState` says.
-    Failed,
-}
-
-impl MigrationState {
-    /// Whether nothing more will happen by itself.
-    pub fn is_final(self) -> bool {
-        match self {
-            MigrationState::Completed | MigrationState::Failed => true,
-            MigrationState::PostcopyPaused => true,
-            MigrationState::Setup | MigrationState::Device => false,
-            MigrationState::PostcopyActive => false,
-        }
-    }
-}
-
-/// When a migration passed each of its marks, in microseconds since its start at this end; a mark
+/// When a migration passed each of its marks, in microseconds since it began at this end; a mark
 /// that was not passed, or that this end cannot see, is absent.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default)]
 pub struct Timeline {
-    /// The two ends agreed on a version.
-    pub connected_us: Option<u64>,
+    /// When it began at this end, in microseconds of this host's CLOCK_MONOTONIC: two ends on one
+    /// host can be compared.
+    pub began_monotonic_us: Option<u64>,
     /// The destination has checked that it can run the guest, and has its memory ready.
     pub prepared_us: Option<u64>,
-    /// All vCPUs at the source are out of the guest: the blackout begins.
+    /// The source tells its vCPUs to stop: the blackout begins.
     pub paused_us: Option<u64>,
+    /// The state of vCPUs and devices is saved (source) or has come (destination).
+    pub package_us: Option<u64>,
     /// The destination has loaded all state, without any effect outside itself.
     pub loaded_us: Option<u64>,
     /// The source's grant is durable: the switchover.
     pub granted_us: Option<u64>,
-    /// The destination's ownership is durable.
-    pub owned_us: Option<u64>,
-    /// vCPUs enter the guest at the destination: the blackout ends.
+    /// The destination's ownership is durable and its vCPUs enter the guest: the blackout ends.
+    /// The source sees it when it is told.
     pub first_instruction_us: Option<u64>,
+    /// The source has pushed everything that nobody asked for.
+    pub pushed_us: Option<u64>,
     /// The last page is in place at the destination.
     pub last_page_us: Option<u64>,
     /// The source knows it, and is free to end.
     pub released_us: Option<u64>,
-    /// Nothing more happened after this.
+    /// It failed, or the peer was lost.
     pub ended_us: Option<u64>,
 }
 

@@ -110,11 +110,16 @@ pub fn serve() -> Served {
 /// A status with every optional field present.
 pub fn full_status() -> Status {
     Status {
-        id: Uuid::from_u128(0x6f64_7769_7400_4000_8000_0000_0000_0001),
+        id: Some(Uuid::from_u128(0x6f64_7769_7400_4000_8000_0000_0000_0001)),
         role: Role::Receive,
         guest: GuestState::Running,
         owner: Ownership { owns: true, grant: 3, record: Some("owned 3".to_owned()) },
-        vm: Some(VmInfo { cpus: 2, memory_bytes: 1 << 30, backing: MemoryBacking::Anon }),
+        vm: Some(VmInfo {
+            cpus: 2,
+            memory_bytes: 1 << 30,
+            backing: MemoryBacking::Anon,
+            tsc_khz: 2_300_000,
+        }),
         migration: Some(full_migration()),
     }
 }
@@ -127,13 +132,14 @@ fn full_migration() -> MigrationStatus {
         peer: "tcp:10.0.0.7:7070".to_owned(),
         error: Some(Problem::new("receive pages", "the peer is gone", Some("see the source"))),
         timeline: Timeline {
-            connected_us: Some(100),
+            began_monotonic_us: Some(100),
             prepared_us: Some(200),
             paused_us: Some(300),
             loaded_us: Some(400),
             granted_us: Some(500),
-            owned_us: Some(600),
+            package_us: Some(350),
             first_instruction_us: Some(700),
+            pushed_us: Some(750),
             last_page_us: Some(800),
             released_us: Some(900),
             ended_us: Some(1000),
@@ -150,5 +156,6 @@ fn full_migration() -> MigrationStatus {
             max_us: 900,
         }),
         blackout_us: Some(4_000),
+        paused_tsc: Some(vec![1, 2]),
     }
 }
