@@ -1,0 +1,21 @@
+//! Everything that needs unsafe code around KVM: ioctls that `kvm-ioctls` lacks or marks unsafe,
+//! the shared page of a vCPU, memslots, and the signal that kicks a vCPU out of the guest.
+
+mod exit;
+mod kick;
+mod memslot;
+mod open;
+mod vcpu;
+
+pub use exit::{Exit, IoDirection};
+pub use kick::{ImmediateExit, Tid, install_kick_handler, kick, prepare_vcpu_thread};
+pub use memslot::add_memslot;
+pub use open::{Capabilities, KvmError, Machine};
+pub use vcpu::{VCPU_EVENTS_FLAGS_KNOWN, Vcpu};
+
+/// Gives a failed KVM call its name.
+pub(crate) fn failed(
+    call: &'static str,
+) -> impl FnOnce(vmm_sys_util::errno::Error) -> KvmError {
+    move |errno| KvmError::Call { call, source: errno.into() }
+}

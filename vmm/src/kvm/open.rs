@@ -1,0 +1,168 @@
+//! /dev/kvm, what it can do, and the virtual machine made with it.
+
+use std::io;
+
+use kvm_bindings::KVM_API_VERSION;
+use kvm_bindings::KVM_CAP_EXCEPTION_PAYLOAD;
+use kvm_bindings::KVM_CAP_EXIT_ON_EMULATION_FAILURE;
+use kvm_bindings::KVM_CAP_SREGS2;
+use kvm_bindings::kvm_enable_cap;
+use kvm_bindings::kvm_pit_config;
+use kvm_ioctls::Cap;
+use kvm_ioctls::Kvm;
+use kvm_ioctls::VmFd;
+
+use super::failed;
+
+/// Why KVM cannot be used.
+#[derive(Debug, thiserror::Error)]
+pub enum KvmError {
+    /// The device node does not exist.
+    #[error(
+        "there is no /dev/kvm; load the module ('modprobe kvm_intel' or 'modprobe kvm_amd') and check \
+         that virtualisation is enabled in the firmware, or in the settings of the cloud machine"
+    )]
+    NoDevice,
+    /// The device node may not be opened by this user.
+    #[error(
+        "no permission to open /dev/kvm; run 'sudo setfacl -m u:$USER:rw /dev/kvm', or join the \
+         group that owns it"
+    )]
+    Forbidden,
+    /// The device node could not be opened for another reason.
+    #[error("cannot open /dev/kvm")]
+    Open(#[source] io::Error),
+    /// The kernel speaks another version of the interface.
+    #[error("/dev/kvm speaks version {found} of its interface, and {KVM_API_VERSION} is needed")]
+    Version {
+        /// The version found.
+        found: i32,
+    },
+    /// The kernel lacks something that is always needed.
+    #[error("this kernel's KVM lacks {capability}; Linux 6.1 or later is needed")]
+    Lacks {
+        /// The name of the capability.
+        capability: &'static str,
+    },
+    /// A call failed.
+    #[error("{call} failed")]
+    Call {
+        /// The ioctl.
+        call: &'static str,
+        /// The kernel's reason.
+        source: io::Error,
+    },
+}
+
+/// What this machine's KVM can do that changes what we do.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Capabilities {
+    /// The largest number of vCPUs of one guest.
+    pub cpus_max: usize,
+    /// Bytes of a vCPU's extended state, 4096 or more.
+    pub xsave_bytes: usize,
+    /// The LAPIC has a TSC-deadline timer.
+    pub tsc_deadline: bool,
+    /// The guest's TSC frequency can be set freely.
+    pub tsc_control: bool,
+    /// An instruction that KVM cannot interpret is reported, not answered with an exception.
+    pub reports_emulation_failure: bool,
+    /// Exceptions that wait for delivery are reported as they are.
+    pub exception_payload: bool,
+}
+
+/// A virtual machine without memory and vCPUs.
+pub struct Machine {
+    /// The system descriptor.
+    pub kvm: Kvm,
+    /// The virtual machine.
+    pub vm: VmFd,
+    /// What it can do.
+    pub capabilities: Capabilities,
+}
+
+impl Machine {
+    /// Opens /dev/kvm and makes a virtual machine with interrupt controllers and a PIT.
+    ///
+    /// # Errors
+    /// [`KvmError`], which says what to do about it.
+    pub fn create() -> Result<Machine, KvmError> {
+        let kvm = open()?;
+        let vm = kvm.create_vm().map_err(failed("KVM_CREATE_VM"))?;
+        // Three pages for the task state that VMX needs in real mode and one for its identity
+        // map: below the firmware area, in the hole, where no RAM is. Other processors ignore it.
+        vm.set_identity_map_address(IDENTITY_MAP_GPA).map_err(failed("KVM_SET_IDENTITY_MAP_ADDR"))?;
+        vm.set_tss_address(TSS_GPA).map_err(failed("KVM_SET_TSS_ADDR"))?;
+        let capabilities = Capabilities {
+            reports_emulation_failure: enable(&vm, KVM_CAP_EXIT_ON_EMULATION_FAILURE)?,
+            exception_payload: enable(&vm, KVM_CAP_EXCEPTION_PAYLOAD)?,
+            ..ask(&kvm, &vm)
+        };
+        vm.create_irq_chip().map_err(failed("KVM_CREATE_IRQCHIP"))?;
+        vm.create_pit2(kvm_pit_config::default()).map_err(failed("KVM_CREATE_PIT2"))?;
+        Ok(Machine { kvm, vm, capabilities })
+    }
+}
+
+/// Opens /dev/kvm and checks what is always needed.
+///
+/// # Errors
+/// [`KvmError`], which says what to do about it.
+pub(crate) fn open() -> Result<Kvm, KvmError> {
+    let kvm = Kvm::new().map_err(|errno| match errno.errno() {
+        libc::ENOENT | libc::ENODEV | libc::ENXIO => KvmError::NoDevice,
+        libc::EACCES | libc::EPERM => KvmError::Forbidden,
+        _ => KvmError::Open(errno.into()),
+    })?;
+    let found = kvm.get_api_version();
+    if u32::try_from(found) != Ok(KVM_API_VERSION) {
+        return Err(KvmError::Version { found });
+    }
+    let needed = [
+        (Cap::ImmediateExit, "KVM_CAP_IMMEDIATE_EXIT"),
+        (Cap::Irqchip, "KVM_CAP_IRQCHIP"),
+        (Cap::PitState2, "KVM_CAP_PIT_STATE2"),
+        (Cap::VcpuEvents, "KVM_CAP_VCPU_EVENTS"),
+        (Cap::Xcrs, "KVM_CAP_XCRS"),
+        (Cap::Debugregs, "KVM_CAP_DEBUGREGS"),
+        (Cap::AdjustClock, "KVM_CAP_ADJUST_CLOCK"),
+        (Cap::SetTssAddr, "KVM_CAP_SET_TSS_ADDR"),
+        (Cap::MpState, "KVM_CAP_MP_STATE"),
+    ];
+    for (cap, capability) in needed {
+        if !kvm.check_extension(cap) {
+            return Err(KvmError::Lacks { capability });
+        }
+    }
+    if kvm.check_extension_raw(KVM_CAP_SREGS2.into()) <= 0 {
+        return Err(KvmError::Lacks { capability: "KVM_CAP_SREGS2" });
+    }
+    Ok(kvm)
+}
+
+fn ask(kvm: &Kvm, vm: &VmFd) -> Capabilities {
+    let xsave2 = vm.check_extension_int(Cap::Xsave2);
+    Capabilities {
+        cpus_max: kvm.get_max_vcpus(),
+        xsave_bytes: usize::try_from(xsave2).unwrap_or(0).max(XSAVE_BYTES_MIN),
+        tsc_deadline: vm.check_extension(Cap::TscDeadlineTimer),
+        tsc_control: vm.check_extension(Cap::TscControl),
+        reports_emulation_failure: false,
+        exception_payload: false,
+    }
+}
+
+/// Switches a capability on if the kernel has it, and says whether it is on.
+fn enable(vm: &VmFd, capability: u32) -> Result<bool, KvmError> {
+    if vm.check_extension_raw(capability.into()) <= 0 {
+        return Ok(false);
+    }
+    let mut request = kvm_enable_cap { cap: capability, ..Default::default() };
+    request.args[0] = 1;
+    vm.enable_cap(&request).map_err(failed("KVM_ENABLE_CAP"))?;
+    Ok(true)
+}
+
+const XSAVE_BYTES_MIN: usize = 4096;
+const IDENTITY_MAP_GPA: u64 = 0xfffb_c000;
+const TSS_GPA: usize = 0xfffb_d000;

@@ -1,0 +1,37 @@
+//! madvise on guest memory.
+
+// UNSAFETY: madvise acts on raw address ranges.
+#![expect(unsafe_code)]
+
+use std::ffi::c_void;
+use std::ptr::with_exposed_provenance_mut;
+
+use super::MemoryError;
+use super::Region;
+
+/// The advices that keep what memory holds.
+#[derive(Clone, Copy)]
+pub(super) enum Advice {
+    DontDump,
+    HugePage,
+    NoHugePage,
+}
+
+/// Gives the kernel an advice on a region.
+pub(super) fn apply(region: &Region, advice: Advice) -> Result<(), MemoryError> {
+    let (name, value) = match advice {
+        Advice::DontDump => ("MADV_DONTDUMP", rustix::mm::Advice::LinuxDontDump),
+        Advice::HugePage => ("MADV_HUGEPAGE", rustix::mm::Advice::LinuxHugepage),
+        Advice::NoHugePage => ("MADV_NOHUGEPAGE", rustix::mm::Advice::LinuxNoHugepage),
+    };
+    let bytes = usize::try_from(region.bytes).expect("a mapped region fits the address space");
+    let start = usize::try_from(region.hva.0).expect("a host address fits a pointer");
+    let start: *mut c_void = with_exposed_provenance_mut(start);
+    // SAFETY: the range is a mapping of ours, and none of these advices changes what it holds.
+    match unsafe { rustix::mm::madvise(start, bytes, value) } {
+        Ok(()) => Ok(()),
+        // A kernel without huge pages has nothing to switch.
+        Err(rustix::io::Errno::INVAL) if !matches!(advice, Advice::DontDump) => Ok(()),
+        Err(errno) => Err(MemoryError::Advise { advice: name, source: errno.into() }),
+    }
+}

@@ -1,0 +1,241 @@
+//! Guest memory: how it is laid out, mapped, advised and handed to userfaultfd.
+
+mod advice;
+mod available;
+mod layout;
+
+use std::fs::File;
+use std::io;
+use std::sync::atomic::AtomicBool;
+use std::sync::atomic::Ordering;
+
+use godwit_uffd::page::Gpa;
+use godwit_uffd::page::Hva;
+use serde::Deserialize;
+use serde::Serialize;
+use vm_memory::FileOffset;
+use vm_memory::GuestAddress;
+use vm_memory::GuestMemoryMmap;
+use vm_memory::GuestRegionMmap;
+use vm_memory::mmap::FromRangesError;
+use vm_memory::mmap::MmapRegion;
+use vm_memory::mmap::MmapRegionBuilder;
+use vm_memory::mmap::MmapRegionError;
+use vm_memory::region::GuestRegionCollectionError;
+
+pub use available::available_bytes;
+pub use layout::{HOLE_END, HOLE_START, MEMORY_BYTES_MAX, MEMORY_BYTES_MIN, ranges};
+
+use advice::Advice;
+
+/// What guest memory is made of.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Backing {
+    /// Private anonymous memory; huge pages where the kernel has them.
+    Anon,
+    /// A memfd, mapped shared.
+    Memfd,
+}
+
+/// Why guest memory cannot be had or prepared.
+#[derive(Debug, thiserror::Error)]
+pub enum MemoryError {
+    /// The size is impossible.
+    #[error(
+        "guest memory of {bytes} bytes is not possible; choose a multiple of 4096 from \
+         {MEMORY_BYTES_MIN} to {MEMORY_BYTES_MAX} bytes"
+    )]
+    Size {
+        /// What was asked for.
+        bytes: u64,
+    },
+    /// The host has less than the guest wants.
+    #[error(
+        "guest memory of {wanted_mib} MiB does not fit: this machine has {available_mib} MiB \
+         available; choose a smaller guest or free some memory"
+    )]
+    NotAvailable {
+        /// What was asked for.
+        wanted_mib: u64,
+        /// What /proc/meminfo gives as MemAvailable.
+        available_mib: u64,
+    },
+    /// A memfd could not be made or sized.
+    #[error("cannot create a memfd of {bytes} bytes for guest memory")]
+    Memfd {
+        /// The size of the file.
+        bytes: u64,
+        /// The kernel's reason.
+        source: io::Error,
+    },
+    /// A mapping could not be made.
+    #[error("cannot map {bytes} bytes of guest memory")]
+    Map {
+        /// The size of the region.
+        bytes: u64,
+        /// The kernel's reason.
+        source: MmapRegionError,
+    },
+    /// The regions contradict each other.
+    #[error("cannot put guest memory together")]
+    Collect(#[source] GuestRegionCollectionError),
+    /// A region lies at the end of the address space.
+    #[error("cannot put guest memory together")]
+    Region(#[source] FromRangesError),
+    /// The kernel refused an advice.
+    #[error("madvise({advice}) failed on guest memory")]
+    Advise {
+        /// The name of the advice.
+        advice: &'static str,
+        /// The kernel's reason.
+        source: io::Error,
+    },
+}
+
+/// A contiguous part of guest memory: one memslot.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Region {
+    /// Where the guest sees it.
+    pub gpa: Gpa,
+    /// Where we see it.
+    pub hva: Hva,
+    /// Its size in bytes, a multiple of the base page size.
+    pub bytes: u64,
+}
+
+/// All memory of a guest.
+pub struct GuestMemory {
+    inner: GuestMemoryMmap,
+    regions: Vec<Region>,
+    backing: Backing,
+    incomplete: AtomicBool,
+}
+
+impl GuestMemory {
+    /// Maps `bytes` of memory for a guest. Nothing is touched, so nothing is allocated yet.
+    ///
+    /// # Errors
+    /// [`MemoryError`]: an impossible size, too little memory on this host, or a refusal.
+    pub fn create(bytes: u64, backing: Backing) -> Result<GuestMemory, MemoryError> {
+        let ranges = ranges(bytes)?;
+        available::check(bytes)?;
+        let mut offset = 0;
+        let file = match backing {
+            Backing::Anon => None,
+            Backing::Memfd => Some(memfd(bytes)?),
+        };
+        let mut mapped = Vec::new();
+        for range in &ranges {
+            let region = map(range.bytes, file.as_ref().map(|file| (file, offset)))?;
+            offset += range.bytes;
+            let region = GuestRegionMmap::new(region, GuestAddress(range.gpa.0))
+                .ok_or(MemoryError::Region(FromRangesError::InvalidGuestRegion))?;
+            mapped.push(region);
+        }
+        let regions = mapped.iter().zip(&ranges);
+        let regions = regions
+            .map(|(map, range)| Region {
+                gpa: range.gpa,
+                hva: Hva(map.as_ptr() as u64),
+                bytes: range.bytes,
+            })
+            .collect();
+        let inner = GuestMemoryMmap::from_regions(mapped).map_err(MemoryError::Collect)?;
+        let memory =
+            GuestMemory { inner, regions, backing, incomplete: AtomicBool::new(false) };
+        // What a guest holds is nobody's business: keep it out of core dumps.
+        memory.advise(Advice::DontDump)?;
+        memory.allow_huge_pages()?;
+        Ok(memory)
+    }
+
+    /// The memslots in address order.
+    pub fn regions(&self) -> &[Region] {
+        &self.regions
+    }
+
+    /// What the memory is made of.
+    pub fn backing(&self) -> Backing {
+        self.backing
+    }
+
+    /// The size of the memory in bytes, without the hole.
+    pub fn bytes(&self) -> u64 {
+        self.regions.iter().map(|region| region.bytes).sum()
+    }
+
+    /// Access by guest physical address. A thread that touches a missing page waits for it.
+    pub fn inner(&self) -> &GuestMemoryMmap {
+        &self.inner
+    }
+
+    /// Whether `bytes` bytes at `gpa` are memory of the guest.
+    pub fn contains(&self, gpa: Gpa, bytes: u64) -> bool {
+        self.regions.iter().any(|region| {
+            gpa.0.checked_sub(region.gpa.0).is_some_and(|offset| {
+                offset.checked_add(bytes).is_some_and(|end| end <= region.bytes)
+            })
+        })
+    }
+
+    /// Whether pages may be missing: from [`GuestMemory::forbid_huge_pages`] and registration until
+    /// [`GuestMemory::set_complete`].
+    pub fn is_incomplete(&self) -> bool {
+        self.incomplete.load(Ordering::Acquire)
+    }
+
+    /// Says that every page is there, so that the memory is ordinary again, and allows huge pages.
+    ///
+    /// # Errors
+    /// [`MemoryError::Advise`].
+    pub fn set_complete(&self) -> Result<(), MemoryError> {
+        self.incomplete.store(false, Ordering::Release);
+        self.allow_huge_pages()
+    }
+
+    fn allow_huge_pages(&self) -> Result<(), MemoryError> {
+        match self.backing {
+            Backing::Anon => self.advise(Advice::HugePage),
+            // Whether shared memory has huge pages is the host's setting; we have no say.
+            Backing::Memfd => Ok(()),
+        }
+    }
+
+    /// Keeps the kernel from putting a huge page where one base page was installed, which would
+    /// make up the other 511 as zeros.
+    ///
+    /// # Errors
+    /// [`MemoryError::Advise`].
+    pub fn forbid_huge_pages(&self) -> Result<(), MemoryError> {
+        self.advise(Advice::NoHugePage)
+    }
+
+    fn advise(&self, advice: Advice) -> Result<(), MemoryError> {
+        self.regions.iter().try_for_each(|region| advice::apply(region, advice))
+    }
+}
+
+fn memfd(bytes: u64) -> Result<File, MemoryError> {
+    let failed = |errno: rustix::io::Errno| MemoryError::Memfd { bytes, source: errno.into() };
+    let fd = rustix::fs::memfd_create("godwit-guest", rustix::fs::MemfdFlags::CLOEXEC)
+        .map_err(failed)?;
+    rustix::fs::ftruncate(&fd, bytes).map_err(failed)?;
+    Ok(File::from(fd))
+}
+
+fn map(bytes: u64, file: Option<(&File, u64)>) -> Result<MmapRegion, MemoryError> {
+    let size = usize::try_from(bytes).map_err(|_| MemoryError::Size { bytes })?;
+    let builder = MmapRegionBuilder::new(size).with_mmap_prot(libc::PROT_READ | libc::PROT_WRITE);
+    let builder = match file {
+        Some((file, offset)) => {
+            let file = file.try_clone().map_err(|source| MemoryError::Memfd { bytes, source })?;
+            builder
+                .with_file_offset(FileOffset::new(file, offset))
+                .with_mmap_flags(libc::MAP_SHARED | libc::MAP_NORESERVE)
+        }
+        None => builder
+            .with_mmap_flags(libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_NORESERVE),
+    };
+    builder.build().map_err(|source| MemoryError::Map { bytes, source })
+}

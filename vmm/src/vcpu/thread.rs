@@ -1,0 +1,100 @@
+//! The vCPU thread as a state machine: one struct per state, and a step that leads to the next.
+
+// UNSAFETY: the thread announces the page that it shares with the kernel to the signal handler.
+#![expect(unsafe_code)]
+
+use std::io;
+use std::sync::Arc;
+use std::sync::Mutex;
+use std::sync::PoisonError;
+use std::thread;
+use std::thread::JoinHandle;
+
+use super::Control;
+use super::Wanted;
+use super::ram::Ferry;
+use super::ram::RamAccess;
+use super::running::Running;
+use super::running::Stopped;
+use super::running::Tools;
+use crate::devices::Devices;
+use crate::kvm::Tid;
+use crate::kvm::Vcpu;
+use crate::kvm::prepare_vcpu_thread;
+use crate::memory::GuestMemory;
+use crate::vm::Exits;
+
+/// What a vCPU thread shares with the rest of the VM.
+pub(crate) struct CpuShared {
+    /// Which vCPU it is, from 0.
+    pub(crate) index: usize,
+    /// The vCPU. Its thread holds the lock while it runs the guest; others take it while it is
+    /// parked, to read or write its state.
+    pub(crate) vcpu: Mutex<Vcpu>,
+    pub(crate) control: Arc<Control>,
+    pub(crate) memory: Arc<GuestMemory>,
+    pub(crate) devices: Arc<Devices>,
+    pub(crate) exits: Arc<Exits>,
+}
+
+/// Starts the thread of a vCPU. It stays out of the guest until told to run.
+///
+/// # Errors
+/// The operating system's reason.
+pub(crate) fn spawn(shared: Arc<CpuShared>) -> io::Result<JoinHandle<()>> {
+    let ferry = Ferry::open()?;
+    let name = format!("vcpu{}", shared.index);
+    thread::Builder::new().name(name).spawn(move || live(&shared, ferry))
+}
+
+fn live(shared: &CpuShared, ferry: Ferry) {
+    prepare_vcpu_thread();
+    // SAFETY: `shared` outlives the value, and no other thread enters this vCPU.
+    let immediate_exit =
+        unsafe { shared.vcpu.lock().unwrap_or_else(PoisonError::into_inner).announce() };
+    let tid = Tid(rustix::thread::gettid().as_raw_nonzero().get());
+    shared.control.introduce(shared.index, tid);
+    let mut tools = Tools { immediate_exit, ferry };
+    let mut state = State::Parked(Parked { unfinished: None });
+    loop {
+        state = match state {
+            State::Parked(parked) => parked.step(shared, &mut tools),
+            State::Running(running) => running.step(&mut tools).into(),
+            State::Gone => break,
+        };
+    }
+    shared.control.leave(shared.index);
+}
+
+enum State<'a> {
+    Parked(Parked),
+    Running(Running<'a>),
+    Gone,
+}
+
+/// Out of the guest.
+struct Parked {
+    /// The access that the instruction under way still needs.
+    unfinished: Option<RamAccess>,
+}
+
+impl Parked {
+    /// Parked ---- start, resume ----> Running; Parked ---- shutdown ----> Gone
+    fn step<'a>(self, shared: &'a CpuShared, tools: &mut Tools) -> State<'a> {
+        match shared.control.park(shared.index, self.unfinished.is_some()) {
+            Wanted::Parked => State::Parked(self),
+            Wanted::Running => match Running::begin(shared, tools, self.unfinished) {
+                Ok(running) => State::Running(running),
+                Err(stopped) => stopped.into(),
+            },
+            Wanted::Gone => State::Gone,
+        }
+    }
+}
+
+impl From<Stopped> for State<'_> {
+    /// Running ---- pause, shutdown, end of the guest ----> Parked
+    fn from(stopped: Stopped) -> Self {
+        State::Parked(Parked { unfinished: stopped.unfinished })
+    }
+}

@@ -1,0 +1,126 @@
+//! Making a VM: memory, memslots, interrupt controllers, vCPUs, devices, threads.
+
+// UNSAFETY: guest memory becomes a memslot.
+#![expect(unsafe_code)]
+
+use std::io::Write;
+use std::sync::Arc;
+use std::sync::Mutex;
+use std::sync::atomic::AtomicBool;
+
+use kvm_ioctls::VmFd;
+
+use super::CPU_COUNT_MAX;
+use super::Exits;
+use super::Vm;
+use super::VmConfig;
+use super::machine::lock;
+use super::save::profile;
+use crate::Error;
+use crate::arch::x86_64::cpuid;
+use crate::devices::Devices;
+use crate::kvm;
+use crate::kvm::Capabilities;
+use crate::kvm::Machine;
+use crate::kvm::Vcpu;
+use crate::memory::GuestMemory;
+use crate::vcpu;
+use crate::vcpu::Control;
+use crate::vcpu::CpuShared;
+
+impl Vm {
+    /// Makes a guest with empty memory. The guest's console goes to `console`, which may block.
+    ///
+    /// # Errors
+    /// [`Error::Kvm`] and [`Error::Memory`] say what the host lacks and what to do about it;
+    /// [`Error::CpuCount`].
+    pub fn create(config: &VmConfig, console: Box<dyn Write + Send>) -> Result<Vm, Error> {
+        kvm::install_kick_handler().map_err(Error::Event)?;
+        let Machine { kvm, vm, capabilities } = Machine::create()?;
+        check_cpu_count(config.cpus, &capabilities)?;
+        let memory = Arc::new(GuestMemory::create(config.memory_bytes, config.backing)?);
+        add_memory(&vm, &memory)?;
+        let fd = Arc::new(vm);
+        let cpuid = cpuid::for_guest(&kvm, &capabilities, config.cpus)?;
+        let parts = Parts {
+            memory,
+            devices: Arc::new(Devices::create(Arc::clone(&fd), console)?),
+            control: Arc::new(Control::new(config.cpus.into())),
+            exits: Arc::new(Exits::new()?),
+        };
+        let mut cpus = Vec::new();
+        for index in 0..config.cpus {
+            let vcpu = Vcpu::create(&fd, index, capabilities.xsave_bytes)?;
+            cpuid.apply(&vcpu, index)?;
+            cpus.push(parts.share(index, vcpu));
+        }
+        let profile = profile(&kvm, &capabilities, &cpuid, &lock(&cpus[0].vcpu))?;
+        let Parts { memory, devices, control, exits } = parts;
+        let vm = Vm {
+            config: config.clone(),
+            capabilities,
+            fd,
+            memory,
+            devices,
+            control,
+            exits,
+            cpus,
+            profile: Mutex::new(profile),
+            threads: Mutex::new(Vec::new()),
+            started: AtomicBool::new(false),
+        };
+        vm.spawn_threads()?;
+        Ok(vm)
+    }
+
+    /// The threads exist from the beginning, parked, so that a start costs no time.
+    fn spawn_threads(&self) -> Result<(), Error> {
+        for cpu in &self.cpus {
+            let thread = vcpu::spawn(Arc::clone(cpu));
+            let thread = match thread {
+                Ok(thread) => thread,
+                Err(source) => {
+                    // The vCPUs without a thread count as gone, for the shutdown on drop.
+                    self.cpus.iter().skip(cpu.index).for_each(|cpu| self.control.leave(cpu.index));
+                    return Err(Error::Thread { what: "a vcpu", source });
+                }
+            };
+            self.threads.lock().unwrap_or_else(std::sync::PoisonError::into_inner).push(thread);
+        }
+        Ok(())
+    }
+}
+
+struct Parts {
+    memory: Arc<GuestMemory>,
+    devices: Arc<Devices>,
+    control: Arc<Control>,
+    exits: Arc<Exits>,
+}
+
+impl Parts {
+    fn share(&self, index: u8, vcpu: Vcpu) -> Arc<CpuShared> {
+        Arc::new(CpuShared {
+            index: index.into(),
+            vcpu: Mutex::new(vcpu),
+            control: Arc::clone(&self.control),
+            memory: Arc::clone(&self.memory),
+            devices: Arc::clone(&self.devices),
+            exits: Arc::clone(&self.exits),
+        })
+    }
+}
+
+fn check_cpu_count(wanted: u8, capabilities: &Capabilities) -> Result<(), Error> {
+    let host = u8::try_from(capabilities.cpus_max).unwrap_or(u8::MAX);
+    let limit = host.min(CPU_COUNT_MAX);
+    if (1..=limit).contains(&wanted) { Ok(()) } else { Err(Error::CpuCount { wanted, limit }) }
+}
+
+fn add_memory(vm: &VmFd, memory: &Arc<GuestMemory>) -> Result<(), Error> {
+    for (slot, region) in (0..).zip(memory.regions()) {
+        // SAFETY: every vCPU thread holds a reference to the memory until it ends.
+        unsafe { kvm::add_memslot(vm, slot, region) }?;
+    }
+    Ok(())
+}

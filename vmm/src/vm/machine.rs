@@ -1,0 +1,194 @@
+//! The VM object: what can be done with a guest.
+
+use std::path::Path;
+use std::sync::Arc;
+use std::sync::Mutex;
+use std::sync::MutexGuard;
+use std::sync::PoisonError;
+use std::sync::atomic::AtomicBool;
+use std::sync::atomic::Ordering;
+use std::thread::JoinHandle;
+use std::time::Duration;
+use std::time::Instant;
+
+use kvm_ioctls::VmFd;
+
+use super::Exits;
+use super::GuestExit;
+use super::VmConfig;
+use crate::Error;
+use crate::arch::x86_64::msr;
+use crate::boot;
+use crate::boot::KernelImage;
+use crate::devices::Devices;
+use crate::kvm::Capabilities;
+use crate::kvm::Vcpu;
+use crate::memory::GuestMemory;
+use crate::state::Requirements;
+use crate::vcpu::Control;
+use crate::vcpu::CpuShared;
+
+/// One guest.
+///
+/// Every method can be called from any thread. None of them waits for guest memory but
+/// [`Vm::restore`], and [`Vm::boot`] if pages are missing.
+pub struct Vm {
+    pub(super) config: VmConfig,
+    pub(super) capabilities: Capabilities,
+    pub(super) fd: Arc<VmFd>,
+    pub(super) memory: Arc<GuestMemory>,
+    pub(super) devices: Arc<Devices>,
+    pub(super) control: Arc<Control>,
+    pub(super) exits: Arc<Exits>,
+    pub(super) cpus: Vec<Arc<CpuShared>>,
+    /// What the guest sees of the processor, and so needs from a host.
+    pub(super) profile: Mutex<Requirements>,
+    pub(super) threads: Mutex<Vec<JoinHandle<()>>>,
+    pub(super) started: AtomicBool,
+}
+
+impl Vm {
+    /// What the guest is made of.
+    pub fn config(&self) -> &VmConfig {
+        &self.config
+    }
+
+    /// Guest memory.
+    pub fn memory(&self) -> &Arc<GuestMemory> {
+        &self.memory
+    }
+
+    /// Loads a kernel and puts the vCPUs where it begins.
+    ///
+    /// # Errors
+    /// [`Error::Boot`] naming the file, or [`Error::AlreadyStarted`].
+    pub fn boot(
+        &self,
+        kernel: &KernelImage,
+        initramfs: Option<&Path>,
+        command_line: &str,
+    ) -> Result<(), Error> {
+        if self.started.load(Ordering::Acquire) {
+            return Err(Error::AlreadyStarted);
+        }
+        let entry = boot::load(&self.memory, kernel, initramfs, command_line)?;
+        for cpu in &self.cpus {
+            let vcpu = lock(&cpu.vcpu);
+            crate::arch::x86_64::set_up_for_boot(&vcpu, cpu.index, &entry)?;
+        }
+        Ok(())
+    }
+
+    /// Lets the vCPUs run guest code: the first time after a boot or a restore.
+    pub fn start(&self) {
+        self.started.store(true, Ordering::Release);
+        self.control.run();
+    }
+
+    /// Brings every vCPU out of the guest, between two instructions, also when it waits for a
+    /// missing page. A pause of a paused or ended guest does nothing.
+    ///
+    /// A vCPU that is in the middle of an access to a missing page stays there; the guest is paused
+    /// nevertheless, but cannot be saved ([`Error::AccessUnfinished`]).
+    ///
+    /// # Errors
+    /// [`Error::PauseTimeout`], and then the guest runs on; [`Error::PauseCalledOff`] if another
+    /// thread resumes it meanwhile.
+    pub fn pause(&self) -> Result<(), Error> {
+        let result = self.control.park_all(Instant::now() + Duration::from_millis(PAUSE_WITHIN_MS));
+        result.map_err(|why| why.into_error(PAUSE_WITHIN_MS))?;
+        self.devices.flush_console();
+        Ok(())
+    }
+
+    /// Lets a paused guest go on. Does nothing to one that runs.
+    ///
+    /// # Errors
+    /// [`Error::Ended`] if the guest has ended.
+    pub fn resume(&self) -> Result<(), Error> {
+        self.started.store(true, Ordering::Release);
+        if self.control.run() { Ok(()) } else { Err(self.ended()) }
+    }
+
+    /// Whether no vCPU is in the guest, nor will be without a resume.
+    pub fn is_paused(&self) -> bool {
+        self.control.is_parked()
+    }
+
+    /// How the guest ended, and a descriptor to wait for that.
+    pub fn exits(&self) -> &Exits {
+        &self.exits
+    }
+
+    /// Gives the guest bytes to read from its serial port. Returns how many were taken; the rest
+    /// has to be offered again.
+    pub fn console_input(&self, bytes: &[u8]) -> usize {
+        self.devices.console_input(bytes)
+    }
+
+    /// Waits until what the guest has written so far is with the console's writer, at most for
+    /// `limit`. Returns whether it is.
+    pub fn drain_console(&self, limit: Duration) -> bool {
+        self.devices.console().drain(limit)
+    }
+
+    /// The guest's time stamp counter on each vCPU. The guest must be paused.
+    ///
+    /// # Errors
+    /// [`Error::NotPaused`], [`Error::Kvm`].
+    pub fn guest_tsc(&self) -> Result<Vec<u64>, Error> {
+        self.require_paused()?;
+        self.cpus.iter().map(|cpu| Ok(msr::read_tsc(&lock(&cpu.vcpu))?)).collect()
+    }
+
+    /// The frequency of the guest's time stamp counter in kHz.
+    pub fn tsc_khz(&self) -> u32 {
+        self.profile.lock().unwrap_or_else(PoisonError::into_inner).tsc_khz
+    }
+
+    /// Ends the vCPU threads, wherever they are, and the console's. After this the guest never runs
+    /// again. Safe to call twice.
+    pub fn shutdown(&self) {
+        let dismissed = self.control.dismiss(Instant::now() + SHUTDOWN_WITHIN);
+        let mut threads = self.threads.lock().unwrap_or_else(PoisonError::into_inner);
+        for thread in threads.drain(..) {
+            if dismissed.is_err() {
+                // It holds its own references to all that it uses; leave it behind.
+                tracing::error!("a vcpu thread did not end and is left behind");
+                continue;
+            }
+            let _ = thread.join();
+        }
+        self.devices.console().drain(CONSOLE_WITHIN);
+        self.devices.console().close();
+    }
+
+    pub(super) fn require_paused(&self) -> Result<(), Error> {
+        if self.control.is_parked() { Ok(()) } else { Err(Error::NotPaused) }
+    }
+
+    /// The error for a guest that cannot run any more.
+    pub(super) fn ended(&self) -> Error {
+        let stopped = || GuestExit::Crash("it was shut down".to_owned());
+        Error::Ended(self.exits.peek().unwrap_or_else(stopped))
+    }
+}
+
+impl Drop for Vm {
+    fn drop(&mut self) {
+        self.shutdown();
+    }
+}
+
+pub(super) fn lock(vcpu: &Mutex<Vcpu>) -> MutexGuard<'_, Vcpu> {
+    vcpu.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// How long a pause may take. On kernels before 6.2 a vCPU that waits for a missing page cannot be
+/// kicked, so that a pause takes as long as the page.
+const PAUSE_WITHIN_MS: u64 = 10_000;
+
+const SHUTDOWN_WITHIN: Duration = Duration::from_secs(10);
+
+/// How long a shutdown waits for whoever reads the console.
+const CONSOLE_WITHIN: Duration = Duration::from_secs(1);
