@@ -19,6 +19,9 @@ pub enum Error {
     /// userfaultfd failed.
     #[error("userfaultfd cannot be used")]
     Uffd(#[from] godwit_uffd::Error),
+    /// A VM of ours failed.
+    #[error("the VM failed")]
+    Vm(#[from] godwit_vmm::Error),
     /// KVM failed.
     #[error("KVM cannot be used: {what} failed")]
     Kvm {

@@ -15,6 +15,7 @@ use clap::{Parser, Subcommand};
 use serde::Serialize;
 
 use crate::error::Error;
+use crate::floor::fault::{self, FaultArgs};
 use crate::floor::receive::{self, ReceiveArgs};
 use crate::floor::server::{self, ServeArgs};
 use crate::peer::qemu::{self, QemuArgs};
@@ -35,6 +36,7 @@ enum Command {
 
 #[derive(Subcommand)]
 enum Floor {
+    Fault(FaultArgs),
     Receive(ReceiveArgs),
 }
 
@@ -55,6 +57,7 @@ fn main() -> ExitCode {
 
 fn execute(command: Command) -> Result<(), Error> {
     match command {
+        Command::Floor(Floor::Fault(args)) => print(&fault::measure(&args)?),
         Command::Floor(Floor::Receive(args)) => print(&receive::measure(&args)?),
         Command::Peer(Peer::Qemu(args)) => print(&qemu::measure(&args)?),
         Command::Serve(args) => server::serve(&args),

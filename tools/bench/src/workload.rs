@@ -4,6 +4,9 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use clap::Args;
+use godwit_vmm::boot::KernelImage;
+use godwit_vmm::memory::Backing;
+use godwit_vmm::vm::VmConfig;
 
 use crate::error::Error;
 use crate::guest::report::{gaps_reach, windows_reach};
@@ -22,9 +25,23 @@ pub struct GuestArgs {
     /// What the guest does, `random` or `chase`: others do not time what they read.
     #[arg(long, default_value = "random", value_parser = ["random", "chase"])]
     pub workload: String,
+    #[command(flatten)]
+    pub image: ImageArgs,
+}
+
+/// The image of the guest.
+#[derive(Args, Clone, Debug)]
+pub struct ImageArgs {
     /// The bare guest's image.
     #[arg(long)]
     pub image: PathBuf,
+}
+
+impl ImageArgs {
+    /// The image as a VM boots it.
+    pub fn kernel(&self) -> KernelImage {
+        KernelImage::File(self.image.clone())
+    }
 }
 
 impl GuestArgs {
@@ -36,7 +53,17 @@ impl GuestArgs {
 
     /// The image as a file.
     pub fn image(&self) -> &Path {
-        &self.image
+        &self.image.image
+    }
+
+    /// The image as a VM boots it.
+    pub fn kernel(&self) -> KernelImage {
+        self.image.kernel()
+    }
+
+    /// The guest as a VM of ours.
+    pub fn vm_config(&self, backing: Backing) -> VmConfig {
+        VmConfig { cpus: self.cpus, memory_bytes: self.memory, backing }
     }
 
     /// Waits until the guest has filled its memory and every vCPU has begun to read it over and

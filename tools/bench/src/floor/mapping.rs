@@ -12,6 +12,7 @@ use godwit_uffd::guest::{GuestSpace, GuestUffd};
 use godwit_uffd::kernel::KernelUffd;
 use godwit_uffd::page::{Gpa, Hva, PageSize};
 use godwit_uffd::{Range, RegisterMode};
+use godwit_vmm::memory::GuestMemory;
 use rustix::mm::{MapFlags, ProtFlags, mmap, mmap_anonymous, munmap};
 
 use crate::error::Error;
@@ -78,6 +79,25 @@ impl Target {
     pub fn memory(&self) -> &GuestUffd<KernelUffd> {
         &self.memory
     }
+}
+
+/// Registers the empty memory of a guest for missing pages.
+///
+/// # Errors
+///
+/// [`Error::Vm`] if huge pages cannot be switched off, [`Error::Uffd`] if userfaultfd is not to be
+/// had.
+pub fn register(memory: &GuestMemory) -> Result<GuestUffd<KernelUffd>, Error> {
+    memory.forbid_huge_pages().map_err(godwit_vmm::Error::from)?;
+    let uffd = KernelUffd::open()?;
+    let regions = memory.regions().iter().map(|region| (region.gpa, region.hva, region.bytes));
+    let space = GuestSpace::new(PageSize::BASE, regions).expect("regions are in order and whole");
+    for memslot in space.memslots() {
+        let range = Range { start: memslot.hva, bytes: PageSize::BASE.bytes_of(memslot.count) };
+        // SAFETY: guest memory is accessed through raw pointers and by the guest only.
+        unsafe { uffd.register(range, RegisterMode::MISSING)? };
+    }
+    Ok(GuestUffd::new(uffd, space))
 }
 
 struct Mapping {

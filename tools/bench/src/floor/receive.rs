@@ -13,9 +13,11 @@ use godwit_uffd::page::{PageIndex, PageRun, PageSize};
 use serde::{Deserialize, Serialize};
 
 use crate::error::Error;
+use crate::floor::load::BusyVcpus;
 use crate::floor::mapping::Target;
 use crate::floor::server::{Role, Server, made_up};
 use crate::size;
+use crate::workload::ImageArgs;
 
 /// Brings memory in over loopback TCP as fast as this machine can, without any protocol.
 #[derive(Args, Clone)]
@@ -23,6 +25,11 @@ pub struct ReceiveArgs {
     /// The amount of memory.
     #[arg(long, default_value = "1G", value_parser = size::parse)]
     pub memory: u64,
+    /// The number of vCPUs that spin meanwhile.
+    #[arg(long, default_value_t = 0)]
+    pub busy: u8,
+    #[command(flatten)]
+    pub image: ImageArgs,
 }
 
 /// Bytes per second.
@@ -44,6 +51,7 @@ pub struct ReceiveFigures {
 pub fn measure(args: &ReceiveArgs) -> Result<ReceiveFigures, Error> {
     let server = Server::start(None, args.memory)?;
     let target = Target::new(size::length(args.memory))?;
+    let _busy = BusyVcpus::start(&args.image.kernel(), args.busy)?;
     let stream_bytes_per_s = rate(args.memory, || discard(server.connect(Role::Everything)?))?;
     let receive_bytes_per_s =
         rate(args.memory, || receive(server.connect(Role::Everything)?, target.memory()))?;

@@ -5,5 +5,6 @@ pub mod line;
 pub mod report;
 pub mod transcript;
 
+pub use latency::Latencies;
 pub use report::{GuestFigures, Moments};
 pub use transcript::Transcript;
