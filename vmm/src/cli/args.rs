@@ -1,0 +1,231 @@
+//! What was typed. Parsing looks at nothing but the words; what they mean on this host is found
+//! out by the commands.
+
+use std::path::PathBuf;
+
+use clap::{Args as ClapArgs, Parser, Subcommand, ValueEnum};
+use godwit_migration::transport::Address;
+use uuid::Uuid;
+
+use crate::memory::Backing;
+
+/// Launches KVM guests and moves them, live, to other hosts.
+#[derive(Debug, Parser)]
+#[command(name = "godwit", version, about, max_term_width = 100)]
+pub struct Args {
+    /// Say more on stderr; twice for even more
+    #[arg(short, long, global = true, action = clap::ArgAction::Count)]
+    pub verbose: u8,
+    /// What to do.
+    #[command(subcommand)]
+    pub command: Command,
+}
+
+/// The commands.
+#[derive(Debug, Subcommand)]
+pub enum Command {
+    /// Launch a guest, move it live to another process, show what happened
+    Demo(Demo),
+    /// Launch a guest; its console is stdout, its exit code is the exit status
+    Run(Run),
+    /// Wait for guests that are migrated here; the guest's console is stdout
+    Receive(Receive),
+    /// Move a running guest to a `godwit receive`; exits 0 only when all of it is there
+    Migrate(Migrate),
+    /// Show a guest, who owns it, and its migration
+    Status(Status),
+    /// Stop the vCPUs of a guest
+    Pause(At),
+    /// Let the vCPUs of a paused guest run on
+    Resume(At),
+    /// End a guest and its process
+    Shutdown(Shutdown),
+}
+
+/// The control socket of a guest.
+#[derive(Debug, ClapArgs)]
+pub struct At {
+    /// The control socket that was given to `run` or `receive`
+    #[arg(long, value_name = "PATH")]
+    pub api_socket: PathBuf,
+}
+
+/// `godwit run`.
+#[derive(Debug, ClapArgs)]
+pub struct Run {
+    /// Kernel: ELF (PVH or 64-bit) or bzImage [default: the bare test guest in this program]
+    #[arg(long, value_name = "FILE")]
+    pub kernel: Option<PathBuf>,
+    /// Initial RAM file system for the kernel
+    #[arg(long, value_name = "FILE", requires = "kernel")]
+    pub initramfs: Option<PathBuf>,
+    /// Kernel command line; for the bare test guest for example `workload=dirty seed=7`
+    #[arg(long, value_name = "TEXT", default_value = "")]
+    pub cmdline: String,
+    /// Number of vCPUs
+    #[arg(long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u8).range(1..))]
+    pub cpus: u8,
+    /// Guest memory, in bytes or with K, M or G
+    #[arg(long, value_name = "SIZE", default_value = "512M", value_parser = size)]
+    pub memory: u64,
+    /// What guest memory is made of
+    #[arg(long, value_name = "KIND", value_enum, default_value_t = MemoryBacking::Anon)]
+    pub memory_backing: MemoryBacking,
+    /// Control socket to make
+    #[arg(long, value_name = "PATH")]
+    pub api_socket: Option<PathBuf>,
+    /// The guest's identity, which moves with it [default: a new one]
+    #[arg(long, value_name = "UUID")]
+    pub id: Option<Uuid>,
+    /// Where the records of ownership are kept
+    #[arg(long, value_name = "DIR")]
+    pub state_dir: Option<PathBuf>,
+    /// Run a guest even though it was granted to another host. If it runs there, there are then two
+    #[arg(long, requires = "id")]
+    pub override_grant: bool,
+}
+
+/// `godwit receive`.
+#[derive(Debug, ClapArgs)]
+pub struct Receive {
+    /// Where to listen: tcp:HOST:PORT or unix:PATH
+    #[arg(value_name = "ADDRESS")]
+    pub address: Address,
+    /// Control socket to make
+    #[arg(long, value_name = "PATH")]
+    pub api_socket: Option<PathBuf>,
+    /// Where the records of ownership are kept
+    #[arg(long, value_name = "DIR")]
+    pub state_dir: Option<PathBuf>,
+}
+
+/// `godwit migrate`.
+#[derive(Debug, ClapArgs)]
+pub struct Migrate {
+    /// Where `godwit receive` listens: tcp:HOST:PORT or unix:PATH
+    #[arg(value_name = "ADDRESS")]
+    pub address: Address,
+    #[command(flatten)]
+    #[expect(missing_docs, reason = "the flags of At")]
+    pub at: At,
+    /// How to move it
+    #[arg(long, value_enum, default_value_t = Mode::Postcopy)]
+    pub mode: Mode,
+    /// Return as soon as the migration has begun
+    #[arg(long)]
+    pub detach: bool,
+    /// Print the outcome as one JSON object on stdout
+    #[arg(long)]
+    pub json: bool,
+}
+
+/// `godwit status`.
+#[derive(Debug, ClapArgs)]
+pub struct Status {
+    #[command(flatten)]
+    #[expect(missing_docs, reason = "the flags of At")]
+    pub at: At,
+    /// Print one JSON object
+    #[arg(long)]
+    pub json: bool,
+}
+
+/// `godwit shutdown`.
+#[derive(Debug, ClapArgs)]
+pub struct Shutdown {
+    #[command(flatten)]
+    #[expect(missing_docs, reason = "the flags of At")]
+    pub at: At,
+    /// End at once, even if that loses pages that are nowhere else
+    #[arg(long)]
+    pub force: bool,
+}
+
+/// `godwit demo`.
+#[derive(Debug, ClapArgs)]
+pub struct Demo {
+    /// Guest memory, in bytes or with K, M or G
+    #[arg(long, value_name = "SIZE", default_value = "1G", value_parser = size)]
+    pub memory: u64,
+    /// Number of vCPUs
+    #[arg(long, value_name = "N", default_value_t = 2, value_parser = clap::value_parser!(u8).range(1..))]
+    pub cpus: u8,
+    /// What the guest does: dirty, checksum, random, chase, stride, touch or smp
+    #[arg(long, value_name = "NAME", default_value = "dirty")]
+    pub workload: String,
+    /// What guest memory is made of
+    #[arg(long, value_name = "KIND", value_enum, default_value_t = MemoryBacking::Anon)]
+    pub memory_backing: MemoryBacking,
+    /// Put a link of this rate (bits/s, with K, M or G) and round-trip time between the two
+    /// processes, for example 1G,2ms
+    #[arg(long, value_name = "RATE,RTT")]
+    pub link: Option<crate::demo::Link>,
+    /// Change one byte of one page on the way: the guest must notice
+    #[arg(long)]
+    pub corrupt_page: bool,
+    /// Print one JSON object on stdout and nothing else there
+    #[arg(long)]
+    pub json: bool,
+}
+
+/// What guest memory is made of.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum MemoryBacking {
+    /// Private anonymous memory
+    Anon,
+    /// A shared memory file
+    Memfd,
+}
+
+impl From<MemoryBacking> for Backing {
+    fn from(backing: MemoryBacking) -> Backing {
+        match backing {
+            MemoryBacking::Anon => Backing::Anon,
+            MemoryBacking::Memfd => Backing::Memfd,
+        }
+    }
+}
+
+/// How a guest is moved.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum Mode {
+    /// It changes hands first, and its memory follows while it runs
+    Postcopy,
+}
+
+/// A number of bytes, with an optional suffix K, M, G or T (powers of 1024).
+pub fn size(text: &str) -> Result<u64, String> {
+    let (digits, shift) = match text.char_indices().last() {
+        Some((at, 'K' | 'k')) => (&text[..at], 10),
+        Some((at, 'M' | 'm')) => (&text[..at], 20),
+        Some((at, 'G' | 'g')) => (&text[..at], 30),
+        Some((at, 'T' | 't')) => (&text[..at], 40),
+        _ => (text, 0),
+    };
+    let number: u64 = digits.parse().map_err(|_| {
+        format!("`{text}` is not a size: write a number of bytes, or for example 512M or 1G")
+    })?;
+    number.checked_mul(1 << shift).ok_or_else(|| format!("`{text}` is beyond all memory"))
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory;
+
+    use super::*;
+
+    #[test]
+    fn the_command_line_is_consistent() {
+        Args::command().debug_assert();
+    }
+
+    #[test]
+    fn sizes_have_suffixes_and_limits() {
+        assert_eq!(size("4096"), Ok(4096));
+        assert_eq!(size("512M"), Ok(512 << 20));
+        assert_eq!(size("2g"), Ok(2 << 30));
+        for text in ["", "M", "-1", "1.5G", "99999999T"] {
+            assert!(size(text).is_err(), "{text}");
+        }
+    }
+}

@@ -1,0 +1,202 @@
+//! The commands that speak to a running godwit through its control socket.
+
+use std::io::IsTerminal;
+use std::process::ExitCode;
+use std::time::Duration;
+
+use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
+
+use super::Failure;
+use super::args::{At, Migrate, Mode, Shutdown, Status};
+use crate::api::types::{
+    GuestState, MigrateRequest, MigrationMode, MigrationState, MigrationStatus, Status as Told,
+};
+use crate::api::{Client, ClientError};
+
+/// How often a migration is looked at.
+const LOOK_EVERY: Duration = Duration::from_millis(50);
+
+fn failed(error: &ClientError) -> Failure {
+    Failure::with_hint(error, error.hint())
+}
+
+fn client(at: &At) -> Client {
+    Client::new(&at.api_socket)
+}
+
+/// `godwit pause`.
+pub fn pause(at: &At) -> Result<ExitCode, Failure> {
+    client(at).pause().map_err(|e| failed(&e))?;
+    Ok(ExitCode::SUCCESS)
+}
+
+/// `godwit resume`.
+pub fn resume(at: &At) -> Result<ExitCode, Failure> {
+    client(at).resume().map_err(|e| failed(&e))?;
+    Ok(ExitCode::SUCCESS)
+}
+
+/// `godwit shutdown`.
+pub fn shutdown(args: &Shutdown) -> Result<ExitCode, Failure> {
+    client(&args.at).shutdown(args.force).map_err(|e| failed(&e))?;
+    Ok(ExitCode::SUCCESS)
+}
+
+/// `godwit status`.
+pub fn status(args: &Status) -> Result<ExitCode, Failure> {
+    let status = client(&args.at).status().map_err(|e| failed(&e))?;
+    if args.json {
+        println!("{}", to_json(&status)?);
+    } else {
+        print_status(&status);
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+fn to_json(value: &impl serde::Serialize) -> Result<String, Failure> {
+    serde_json::to_string(value).map_err(|e| Failure::new(&e))
+}
+
+fn print_status(status: &Told) {
+    let id = status.id.map_or("none".to_owned(), |id| id.to_string());
+    println!("guest      {id}, {}", guest_line(&status.guest));
+    let owner = &status.owner;
+    let owns = if owner.owns { "this process" } else { "not this process" };
+    let record = owner.record.as_deref().unwrap_or("none");
+    println!("owner      {owns}, transfer {}, record: {record}", owner.grant);
+    if let Some(vm) = &status.vm {
+        let mib = vm.memory_bytes >> 20;
+        println!("machine    {} vCPUs, {mib} MiB of {:?} memory", vm.cpus, vm.backing);
+    }
+    if let Some(migration) = &status.migration {
+        print_migration(migration);
+    }
+}
+
+fn guest_line(guest: &GuestState) -> String {
+    match guest {
+        GuestState::None => "no guest".to_owned(),
+        GuestState::Created => "being received".to_owned(),
+        GuestState::Running => "running".to_owned(),
+        GuestState::Paused => "paused".to_owned(),
+        GuestState::PoweredOff { code } => format!("powered off with code {code}"),
+        GuestState::Moved { to } => format!("moved to {to}"),
+        GuestState::Crashed { reason } => format!("crashed: {reason}"),
+    }
+}
+
+fn print_migration(migration: &MigrationStatus) {
+    let pages = &migration.pages;
+    println!(
+        "migration  {:?}, {}, {:?} {}",
+        migration.direction,
+        state_word(migration.state),
+        migration.mode,
+        migration.peer
+    );
+    println!(
+        "pages      {} of {} remain; {} zero, {} data, {} asked for",
+        pages.remaining, pages.total, pages.zero, pages.data, pages.requested
+    );
+    if let Some(faults) = &migration.faults {
+        println!(
+            "faults     {} served, {} wait; p50 {} us, p90 {} us, p99 {} us, max {} us",
+            faults.count,
+            faults.outstanding,
+            faults.p50_us,
+            faults.p90_us,
+            faults.p99_us,
+            faults.max_us
+        );
+    }
+    if let Some(blackout) = migration.blackout_us {
+        println!("blackout   {blackout} us");
+    }
+    if let Some(error) = &migration.error {
+        println!("error      {error}");
+    }
+}
+
+/// The state as the API spells it.
+fn state_word(state: MigrationState) -> String {
+    let quoted = serde_json::to_string(&state).unwrap_or_default();
+    quoted.trim_matches('"').to_owned()
+}
+
+/// `godwit migrate`.
+pub fn migrate(args: &Migrate) -> Result<ExitCode, Failure> {
+    let client = client(&args.at);
+    let mode = match args.mode {
+        Mode::Postcopy => MigrationMode::Postcopy,
+    };
+    let request = MigrateRequest { destination_url: args.address.clone(), mode };
+    client.migrate(&request).map_err(|e| failed(&e))?;
+    if args.detach {
+        return Ok(ExitCode::SUCCESS);
+    }
+    let status = wait_for_outcome(&client, args)?;
+    let migration = status.migration.as_ref().ok_or_else(no_migration)?;
+    if args.json {
+        println!("{}", to_json(&status)?);
+    }
+    let reason = || migration.error.as_ref().map_or(String::new(), |error| error.message.clone());
+    match migration.state {
+        MigrationState::Completed => Ok(ExitCode::SUCCESS),
+        MigrationState::PostcopyPaused => Err(Failure {
+            message: format!(
+                "the destination {} was lost after the switchover: {}",
+                args.address,
+                reason()
+            ),
+            hint: Some(format!(
+                "the guest is paused; its source keeps all {} pages and does not run it; \
+                 look at `godwit status` on both hosts",
+                migration.pages.total
+            )),
+        }),
+        _ => Err(Failure {
+            message: format!("migration to {} failed: {}", args.address, reason()),
+            hint: Some(format!("the guest is {} here", guest_line(&status.guest))),
+        }),
+    }
+}
+
+fn no_migration() -> Failure {
+    Failure::text("the process knows of no migration: it may have been replaced by another one")
+}
+
+fn wait_for_outcome(client: &Client, args: &Migrate) -> Result<Told, Failure> {
+    let bar = progress_bar();
+    loop {
+        let status = client.status().map_err(|e| failed(&e))?;
+        let migration = status.migration.as_ref().ok_or_else(no_migration)?;
+        show_progress(&bar, migration, args);
+        if migration.state.is_final() {
+            bar.finish_and_clear();
+            return Ok(status);
+        }
+        std::thread::sleep(LOOK_EVERY);
+    }
+}
+
+fn progress_bar() -> ProgressBar {
+    let style = "{msg:18} {wide_bar} {bytes}/{total_bytes} {binary_bytes_per_sec}";
+    let style = ProgressStyle::with_template(style).expect("a constant template");
+    let target = if std::io::stderr().is_terminal() {
+        ProgressDrawTarget::stderr()
+    } else {
+        ProgressDrawTarget::hidden()
+    };
+    ProgressBar::with_draw_target(None, target).with_style(style)
+}
+
+fn show_progress(bar: &ProgressBar, migration: &MigrationStatus, args: &Migrate) {
+    let pages = &migration.pages;
+    bar.set_length(pages.total * 4096);
+    bar.set_position((pages.total - pages.remaining) * 4096);
+    let state = state_word(migration.state);
+    if bar.message() != state && !std::io::stderr().is_terminal() && !args.json {
+        eprintln!("{state}: {} of {} pages remain", pages.remaining, pages.total);
+    }
+    bar.set_message(state);
+}

@@ -1,0 +1,27 @@
+//! `godwit receive`.
+
+use std::process::ExitCode;
+use std::sync::Arc;
+
+use godwit_migration::driver::Receiver;
+
+use super::Failure;
+use super::args::Receive;
+use super::run::{exit_code, open_records, start_api};
+use crate::api::types::Role;
+use crate::migrate::{Host, serve, watch_signals};
+
+/// Listens for guests and serves the one that comes until it ends; listens again when it has moved
+/// away.
+pub fn receive(args: &Receive) -> Result<ExitCode, Failure> {
+    let records = open_records(args.state_dir.as_deref())?;
+    let host = Host::new(Role::Receive, records).map_err(|e| Failure::new(&e))?;
+    let server = start_api(args.api_socket.as_deref(), &host)?;
+    watch_signals(&host).map_err(|e| Failure::new(&e))?;
+    let receiver = Receiver::bind(&args.address).map_err(|e| Failure::new(&e))?;
+    tracing::info!("listening at {}", receiver.address());
+    let receiver = Arc::new(receiver);
+    let end = serve(&host, Some(&receiver)).map_err(|e| Failure::new(&e))?;
+    drop(server);
+    Ok(exit_code(&end))
+}

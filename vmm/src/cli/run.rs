@@ -1,0 +1,105 @@
+//! `godwit run`.
+
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+use std::sync::Arc;
+
+use godwit_migration::driver::Records;
+use uuid::Uuid;
+
+use super::Failure;
+use super::args::Run;
+use crate::api::Server;
+use crate::api::types::Role;
+use crate::boot::KernelImage;
+use crate::guest_image;
+use crate::migrate::{Controlled, End, Host, serve, watch_signals};
+use crate::vm::{GuestExit, Vm, VmConfig};
+
+/// Launches a guest and serves it until it ends or has moved away.
+pub fn run(args: &Run) -> Result<ExitCode, Failure> {
+    let records = open_records(args.state_dir.as_deref())?;
+    let id = args.id.unwrap_or_else(Uuid::new_v4);
+    let transfer = last_transfer(&records, id, args.override_grant)?;
+    let config = VmConfig {
+        cpus: args.cpus,
+        memory_bytes: args.memory,
+        backing: args.memory_backing.into(),
+    };
+    let host = Host::new(Role::Run, records).map_err(|e| Failure::new(&e))?;
+    let server = start_api(args.api_socket.as_deref(), &host)?;
+    watch_signals(&host).map_err(|e| Failure::new(&e))?;
+    let vm = Vm::create(&config, Box::new(std::io::stdout())).map_err(|e| Failure::new(&e))?;
+    let (kernel, cmdline) = kernel(args);
+    vm.boot(&kernel, args.initramfs.as_deref(), &cmdline).map_err(|e| Failure::new(&e))?;
+    let vm = Arc::new(vm);
+    host.adopt(id, Arc::clone(&vm), transfer);
+    tracing::info!(%id, "the guest starts");
+    vm.start();
+    drop(vm);
+    let end = serve(&host, None).map_err(|e| Failure::new(&e))?;
+    drop(server);
+    Ok(exit_code(&end))
+}
+
+/// The kernel and its command line. The bare guest is told how many vCPUs it has.
+fn kernel(args: &Run) -> (KernelImage, String) {
+    match &args.kernel {
+        Some(file) => (KernelImage::File(file.clone()), args.cmdline.clone()),
+        None => {
+            let cmdline = format!("{} vcpus={}", args.cmdline, args.cpus);
+            (KernelImage::Embedded(guest_image::BARE), cmdline.trim().to_owned())
+        }
+    }
+}
+
+fn last_transfer(records: &Records, id: Uuid, override_grant: bool) -> Result<u64, Failure> {
+    match records.may_run(id) {
+        Ok(transfer) => Ok(transfer),
+        Err(error) if override_grant => {
+            tracing::warn!(%error, "OVERRIDDEN: if the guest runs there, there are now two of it");
+            let record = records.read(id).map_err(|e| Failure::new(&e))?;
+            Ok(record.map_or(0, |record| record.transfer))
+        }
+        Err(error) => Err(Failure::new(&error)),
+    }
+}
+
+/// The records in `dir`, or in the place where programs of this user keep their state.
+pub(super) fn open_records(dir: Option<&Path>) -> Result<Records, Failure> {
+    let dir = match dir {
+        Some(dir) => dir.to_owned(),
+        None => default_state_dir()?,
+    };
+    Records::open(&dir).map_err(|e| Failure::with_hint(&e, Some("choose another --state-dir")))
+}
+
+fn default_state_dir() -> Result<PathBuf, Failure> {
+    if rustix::process::geteuid().is_root() {
+        return Ok("/var/lib/godwit".into());
+    }
+    let home = |name: &str| std::env::var_os(name).filter(|value| !value.is_empty());
+    match (home("XDG_STATE_HOME"), home("HOME")) {
+        (Some(state), _) => Ok(Path::new(&state).join("godwit")),
+        (None, Some(home)) => Ok(Path::new(&home).join(".local/state/godwit")),
+        (None, None) => Err(Failure::text("no home directory: give a --state-dir")),
+    }
+}
+
+/// Puts the control API on its socket, if one was asked for.
+pub(super) fn start_api(
+    socket: Option<&Path>,
+    host: &Arc<Host>,
+) -> Result<Option<Server>, Failure> {
+    let start = |socket| Server::start(socket, Arc::new(Controlled(Arc::clone(host))));
+    socket.map(start).transpose().map_err(|e| Failure::new(&e))
+}
+
+/// The exit status of a process: the guest's, if it ended here.
+pub(super) fn exit_code(end: &End) -> ExitCode {
+    match end {
+        End::Guest(GuestExit::PowerOff { code }) => ExitCode::from(*code),
+        End::Guest(GuestExit::Reset) | End::Moved | End::Operator => ExitCode::SUCCESS,
+        End::Guest(GuestExit::Crash(_)) => ExitCode::FAILURE,
+    }
+}

@@ -1,0 +1,134 @@
+//! The commands of the control API.
+
+use std::sync::Arc;
+
+use godwit_migration::proto::MigrationState;
+
+use super::{Guest, Host, HostEvent, Levers, Migration};
+use crate::api::types::{Direction, MigrateRequest, Status};
+use crate::api::{Control, ControlError};
+use crate::vm::Vm;
+
+/// The host as the API's threads see it.
+#[derive(Debug)]
+pub struct Controlled(pub Arc<Host>);
+
+impl Control for Controlled {
+    fn status(&self) -> Status {
+        self.0.status()
+    }
+
+    fn pause(&self) -> Result<(), ControlError> {
+        let vm = self.0.with_own_guest("pause", |guest| {
+            guest.paused = true;
+            Arc::clone(&guest.vm)
+        })?;
+        vm.pause().map_err(|error| {
+            self.0.forget_pause(&vm);
+            ControlError::failed("pause", &error, None)
+        })
+    }
+
+    fn resume(&self) -> Result<(), ControlError> {
+        let result = self.0.with_own_guest("resume", |guest| {
+            if guest.leaving {
+                let hint = Some("it runs on at the destination, or here if the migration fails");
+                let why = "the guest is being handed over";
+                return Err(ControlError::wrong_state("resume", why, hint));
+            }
+            guest.paused = false;
+            guest.vm.resume().map_err(|e| ControlError::failed("resume", &e, None))
+        });
+        result?
+    }
+
+    fn shutdown(&self, force: bool) -> Result<(), ControlError> {
+        if !force && let Some(reason) = self.0.keeps_pages_of_a_lost_peer() {
+            let hint = Some("`godwit shutdown --force` gives the guest up for good");
+            return Err(ControlError::wrong_state("shutdown", &reason, hint));
+        }
+        self.0.events.send(HostEvent::End { force });
+        Ok(())
+    }
+
+    fn migrate(&self, request: MigrateRequest) -> Result<(), ControlError> {
+        self.0.start_migration(request)
+    }
+}
+
+impl Host {
+    /// Calls `act` with the guest, if this process may run it.
+    fn with_own_guest<T>(
+        &self,
+        step: &str,
+        act: impl FnOnce(&mut Guest) -> T,
+    ) -> Result<T, ControlError> {
+        let mut state = self.state();
+        let refuse = |why: &str, hint| Err(ControlError::wrong_state(step, why, hint));
+        match &mut state.guest {
+            None => refuse("there is no guest in this process", None),
+            Some(Guest { moved_to: Some(to), .. }) => {
+                let hint = Some("ask the process that received it");
+                refuse(&format!("the guest has moved to {to}"), hint)
+            }
+            Some(Guest { exit: Some(exit), .. }) => refuse(&format!("the guest {exit}"), None),
+            Some(Guest { owned: false, .. }) => {
+                refuse("this process does not own the guest", Some("see `godwit status`"))
+            }
+            Some(guest) => Ok(act(guest)),
+        }
+    }
+
+    fn forget_pause(&self, vm: &Arc<Vm>) {
+        if let Some(guest) = &mut self.state().guest
+            && Arc::ptr_eq(&guest.vm, vm)
+        {
+            guest.paused = vm.is_paused();
+        }
+    }
+
+    /// What would be lost with this process: pages that a lost peer has not got.
+    pub(super) fn keeps_pages_of_a_lost_peer(&self) -> Option<String> {
+        let state = self.state();
+        let migration = state.migration.as_ref()?;
+        let report = migration.progress.report();
+        if migration.direction != Direction::Outgoing
+            || report.state != MigrationState::PostcopyPaused
+        {
+            return None;
+        }
+        let (pages, peer) = (report.pages.total, &report.peer);
+        Some(format!(
+            "the guest was granted to {peer}, which was lost; all {pages} pages are kept here, \
+             and those that {peer} lacks are nowhere else"
+        ))
+    }
+
+    /// Whether a migration from here is past its switchover and not over.
+    pub(super) fn draining(&self) -> bool {
+        let state = self.state();
+        state.migration.as_ref().is_some_and(|migration| {
+            migration.active()
+                && migration.direction == Direction::Outgoing
+                && matches!(
+                    migration.progress.report().state,
+                    MigrationState::PostcopyActive | MigrationState::Device
+                )
+        })
+    }
+
+    /// Pulls the lever that ends the migration under way for `reason`: before its switchover at
+    /// the source, at any time at the destination.
+    pub(super) fn end_migration(&self, reason: &str) {
+        let state = self.state();
+        if let Some(migration) = state.migration.as_ref().filter(|m| Migration::active(m)) {
+            match &migration.levers {
+                Levers::Outgoing { give_up } => give_up(reason.to_owned()),
+                Levers::Incoming { guest_ended, stop } => {
+                    guest_ended();
+                    stop();
+                }
+            }
+        }
+    }
+}

@@ -1,0 +1,146 @@
+//! This process as the destination of a migration.
+
+use std::sync::Arc;
+
+use godwit_migration::driver::{Arrival, Incoming, IncomingHost, IncomingVm, Receiver};
+use godwit_migration::metrics::Progress;
+use godwit_migration::wire::{MemslotLayout, Offer, Section};
+use godwit_uffd::guest::{GuestSpace, GuestUffd};
+use godwit_uffd::kernel::KernelUffd;
+use godwit_uffd::page::PageSize;
+
+use super::outgoing::{OPERATOR_SECTION, OPERATOR_VERSION, OperatorState};
+use super::{Guest, Host, Levers, in_full};
+use crate::api::types::Direction;
+use crate::memory::GuestMemory;
+use crate::vm::{Vm, VmConfig};
+
+/// Begins to receive the guest of `arrival`; its thread goes on by itself.
+///
+/// # Errors
+/// No descriptor or thread to be had; the source is turned away.
+pub fn receive_from(
+    host: &Arc<Host>,
+    arrival: Arrival,
+    receiver: &Arc<Receiver>,
+) -> std::io::Result<()> {
+    let progress = Arc::new(Progress::new(arrival.peer().to_owned()));
+    let incoming = Incoming::new(host.records.clone(), Arc::clone(&progress))?;
+    let levers = Levers::Incoming {
+        guest_ended: Box::new(incoming.guest_ended()),
+        stop: Box::new(incoming.stop()),
+    };
+    let builder = Builder { host: Arc::clone(host) };
+    let receiver = Arc::clone(receiver);
+    let run = move || incoming.run(arrival, &receiver, &builder);
+    host.begin_migration(Direction::Incoming, progress, levers, run)
+}
+
+/// Builds machines for guests that want to come.
+struct Builder {
+    host: Arc<Host>,
+}
+
+/// The guest while its pages are still coming.
+struct Arriving {
+    host: Arc<Host>,
+    vm: Arc<Vm>,
+    memory: Arc<GuestUffd<KernelUffd>>,
+}
+
+impl IncomingHost for Builder {
+    fn prepare(&self, offer: &Offer, pages: u32) -> Result<Arc<dyn IncomingVm>, String> {
+        Vm::check(&offer.requirements).map_err(|e| in_full(&e))?;
+        let config: VmConfig = postcard::from_bytes(&offer.config)
+            .map_err(|e| format!("the guest's configuration cannot be read: {e}"))?;
+        let promised = PageSize::BASE.bytes_of(pages);
+        if config.memory_bytes != promised {
+            let said = config.memory_bytes;
+            return Err(format!("the guest has {promised} bytes of memory but {said} configured"));
+        }
+        let vm = Vm::create(&config, Box::new(std::io::stdout())).map_err(|e| in_full(&e))?;
+        let memory = Arc::new(register(vm.memory(), &offer.memslots)?);
+        let tsc_khz = vm.tsc_khz().unwrap_or(0);
+        let vm = Arc::new(vm);
+        let mut guest = Guest::new(offer.guest, Arc::clone(&vm), offer.transfer, tsc_khz);
+        guest.memory = Some(Arc::clone(&memory));
+        self.host.state().guest = Some(guest);
+        Ok(Arc::new(Arriving { host: Arc::clone(&self.host), vm, memory }))
+    }
+}
+
+/// Registers all of `memory`, which is empty, for missing faults.
+fn register(
+    memory: &GuestMemory,
+    memslots: &[MemslotLayout],
+) -> Result<GuestUffd<KernelUffd>, String> {
+    let regions = memory.regions();
+    let same = |(slot, region): (&MemslotLayout, &crate::memory::Region)| {
+        slot.gpa == region.gpa.0 && slot.bytes == region.bytes
+    };
+    if regions.len() != memslots.len() || !memslots.iter().zip(regions).all(same) {
+        return Err("the guest's memory is laid out in a way that this version does not know".into());
+    }
+    memory.forbid_huge_pages().map_err(|e| in_full(&e))?;
+    let uffd = memory.register_missing().map_err(|e| in_full(&e))?;
+    let layout = regions.iter().map(|region| (region.gpa, region.hva, region.bytes));
+    let space = GuestSpace::new(PageSize::BASE, layout).map_err(|e| in_full(&e))?;
+    Ok(GuestUffd::new(uffd, space))
+}
+
+impl Arriving {
+    fn unregister(&self) {
+        if let Err(error) = self.memory.unregister_all() {
+            tracing::warn!(error = in_full(&error), "guest memory could not be unregistered");
+        }
+    }
+}
+
+impl IncomingVm for Arriving {
+    fn memory(&self) -> Arc<GuestUffd<KernelUffd>> {
+        Arc::clone(&self.memory)
+    }
+
+    fn load(&self, mut sections: Vec<Section>) -> Result<(), String> {
+        let operator = sections.iter().position(|section| section.id == OPERATOR_SECTION);
+        let operator = operator.ok_or("the state of the operator is missing")?;
+        let operator = sections.swap_remove(operator);
+        if operator.version != OPERATOR_VERSION {
+            let version = operator.version;
+            return Err(format!("the state of the operator has unknown version {version}"));
+        }
+        let OperatorState { paused } = postcard::from_bytes(&operator.bytes)
+            .map_err(|e| format!("the state of the operator cannot be read: {e}"))?;
+        self.vm.restore(&sections).map_err(|e| in_full(&e))?;
+        if let Some(guest) = &mut self.host.state().guest {
+            guest.paused = paused;
+        }
+        Ok(())
+    }
+
+    fn start(&self) {
+        let mut state = self.host.state();
+        let Some(guest) = &mut state.guest else { return };
+        guest.owned = true;
+        if !guest.paused {
+            guest.vm.start();
+        }
+    }
+
+    fn settle(&self) {
+        self.unregister();
+        if let Err(error) = self.vm.memory().set_complete() {
+            tracing::warn!(error = in_full(&error), "guest memory keeps its small pages");
+        }
+        if let Some(guest) = &mut self.host.state().guest {
+            guest.memory = None;
+        }
+    }
+
+    fn discard(&self) {
+        // Whoever loads state and waits for a page goes on; the vCPUs never ran and never will.
+        self.unregister();
+        self.vm.shutdown();
+        self.host.state().guest = None;
+    }
+}

@@ -1,0 +1,124 @@
+//! The guest as the source of a migration.
+
+use std::sync::Arc;
+
+use godwit_migration::driver::{Outgoing, OutgoingVm};
+use godwit_migration::metrics::Progress;
+use godwit_migration::provider::GuestPages;
+use godwit_migration::transport::Address;
+use godwit_migration::wire::{MemslotLayout, Offer, Section};
+
+use super::{Guest, Host, Levers, Migration, in_full};
+use crate::api::ControlError;
+use crate::api::types::{Direction, MigrateRequest};
+use crate::vm::Vm;
+
+/// What travels beside the sections of the VM: what its operator wants of it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+pub(super) struct OperatorState {
+    pub paused: bool,
+}
+
+/// The id of the section with the [`OperatorState`]. The VM's own sections are below 0x8000.
+pub(super) const OPERATOR_SECTION: u16 = 0x8000;
+/// Its only version.
+pub(super) const OPERATOR_VERSION: u16 = 1;
+
+/// The guest while it leaves.
+struct Leaving {
+    host: Arc<Host>,
+    vm: Arc<Vm>,
+}
+
+impl OutgoingVm for Leaving {
+    fn pause(&self) -> Result<(), String> {
+        if let Some(guest) = &mut self.host.state().guest {
+            guest.leaving = true;
+        }
+        self.vm.pause().map_err(|e| in_full(&e))
+    }
+
+    fn save(&self) -> Result<Vec<Section>, String> {
+        let tsc = self.vm.guest_tsc().ok();
+        let sections = self.vm.save().map_err(|e| in_full(&e))?;
+        let paused = {
+            let mut state = self.host.state();
+            if let Some(migration) = &mut state.migration {
+                migration.paused_tsc = tsc;
+            }
+            state.guest.as_ref().is_some_and(|guest| guest.paused)
+        };
+        let bytes = postcard::to_stdvec(&OperatorState { paused }).map_err(|e| in_full(&e))?;
+        let operator = Section { id: OPERATOR_SECTION, version: OPERATOR_VERSION, bytes };
+        Ok(sections.into_iter().chain([operator]).collect())
+    }
+
+    fn resume(&self) {
+        let mut state = self.host.state();
+        let Some(guest) = &mut state.guest else { return };
+        guest.leaving = false;
+        if guest.paused {
+            return;
+        }
+        if let Err(error) = guest.vm.resume() {
+            tracing::warn!(error = in_full(&error), "the guest could not be resumed");
+        }
+    }
+
+    fn pages(&self) -> GuestPages {
+        GuestPages::new(Arc::new(self.vm.memory().inner().clone()))
+    }
+}
+
+impl Host {
+    /// Starts to move the guest; its thread goes on by itself.
+    pub(super) fn start_migration(
+        self: &Arc<Host>,
+        request: MigrateRequest,
+    ) -> Result<(), ControlError> {
+        let mut state = self.state();
+        if state.migration.as_ref().is_some_and(Migration::active) {
+            let hint = Some("wait for it; `godwit status` shows how it goes");
+            return Err(ControlError::wrong_state("migrate", "a migration is under way", hint));
+        }
+        let guest = state.guest.as_mut().filter(|guest| guest.owned && guest.exit.is_none());
+        let guest = guest.ok_or_else(|| {
+            ControlError::wrong_state("migrate", "this process has no guest to move", None)
+        })?;
+        guest.transfer += 1;
+        let offer = offer(guest).map_err(|e| ControlError::failed("migrate", &e, None))?;
+        let leaving = Leaving { host: Arc::clone(self), vm: Arc::clone(&guest.vm) };
+        drop(state);
+        let address = request.destination_url;
+        self.spawn_outgoing(&address, offer, leaving)
+            .map_err(|e| ControlError::failed("migrate", &e, None))
+    }
+
+    fn spawn_outgoing(
+        self: &Arc<Host>,
+        address: &Address,
+        offer: Offer,
+        leaving: Leaving,
+    ) -> std::io::Result<()> {
+        let progress = Arc::new(Progress::new(address.to_string()));
+        let records = self.records.clone();
+        let outgoing = Outgoing::new(address.clone(), offer, records, Arc::clone(&progress))?;
+        let levers = Levers::Outgoing { give_up: Box::new(outgoing.give_up()) };
+        self.begin_migration(Direction::Outgoing, progress, levers, move || outgoing.run(&leaving))
+    }
+}
+
+fn offer(guest: &Guest) -> Result<Offer, crate::Error> {
+    let slot = |region: &crate::memory::Region| MemslotLayout {
+        gpa: region.gpa.0,
+        bytes: region.bytes,
+    };
+    Ok(Offer {
+        guest: guest.id,
+        transfer: guest.transfer,
+        page_bytes: 4096,
+        memslots: guest.vm.memory().regions().iter().map(slot).collect(),
+        config: postcard::to_stdvec(guest.vm.config()).expect("plain data serializes"),
+        requirements: guest.vm.requirements()?,
+    })
+}

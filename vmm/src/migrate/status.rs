@@ -1,0 +1,164 @@
+//! What is true now, as the API tells it.
+
+use std::sync::atomic::Ordering;
+
+use godwit_migration::driver::{Ownership as Recorded, Record};
+use godwit_migration::metrics::{Report, monotonic_us};
+use godwit_migration::proto::Phase;
+
+use super::{Guest, Host, HostEvent, Migration};
+use crate::api::types::{
+    Direction, FaultReport, GuestState, MemoryBacking, MigrationMode, MigrationStatus, Ownership,
+    Pages, Problem, Status, Timeline, VmInfo,
+};
+use crate::memory::Backing;
+use crate::vm::GuestExit;
+
+impl Host {
+    pub(super) fn status(&self) -> Status {
+        let state = self.state();
+        let guest = state.guest.as_ref();
+        let migration = state.migration.as_ref().map(migration_status);
+        let ended = migration.as_ref().is_some_and(|migration| migration.state.is_final());
+        let status = Status {
+            id: guest.map(|guest| guest.id),
+            role: self.role,
+            guest: guest.map_or(GuestState::None, guest_state),
+            owner: Ownership {
+                owns: guest.is_some_and(|guest| guest.owned && guest.exit.is_none()),
+                grant: guest.map_or(0, |guest| guest.transfer),
+                record: None,
+            },
+            vm: guest.map(vm_info),
+            migration,
+        };
+        drop(state);
+        if ended && !self.outcome_seen.swap(true, Ordering::AcqRel) {
+            self.events.send(HostEvent::OutcomeSeen);
+        }
+        self.with_record(status)
+    }
+
+    fn with_record(&self, mut status: Status) -> Status {
+        let record = status.id.and_then(|id| self.records.read(id).ok().flatten());
+        status.owner.record = record.map(|record| record_line(&record));
+        status
+    }
+}
+
+fn record_line(record: &Record) -> String {
+    let word = match record.ownership {
+        Recorded::Granted => "granted",
+        Recorded::Owned => "owned",
+        Recorded::Refused => "refused",
+        Recorded::Reclaimed => "reclaimed",
+        Recorded::Released => "released",
+    };
+    format!("{word} {} ({})", record.transfer, record.peer)
+}
+
+fn guest_state(guest: &Guest) -> GuestState {
+    match (&guest.moved_to, &guest.exit) {
+        (Some(to), _) => GuestState::Moved { to: to.clone() },
+        (None, Some(GuestExit::PowerOff { code })) => GuestState::PoweredOff { code: *code },
+        (None, Some(GuestExit::Reset)) => GuestState::PoweredOff { code: 0 },
+        (None, Some(GuestExit::Crash(reason))) => GuestState::Crashed { reason: reason.clone() },
+        (None, None) if !guest.owned => GuestState::Created,
+        (None, None) if guest.paused || guest.vm.is_paused() => GuestState::Paused,
+        (None, None) => GuestState::Running,
+    }
+}
+
+fn vm_info(guest: &Guest) -> VmInfo {
+    let config = guest.vm.config();
+    VmInfo {
+        cpus: config.cpus,
+        memory_bytes: config.memory_bytes,
+        backing: match config.backing {
+            Backing::Anon => MemoryBacking::Anon,
+            Backing::Memfd => MemoryBacking::Memfd,
+        },
+        tsc_khz: guest.tsc_khz,
+    }
+}
+
+fn migration_status(migration: &Migration) -> MigrationStatus {
+    let report = migration.progress.report();
+    let at = |phase| report.reached_us.get(&phase).copied();
+    let blackout_us = match (migration.direction, at(Phase::Paused), at(Phase::Running)) {
+        (Direction::Outgoing, Some(paused), Some(running)) => Some(running - paused),
+        _ => None,
+    };
+    let step = match migration.direction {
+        Direction::Outgoing => "migrate",
+        Direction::Incoming => "receive",
+    };
+    MigrationStatus {
+        direction: migration.direction,
+        state: report.state,
+        mode: MigrationMode::Postcopy,
+        peer: report.peer.clone(),
+        error: report.error.as_ref().map(|error| Problem::new(step, error, None)),
+        timeline: timeline(&report),
+        pages: pages(&report),
+        bytes: report.bytes,
+        drain_bytes_per_s: drain_rate(&report),
+        faults: report.faults.map(fault_report),
+        blackout_us,
+        paused_tsc: migration.paused_tsc.clone(),
+    }
+}
+
+fn timeline(report: &Report) -> Timeline {
+    let began = report.reached_us.get(&Phase::Started).copied();
+    let since = |phase| {
+        let at = report.reached_us.get(&phase).copied()?;
+        Some(at.saturating_sub(began.unwrap_or(at)))
+    };
+    Timeline {
+        began_monotonic_us: began,
+        prepared_us: since(Phase::Prepared),
+        paused_us: since(Phase::Paused),
+        package_us: since(Phase::Package),
+        loaded_us: since(Phase::Loaded),
+        granted_us: since(Phase::Granted),
+        first_instruction_us: since(Phase::Running),
+        pushed_us: since(Phase::Pushed),
+        last_page_us: since(Phase::LastPage),
+        released_us: since(Phase::Released),
+        ended_us: since(Phase::Failed).or(since(Phase::Lost)),
+    }
+}
+
+fn pages(report: &Report) -> Pages {
+    let pages = report.pages;
+    Pages {
+        total: pages.total.into(),
+        remaining: pages.remaining.into(),
+        zero: pages.zero.into(),
+        data: pages.data.into(),
+        requested: pages.urgent.into(),
+    }
+}
+
+fn fault_report(faults: godwit_migration::metrics::FaultReport) -> FaultReport {
+    // Microseconds of a latency fit, and the digits behind the point mean nothing to a user.
+    #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss)]
+    let us = |us: f64| us.round() as u64;
+    FaultReport {
+        count: faults.count,
+        outstanding: faults.outstanding,
+        p50_us: us(faults.p50_us),
+        p90_us: us(faults.p90_us),
+        p99_us: us(faults.p99_us),
+        max_us: us(faults.max_us),
+    }
+}
+
+fn drain_rate(report: &Report) -> Option<u64> {
+    let at = |phase| report.reached_us.get(&phase).copied();
+    let begin = at(Phase::Running)?;
+    let end = at(Phase::LastPage).or(at(Phase::Released)).unwrap_or_else(monotonic_us);
+    let contents = u64::from(report.pages.data) * 4096;
+    Some(contents * 1_000_000 / end.saturating_sub(begin).max(1))
+}
