@@ -58,13 +58,15 @@ pub enum Error {
         /// What it said instead.
         answer: String,
     },
-    /// QEMU ended or hung instead of answering.
-    #[error("QEMU did not start; the last that it said is {complaint:?}")]
-    QemuStart {
+    /// A program failed, ended too early or hung.
+    #[error("{program}: {what}; the last that it said is {last:?}")]
+    Program {
+        /// Its name or path.
+        program: String,
+        /// What happened.
+        what: String,
         /// The last line of its error output.
-        complaint: String,
-        /// What was waited for.
-        source: Box<Error>,
+        last: String,
     },
     /// Something else printed what cannot be understood.
     #[error("{what} gave {text:?}, which is not understood")]

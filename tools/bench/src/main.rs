@@ -3,8 +3,10 @@
 
 mod error;
 mod floor;
+mod godwit;
 mod guest;
 mod peer;
+mod process;
 mod size;
 mod workload;
 
@@ -18,6 +20,7 @@ use crate::error::Error;
 use crate::floor::fault::{self, FaultArgs};
 use crate::floor::receive::{self, ReceiveArgs};
 use crate::floor::server::{self, ServeArgs};
+use crate::godwit::GodwitArgs;
 use crate::peer::qemu::{self, QemuArgs};
 
 /// Measures what Godwit's figures are compared with.
@@ -30,6 +33,7 @@ enum Command {
     /// Another VMM moving the same guest.
     #[command(subcommand)]
     Peer(Peer),
+    Godwit(GodwitArgs),
     #[command(hide = true)]
     Serve(ServeArgs),
 }
@@ -60,6 +64,7 @@ fn execute(command: Command) -> Result<(), Error> {
         Command::Floor(Floor::Fault(args)) => print(&fault::measure(&args)?),
         Command::Floor(Floor::Receive(args)) => print(&receive::measure(&args)?),
         Command::Peer(Peer::Qemu(args)) => print(&qemu::measure(&args)?),
+        Command::Godwit(args) => print(&godwit::measure(&args)?),
         Command::Serve(args) => server::serve(&args),
     }
 }

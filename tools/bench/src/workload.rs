@@ -1,16 +1,18 @@
 //! The guest that is measured: the same image with the same command line for everybody.
 
+use std::fs;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use clap::Args;
 use godwit_vmm::boot::KernelImage;
+use godwit_vmm::guest_image;
 use godwit_vmm::memory::Backing;
 use godwit_vmm::vm::VmConfig;
 
 use crate::error::Error;
 use crate::guest::report::{gaps_reach, windows_reach};
-use crate::guest::{Moments, Transcript};
+use crate::guest::{Line, Moments, Transcript};
 use crate::size;
 
 /// The guest that is measured.
@@ -22,8 +24,9 @@ pub struct GuestArgs {
     /// The number of vCPUs.
     #[arg(long, default_value_t = 2)]
     pub cpus: u8,
-    /// What the guest does, `random` or `chase`: others do not time what they read.
-    #[arg(long, default_value = "random", value_parser = ["random", "chase"])]
+    /// What the guest does. Only `random` and `chase` time what they read; `clock` spins and
+    /// `halt` sleeps when memory is filled.
+    #[arg(long, default_value = "random", value_parser = ["random", "chase", "clock", "halt"])]
     pub workload: String,
     #[command(flatten)]
     pub image: ImageArgs,
@@ -32,28 +35,40 @@ pub struct GuestArgs {
 /// The image of the guest.
 #[derive(Args, Clone, Debug)]
 pub struct ImageArgs {
-    /// The bare guest's image.
+    /// The bare guest's image [default: the one in this program]
     #[arg(long)]
-    pub image: PathBuf,
+    pub image: Option<PathBuf>,
 }
 
 impl ImageArgs {
     /// The image as a VM boots it.
     pub fn kernel(&self) -> KernelImage {
-        KernelImage::File(self.image.clone())
+        match &self.image {
+            Some(path) => KernelImage::File(path.clone()),
+            None => KernelImage::Embedded(guest_image::BARE),
+        }
     }
 }
 
 impl GuestArgs {
     /// What the guest is told.
     pub fn command_line(&self) -> String {
-        let GuestArgs { workload, cpus, .. } = self;
-        format!("workload={workload} vcpus={cpus} windows={WINDOWS} pass_ms=0")
+        let GuestArgs { workload, cpus, memory, .. } = self;
+        format!("workload={workload} vcpus={cpus} fill={memory} windows={WINDOWS} pass_ms=0")
     }
 
-    /// The image as a file.
-    pub fn image(&self) -> &Path {
-        &self.image.image
+    /// The image as a file, in `folder` if it has to be written.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::System`] if it cannot be written.
+    pub fn image_in(&self, folder: &Path) -> Result<PathBuf, Error> {
+        if let Some(path) = &self.image.image {
+            return Ok(path.clone());
+        }
+        let path = folder.join("guest.elf");
+        fs::write(&path, guest_image::BARE).map_err(Error::system("writing the guest's image"))?;
+        Ok(path)
     }
 
     /// The image as a VM boots it.
@@ -66,20 +81,22 @@ impl GuestArgs {
         VmConfig { cpus: self.cpus, memory_bytes: self.memory, backing }
     }
 
-    /// Waits until the guest has filled its memory and every vCPU has begun to read it over and
-    /// over.
+    /// Waits until the guest has filled its memory and, if it reads it over and over, has begun
+    /// to on every vCPU.
     ///
     /// # Errors
     ///
     /// [`Error::GuestSilent`] if it does not.
     pub fn wait_until_ready(&self, transcript: &Transcript) -> Result<(), Error> {
+        let has_begun = |lines: &[Line], vcpu| {
+            let mut passes = lines.iter().filter(|line| line.kind == "pass");
+            passes.any(|line| line.number("vcpu") == Some(vcpu) && line.number("n") >= Some(2))
+        };
         transcript.wait_until("that its memory is filled", PATIENCE, |lines| {
-            (0..u64::from(self.cpus)).all(|vcpu| {
-                let mut passes = lines
-                    .iter()
-                    .filter(|line| line.kind == "pass" && line.number("vcpu") == Some(vcpu));
-                passes.any(|line| line.number("n") >= Some(2))
-            })
+            match self.is_timed() {
+                true => (0..u64::from(self.cpus)).all(|vcpu| has_begun(lines, vcpu)),
+                false => lines.iter().any(|line| line.kind == "filled"),
+            }
         })
     }
 
@@ -93,11 +110,19 @@ impl GuestArgs {
         transcript: &Transcript,
         moments: &Moments,
     ) -> Result<(), Error> {
+        if !self.is_timed() {
+            return Ok(());
+        }
         let cpus = u64::from(self.cpus);
         let second = moments.resumed + moments.tsc_khz * 1000;
         transcript.wait_until("what it saw of the move", PATIENCE, |lines| {
             windows_reach(lines, cpus, moments.complete) && gaps_reach(lines, cpus, second)
         })
+    }
+
+    /// The guest times what it reads and prints it.
+    fn is_timed(&self) -> bool {
+        matches!(self.workload.as_str(), "random" | "chase")
     }
 }
 

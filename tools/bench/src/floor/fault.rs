@@ -8,6 +8,7 @@ use std::io::{Read, Write};
 use std::net::TcpStream;
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::path::PathBuf;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::thread;
 use std::time::Duration;
 
@@ -26,7 +27,7 @@ use vm_memory::{GuestMemoryBackend, GuestMemoryRegion};
 use crate::error::Error;
 use crate::floor::load::BusyThreads;
 use crate::floor::mapping;
-use crate::floor::receive;
+use crate::floor::receive::receive;
 use crate::floor::server::{Role, Server};
 use crate::floor::tsc;
 use crate::guest::{GuestFigures, Latencies, Moments, Transcript};
@@ -72,23 +73,19 @@ pub fn measure(args: &FaultArgs) -> Result<FaultFigures, Error> {
     let stopped = StoppedGuest::prepare(&args.guest, &transcript)?;
     let config = args.guest.vm_config(Backing::Anon);
     let vm = Vm::create(&config, Box::new(transcript.console()))?;
-    let memory = mapping::register(vm.memory())?;
-    let urgent = stopped.server.connect(Role::OnDemand)?;
-    let stop = Stop::new()?;
+    let served = FaultLoop {
+        memory: mapping::register(vm.memory())?,
+        server: stopped.server.connect(Role::OnDemand)?,
+        count: AtomicU64::new(0),
+        stop: eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)
+            .map_err(Error::system("making an eventfd"))?,
+    };
     thread::scope(|scope| {
-        let server = scope.spawn(|| serve_faults(&memory, urgent, &stop));
-        let measured = run(args, &vm, &memory, &stopped, &transcript);
-        stop.now()?;
-        let served = server.join().expect("the fault loop does not panic")?;
-        let (moments, figures) = measured?;
-        let seconds = (moments.complete - moments.resumed) as f64 / (tsc_hz(&moments));
-        let bytes = args.bulk.then_some(args.guest.memory as f64);
-        Ok(FaultFigures {
-            faults: figures.faults,
-            served,
-            total_us: seconds * 1e6,
-            bytes_per_s: bytes.map(|bytes| bytes / seconds),
-        })
+        let serving = scope.spawn(|| served.run());
+        let figures = run(args, &vm, &served, &stopped, &transcript);
+        served.stop();
+        serving.join().expect("the fault loop does not panic")?;
+        figures
     })
 }
 
@@ -96,31 +93,34 @@ pub fn measure(args: &FaultArgs) -> Result<FaultFigures, Error> {
 fn run(
     args: &FaultArgs,
     vm: &Vm,
-    memory: &GuestUffd<KernelUffd>,
+    faults: &FaultLoop,
     stopped: &StoppedGuest,
     transcript: &Transcript,
-) -> Result<(Moments, GuestFigures), Error> {
+) -> Result<FaultFigures, Error> {
     let busy = BusyThreads::start(args.busy);
     vm.restore(&stopped.sections)?;
     let resumed = tsc::now();
     vm.start();
-    if !args.bulk {
+    let everything = || receive(stopped.server.connect(Role::Everything)?, &faults.memory);
+    if args.bulk {
+        everything()?;
+    } else {
         thread::sleep(Duration::from_secs(args.seconds));
     }
-    let early = tsc::now();
-    receive::receive(stopped.server.connect(Role::Everything)?, memory)?;
-    let complete = if args.bulk { tsc::now() } else { early };
+    let (complete, served) = (tsc::now(), faults.count.load(Ordering::Relaxed));
     drop(busy);
-    let moments =
-        Moments { stopped: stopped.at, resumed, complete, tsc_khz: u64::from(vm.tsc_khz()) };
+    if !args.bulk {
+        everything()?;
+    }
+    let tsc_khz = u64::from(vm.tsc_khz());
+    let moments = Moments { stopped: stopped.at, resumed, complete, tsc_khz };
     args.guest.wait_for_figures(transcript, &moments)?;
     let figures = GuestFigures::of(&transcript.lines(), &moments)?;
     vm.shutdown();
-    Ok((moments, figures))
-}
-
-fn tsc_hz(moments: &Moments) -> f64 {
-    moments.tsc_khz as f64 * 1000.0
+    let total_us = (complete - resumed) as f64 * 1000.0 / tsc_khz as f64;
+    let bytes_per_s = args.guest.memory as f64 * 1e6 / total_us;
+    let bytes_per_s = args.bulk.then_some(bytes_per_s);
+    Ok(FaultFigures { faults: figures.faults, served, total_us, bytes_per_s })
 }
 
 /// A guest that has run and been stopped, with its memory in the page server.
@@ -158,66 +158,58 @@ fn image_of(vm: &Vm) -> PathBuf {
     PathBuf::from(format!("/proc/{}/fd/{descriptor}", std::process::id()))
 }
 
-/// The whole loop: poll, read, ask, wait, install.
-fn serve_faults(
-    memory: &GuestUffd<KernelUffd>,
-    mut server: TcpStream,
-    stop: &Stop,
-) -> Result<u64, Error> {
-    let mut events = Vec::with_capacity(EVENTS_AT_ONCE);
-    let mut page = vec![0; PageSize::BASE.bytes()];
-    let mut served = 0;
-    loop {
-        let mut polled =
-            [PollFd::new(memory.uffd(), PollFlags::IN), PollFd::new(&stop.0, PollFlags::IN)];
-        poll(&mut polled, None).map_err(Error::system("waiting for faults"))?;
-        if !polled[1].revents().is_empty() {
-            return Ok(served);
-        }
-        memory.uffd().read_events(&mut events)?;
-        for event in events.drain(..) {
-            if let Event::Fault(fault) = event {
-                serve_fault(memory, &mut server, fault, &mut page)?;
-                served += 1;
+/// All that is needed to serve faults, and nothing else.
+struct FaultLoop {
+    memory: GuestUffd<KernelUffd>,
+    server: TcpStream,
+    count: AtomicU64,
+    stop: OwnedFd,
+}
+
+impl FaultLoop {
+    /// Poll, read, ask, wait, install; until [`stop`](FaultLoop::stop).
+    fn run(&self) -> Result<(), Error> {
+        let mut events = Vec::with_capacity(EVENTS_AT_ONCE);
+        let mut page = vec![0; PageSize::BASE.bytes()];
+        loop {
+            let mut polled = [
+                PollFd::new(self.memory.uffd(), PollFlags::IN),
+                PollFd::new(&self.stop, PollFlags::IN),
+            ];
+            poll(&mut polled, None).map_err(Error::system("waiting for faults"))?;
+            if !polled[1].revents().is_empty() {
+                return Ok(());
+            }
+            self.memory.uffd().read_events(&mut events)?;
+            for event in events.drain(..) {
+                if let Event::Fault(fault) = event {
+                    self.serve(fault, &mut page)?;
+                }
             }
         }
     }
-}
 
-fn serve_fault(
-    memory: &GuestUffd<KernelUffd>,
-    server: &mut TcpStream,
-    fault: Fault,
-    page: &mut [u8],
-) -> Result<(), Error> {
-    let index = memory.space().page_at(fault.address).expect("only guest memory is registered");
-    let run = PageRun::one(index);
-    server
-        .write_all(&u64::from(index.0).to_le_bytes())
-        .and_then(|()| server.read_exact(page))
-        .map_err(Error::system("asking for a page"))?;
-    loop {
-        match memory.copy(run, page, Wake::Now)? {
-            Filled::All => return Ok(()),
-            Filled::AlreadyPresent { .. } => return Ok(memory.wake(run)?),
-            // Nobody removes pages here, so this passes by itself.
-            Filled::EventsFirst { .. } => thread::yield_now(),
+    fn serve(&self, fault: Fault, page: &mut [u8]) -> Result<(), Error> {
+        let index = self.memory.space().page_at(fault.address);
+        let run = PageRun::one(index.expect("only guest memory is registered"));
+        let mut server = &self.server;
+        server
+            .write_all(&u64::from(run.first.0).to_le_bytes())
+            .and_then(|()| server.read_exact(page))
+            .map_err(Error::system("asking for a page"))?;
+        self.count.fetch_add(1, Ordering::Relaxed);
+        loop {
+            match self.memory.copy(run, page, Wake::Now)? {
+                Filled::All => return Ok(()),
+                Filled::AlreadyPresent { .. } => return Ok(self.memory.wake(run)?),
+                // Nobody removes pages here, so this passes by itself.
+                Filled::EventsFirst { .. } => thread::yield_now(),
+            }
         }
     }
-}
 
-/// Ends the fault loop.
-struct Stop(OwnedFd);
-
-impl Stop {
-    fn new() -> Result<Stop, Error> {
-        let event = eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK);
-        event.map(Stop).map_err(Error::system("making an eventfd"))
-    }
-
-    fn now(&self) -> Result<(), Error> {
-        let written = rustix::io::write(&self.0, &1_u64.to_ne_bytes());
-        written.map(drop).map_err(Error::system("writing an eventfd"))
+    fn stop(&self) {
+        rustix::io::write(&self.stop, &1_u64.to_ne_bytes()).expect("one event fits the counter");
     }
 }
 

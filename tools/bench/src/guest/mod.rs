@@ -6,5 +6,6 @@ pub mod report;
 pub mod transcript;
 
 pub use latency::Latencies;
+pub use line::Line;
 pub use report::{GuestFigures, Moments};
 pub use transcript::Transcript;

@@ -1,9 +1,8 @@
 //! `peer qemu`: QEMU moving the bare guest by post-copy, between two processes over loopback TCP.
 
-use std::fs::{self, File};
 use std::io;
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Stdio};
+use std::process::Command;
 
 use clap::Args;
 use serde::{Deserialize, Serialize};
@@ -14,6 +13,7 @@ use crate::error::Error;
 use crate::floor::tsc;
 use crate::guest::{GuestFigures, Moments, Transcript};
 use crate::peer::qmp::{Event, Qmp, QmpListener};
+use crate::process::Process;
 use crate::workload::GuestArgs;
 
 /// Moves the bare guest by post-copy with QEMU.
@@ -56,9 +56,9 @@ pub fn measure(args: &QemuArgs) -> Result<QemuFigures, Error> {
     let tsc_khz = tsc::khz()?;
     let folder = TempDir::new().map_err(Error::system("making a temporary folder"))?;
     let transcript = Transcript::default();
-    let mut destination = Machine::start(args, &folder, "destination", &transcript)?;
+    let mut destination = Machine::start(args, folder.path(), "destination", &transcript)?;
     let port = destination.prepare_to_receive(args.preempt)?;
-    let mut source = Machine::start(args, &folder, "source", &transcript)?;
+    let mut source = Machine::start(args, folder.path(), "source", &transcript)?;
     args.guest.wait_until_ready(&transcript)?;
     let moved = source.migrate_to(&mut destination, port, args.preempt)?;
     let moments = Moments {
@@ -107,21 +107,19 @@ struct Moved {
 
 /// One QEMU process; ended when dropped.
 struct Machine {
-    child: Child,
+    _process: Process,
     qmp: Qmp,
 }
 
 impl Machine {
     fn start(
         args: &QemuArgs,
-        folder: &TempDir,
+        folder: &Path,
         name: &str,
         transcript: &Transcript,
     ) -> Result<Machine, Error> {
-        let socket = folder.path().join(name);
+        let socket = folder.join(name);
         let listener = QmpListener::bind(&socket)?;
-        let complaints = folder.path().join(format!("{name}.stderr"));
-        let stderr = File::create(&complaints).map_err(Error::system("making a file"))?;
         let mut command = Command::new(&args.qemu);
         command
             .args(["-M", "microvm,accel=kvm,pit=on,pic=on,rtc=off,isa-serial=on"])
@@ -134,27 +132,17 @@ impl Machine {
             .arg("-qmp")
             .arg(format!("unix:{}", socket.display()))
             .arg("-kernel")
-            .arg(args.guest.image())
+            .arg(args.guest.image_in(folder)?)
             .arg("-append")
             .arg(args.guest.command_line());
         if name == "destination" {
             command.args(["-incoming", "defer"]);
         }
-        let mut child = command
-            .stdin(Stdio::null())
-            .stdout(Stdio::piped())
-            .stderr(stderr)
-            .spawn()
-            .map_err(Error::system("starting QEMU"))?;
-        transcript.collect(child.stdout.take().expect("the output is piped"));
+        let mut process = Process::start(command, folder, name)?;
+        process.collect(transcript);
         match listener.accept() {
-            Ok(qmp) => Ok(Machine { child, qmp }),
-            Err(error) => {
-                end(&mut child);
-                let complaints = fs::read_to_string(&complaints).unwrap_or_default();
-                let last = complaints.lines().last().unwrap_or_default();
-                Err(Error::QemuStart { complaint: last.to_owned(), source: Box::new(error) })
-            }
+            Ok(qmp) => Ok(Machine { _process: process, qmp }),
+            Err(error) => Err(process.failure(error.to_string())),
         }
     }
 
@@ -201,17 +189,6 @@ impl Machine {
         let arguments = json!({ "capabilities": capabilities });
         self.qmp.execute("migrate-set-capabilities", arguments).map(drop)
     }
-}
-
-impl Drop for Machine {
-    fn drop(&mut self) {
-        end(&mut self.child);
-    }
-}
-
-fn end(child: &mut Child) {
-    let _ = child.kill();
-    let _ = child.wait();
 }
 
 fn has_status(event: &Event, status: &str) -> bool {
