@@ -49,7 +49,9 @@ pub enum Error {
     #[error("the guest has run already; state and kernels can be loaded only before that")]
     AlreadyStarted,
     /// A vCPU waits for a page in the middle of an instruction.
-    #[error("vcpu {cpu} waits for a page of guest memory that has not arrived; resume the guest, and save it later")]
+    #[error(
+        "vcpu {cpu} waits for a page of guest memory that has not arrived; resume the guest, and save it later"
+    )]
     AccessUnfinished {
         /// The vCPU that waits.
         cpu: usize,

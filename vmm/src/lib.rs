@@ -5,10 +5,14 @@
 pub mod api;
 pub mod arch;
 pub mod boot;
+pub mod cli;
+pub mod demo;
 pub mod devices;
 mod error;
+pub mod guest_image;
 pub mod kvm;
 pub mod memory;
+pub mod migrate;
 pub mod state;
 pub mod vcpu;
 pub mod vm;

@@ -44,8 +44,8 @@ impl KernelImage {
             path: path(),
             source,
         })?;
-        let kind = kind(&header)
-            .map_err(|found| BootError::NotAKernel { image: self.name(), found })?;
+        let kind =
+            kind(&header).map_err(|found| BootError::NotAKernel { image: self.name(), found })?;
         Ok((source, kind))
     }
 }

@@ -38,11 +38,7 @@ pub(super) fn write(
     let map = memory_map::build(memory);
     page.e820_entries = u8::try_from(map.len()).expect("a memory map has few entries");
     for (line, entry) in page.e820_table.iter_mut().zip(&map) {
-        *line = boot_e820_entry {
-            addr: entry.gpa.0,
-            size: entry.bytes,
-            r#type: entry.kind as u32,
-        };
+        *line = boot_e820_entry { addr: entry.gpa.0, size: entry.bytes, r#type: entry.kind as u32 };
     }
     memory
         .inner()

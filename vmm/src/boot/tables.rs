@@ -34,7 +34,8 @@ fn page_tables() -> Vec<u64> {
     for gib in 0..GIB_MAPPED {
         words[ENTRIES + gib] = table(2 + gib as u64);
     }
-    let pages = (0..(ENTRIES * GIB_MAPPED) as u64).map(|page| page << 21 | PRESENT_WRITABLE | LARGE);
+    let pages =
+        (0..(ENTRIES * GIB_MAPPED) as u64).map(|page| page << 21 | PRESENT_WRITABLE | LARGE);
     words.extend(pages);
     words
 }
@@ -56,6 +57,5 @@ const PRESENT_WRITABLE: u64 = 3;
 const LARGE: u64 = 1 << 7;
 
 const _: () = assert!(DESCRIPTORS.len() * 8 == layout::GDT_BYTES as usize);
-const _: () = assert!(
-    layout::PML4.0 + (2 + GIB_MAPPED as u64) * TABLE_BYTES <= layout::COMMAND_LINE.0
-);
+const _: () =
+    assert!(layout::PML4.0 + (2 + GIB_MAPPED as u64) * TABLE_BYTES <= layout::COMMAND_LINE.0);

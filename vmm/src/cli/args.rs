@@ -106,7 +106,6 @@ pub struct Migrate {
     #[arg(value_name = "ADDRESS")]
     pub address: Address,
     #[command(flatten)]
-    #[expect(missing_docs, reason = "the flags of At")]
     pub at: At,
     /// How to move it
     #[arg(long, value_enum, default_value_t = Mode::Postcopy)]
@@ -123,7 +122,6 @@ pub struct Migrate {
 #[derive(Debug, ClapArgs)]
 pub struct Status {
     #[command(flatten)]
-    #[expect(missing_docs, reason = "the flags of At")]
     pub at: At,
     /// Print one JSON object
     #[arg(long)]
@@ -134,7 +132,6 @@ pub struct Status {
 #[derive(Debug, ClapArgs)]
 pub struct Shutdown {
     #[command(flatten)]
-    #[expect(missing_docs, reason = "the flags of At")]
     pub at: At,
     /// End at once, even if that loses pages that are nowhere else
     #[arg(long)]

@@ -8,6 +8,7 @@ mod run;
 
 use std::process::ExitCode;
 
+pub use args::Demo;
 use args::{Args, Command};
 use clap::Parser;
 

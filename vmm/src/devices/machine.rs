@@ -31,8 +31,8 @@ impl Devices {
     /// # Errors
     /// [`Error::Thread`] if the console has no thread.
     pub(crate) fn create(vm: Arc<VmFd>, out: Box<dyn Write + Send>) -> Result<Devices, Error> {
-        let console = Console::create(out)
-            .map_err(|source| Error::Thread { what: "the console", source })?;
+        let console =
+            Console::create(out).map_err(|source| Error::Thread { what: "the console", source })?;
         let serial = Arc::new(SerialPort::new(vm, Arc::clone(&console)));
         let mut ports = Bus::default();
         ports.place(0x60, 5, Arc::new(I8042));

@@ -14,8 +14,6 @@ pub use open::{Capabilities, KvmError, Machine};
 pub use vcpu::{VCPU_EVENTS_FLAGS_KNOWN, Vcpu};
 
 /// Gives a failed KVM call its name.
-pub(crate) fn failed(
-    call: &'static str,
-) -> impl FnOnce(vmm_sys_util::errno::Error) -> KvmError {
+pub(crate) fn failed(call: &'static str) -> impl FnOnce(vmm_sys_util::errno::Error) -> KvmError {
     move |errno| KvmError::Call { call, source: errno.into() }
 }

@@ -91,7 +91,8 @@ impl Machine {
         let vm = kvm.create_vm().map_err(failed("KVM_CREATE_VM"))?;
         // Three pages for the task state that VMX needs in real mode and one for its identity
         // map: below the firmware area, in the hole, where no RAM is. Other processors ignore it.
-        vm.set_identity_map_address(IDENTITY_MAP_GPA).map_err(failed("KVM_SET_IDENTITY_MAP_ADDR"))?;
+        vm.set_identity_map_address(IDENTITY_MAP_GPA)
+            .map_err(failed("KVM_SET_IDENTITY_MAP_ADDR"))?;
         vm.set_tss_address(TSS_GPA).map_err(failed("KVM_SET_TSS_ADDR"))?;
         let capabilities = Capabilities {
             reports_emulation_failure: enable(&vm, KVM_CAP_EXIT_ON_EMULATION_FAILURE)?,

@@ -49,7 +49,8 @@ impl Vcpu {
     pub fn create(vm: &VmFd, index: u8, xsave_bytes: usize) -> Result<Vcpu, KvmError> {
         let fd = vm.create_vcpu(index.into()).map_err(failed("KVM_CREATE_VCPU"))?;
         let extra_words = xsave_bytes.saturating_sub(XSAVE_BYTES_MIN).div_ceil(4);
-        let xsave = Xsave::new(extra_words).expect("the length has no limit that an xsave area reaches");
+        let xsave =
+            Xsave::new(extra_words).expect("the length has no limit that an xsave area reaches");
         Ok(Vcpu { fd, run_page_bytes: vm.run_size(), xsave })
     }
 

@@ -1,5 +1,8 @@
 //! Guest memory: how it is laid out, mapped, advised and handed to userfaultfd.
 
+// UNSAFETY: registering a mapping with userfaultfd lets others fill its pages.
+#![expect(unsafe_code)]
+
 mod advice;
 mod available;
 mod layout;
@@ -9,6 +12,10 @@ use std::io;
 use std::sync::atomic::AtomicBool;
 use std::sync::atomic::Ordering;
 
+use godwit_uffd::Features;
+use godwit_uffd::Range;
+use godwit_uffd::RegisterMode;
+use godwit_uffd::kernel::KernelUffd;
 use godwit_uffd::page::Gpa;
 use godwit_uffd::page::Hva;
 use serde::Deserialize;
@@ -142,8 +149,7 @@ impl GuestMemory {
             })
             .collect();
         let inner = GuestMemoryMmap::from_regions(mapped).map_err(MemoryError::Collect)?;
-        let memory =
-            GuestMemory { inner, regions, backing, incomplete: AtomicBool::new(false) };
+        let memory = GuestMemory { inner, regions, backing, incomplete: AtomicBool::new(false) };
         // What a guest holds is nobody's business: keep it out of core dumps.
         memory.advise(Advice::DontDump)?;
         memory.allow_huge_pages()?;
@@ -211,6 +217,24 @@ impl GuestMemory {
         self.advise(Advice::NoHugePage)
     }
 
+    /// Registers all of it with a userfaultfd, so that an access to a missing page waits until that
+    /// page is installed. Closing the userfaultfd makes the pages that are still missing zero.
+    ///
+    /// # Errors
+    /// What userfaultfd refused, with the cure where there is one.
+    pub fn register_missing(&self) -> Result<KernelUffd, godwit_uffd::Error> {
+        // Nobody gives guest memory up while pages are missing, so no other events are wanted.
+        let uffd = KernelUffd::open_with(Features::THREAD_ID)?;
+        for region in &self.regions {
+            let range = Range { start: region.hva, bytes: region.bytes };
+            // SAFETY: the range is a mapping that `inner` owns; it is accessed by vCPUs and through
+            // vm-memory's raw pointers alone, and never by the threads that serve its faults.
+            unsafe { uffd.register(range, RegisterMode::MISSING)? };
+        }
+        self.incomplete.store(true, Ordering::Release);
+        Ok(uffd)
+    }
+
     fn advise(&self, advice: Advice) -> Result<(), MemoryError> {
         self.regions.iter().try_for_each(|region| advice::apply(region, advice))
     }
@@ -234,8 +258,9 @@ fn map(bytes: u64, file: Option<(&File, u64)>) -> Result<MmapRegion, MemoryError
                 .with_file_offset(FileOffset::new(file, offset))
                 .with_mmap_flags(libc::MAP_SHARED | libc::MAP_NORESERVE)
         }
-        None => builder
-            .with_mmap_flags(libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_NORESERVE),
+        None => {
+            builder.with_mmap_flags(libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_NORESERVE)
+        }
     };
     builder.build().map_err(|source| MemoryError::Map { bytes, source })
 }

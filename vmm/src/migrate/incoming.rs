@@ -60,7 +60,7 @@ impl IncomingHost for Builder {
         }
         let vm = Vm::create(&config, Box::new(std::io::stdout())).map_err(|e| in_full(&e))?;
         let memory = Arc::new(register(vm.memory(), &offer.memslots)?);
-        let tsc_khz = vm.tsc_khz().unwrap_or(0);
+        let tsc_khz = vm.tsc_khz();
         let vm = Arc::new(vm);
         let mut guest = Guest::new(offer.guest, Arc::clone(&vm), offer.transfer, tsc_khz);
         guest.memory = Some(Arc::clone(&memory));
@@ -79,7 +79,9 @@ fn register(
         slot.gpa == region.gpa.0 && slot.bytes == region.bytes
     };
     if regions.len() != memslots.len() || !memslots.iter().zip(regions).all(same) {
-        return Err("the guest's memory is laid out in a way that this version does not know".into());
+        return Err(
+            "the guest's memory is laid out in a way that this version does not know".into()
+        );
     }
     memory.forbid_huge_pages().map_err(|e| in_full(&e))?;
     let uffd = memory.register_missing().map_err(|e| in_full(&e))?;

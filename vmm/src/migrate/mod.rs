@@ -24,6 +24,7 @@ use uuid::Uuid;
 use crate::api::types::{Direction, Role};
 use crate::vm::{GuestExit, Vm};
 
+pub use control::Controlled;
 pub use events::watch_signals;
 pub use incoming::receive_from;
 pub use serve::{End, serve};
@@ -43,7 +44,6 @@ enum HostEvent {
 }
 
 /// One process's guest, its migrations and its records.
-#[derive(Debug)]
 pub struct Host {
     role: Role,
     records: Records,
@@ -52,14 +52,13 @@ pub struct Host {
     outcome_seen: AtomicBool,
 }
 
-#[derive(Debug, Default)]
+#[derive(Default)]
 struct State {
     guest: Option<Guest>,
     migration: Option<Migration>,
 }
 
 /// The guest that this process holds.
-#[derive(Debug)]
 struct Guest {
     id: Uuid,
     vm: Arc<Vm>,
@@ -94,9 +93,9 @@ enum Levers {
     Incoming { guest_ended: Box<dyn Fn() + Send>, stop: Box<dyn Fn() + Send> },
 }
 
-impl std::fmt::Debug for Migration {
+impl std::fmt::Debug for Host {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Migration").field("direction", &self.direction).finish_non_exhaustive()
+        f.debug_struct("Host").field("role", &self.role).finish_non_exhaustive()
     }
 }
 
@@ -128,7 +127,7 @@ impl Host {
 
     /// Takes over a guest that was booted here; `transfer` is the last one known of it.
     pub fn adopt(&self, id: Uuid, vm: Arc<Vm>, transfer: u64) {
-        let tsc_khz = vm.tsc_khz().unwrap_or(0);
+        let tsc_khz = vm.tsc_khz();
         let guest = Guest { owned: true, ..Guest::new(id, vm, transfer, tsc_khz) };
         self.state().guest = Some(guest);
     }

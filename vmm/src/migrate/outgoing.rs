@@ -109,16 +109,14 @@ impl Host {
 }
 
 fn offer(guest: &Guest) -> Result<Offer, crate::Error> {
-    let slot = |region: &crate::memory::Region| MemslotLayout {
-        gpa: region.gpa.0,
-        bytes: region.bytes,
-    };
+    let slot =
+        |region: &crate::memory::Region| MemslotLayout { gpa: region.gpa.0, bytes: region.bytes };
     Ok(Offer {
         guest: guest.id,
         transfer: guest.transfer,
         page_bytes: 4096,
         memslots: guest.vm.memory().regions().iter().map(slot).collect(),
         config: postcard::to_stdvec(guest.vm.config()).expect("plain data serializes"),
-        requirements: guest.vm.requirements()?,
+        requirements: guest.vm.requirements(),
     })
 }

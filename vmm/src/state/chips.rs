@@ -201,7 +201,8 @@ mod tests {
 
     #[test]
     fn pit_survives_both_ways() {
-        let channel = ChannelState { count: 65536, mode: 2, count_load_time: -3, ..Default::default() };
+        let channel =
+            ChannelState { count: 65536, mode: 2, count_load_time: -3, ..Default::default() };
         let pit = PitState { channels: [channel.clone(), channel.clone(), channel], flags: 1 };
         assert_eq!(PitState::from(&kvm_pit_state2::from(&pit)), pit);
     }

@@ -19,9 +19,9 @@ pub(crate) mod vcpu_convert;
 pub use blob::Blob;
 pub use chips::{ChannelState, ChipsState, ClockState, PitState};
 pub use machine::MachineState;
+pub(crate) use requirements::check_count;
 pub use requirements::{Leaf, Requirements, VERSION as REQUIREMENTS_VERSION};
 pub use section::{Kind, Section, StateError};
-pub(crate) use requirements::check_count;
 pub(crate) use section::{decode, encode};
 pub use serial::SerialState;
 pub use vcpu::{

@@ -1,19 +1,8 @@
 //! Sections: the parts in which saved state travels.
 
-use serde::Deserialize;
+pub use godwit_migration::wire::Section;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
-
-/// A part of the saved state of a guest.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Section {
-    /// What it is, see [`Kind`].
-    pub id: u16,
-    /// The version of its bytes.
-    pub version: u16,
-    /// The bytes.
-    pub bytes: Vec<u8>,
-}
 
 /// The sections of a guest. Each is there once, but for the vCPUs.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]

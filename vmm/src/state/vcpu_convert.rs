@@ -235,7 +235,8 @@ mod tests {
     fn registers_survive_both_ways() {
         let regs = Registers { rax: 1, r15: 2, rip: 3, rflags: 2, ..Default::default() };
         assert_eq!(Registers::from(&kvm_regs::from(&regs)), regs);
-        let segment = Segment { base: 1, limit: 2, selector: 3, kind: 4, dpl: 3, ..Default::default() };
+        let segment =
+            Segment { base: 1, limit: 2, selector: 3, kind: 4, dpl: 3, ..Default::default() };
         let system = SystemRegisters {
             cs: segment.clone(),
             ldt: segment,

@@ -69,11 +69,7 @@ pub(super) fn check_vcpu(state: &VcpuState, host: &Capabilities) -> Result<(), S
 }
 
 /// Writes everything that a vCPU holds.
-pub(super) fn restore_vcpu(
-    vcpu: &mut Vcpu,
-    state: &VcpuState,
-    tsc_khz: u32,
-) -> Result<(), Error> {
+pub(super) fn restore_vcpu(vcpu: &mut Vcpu, state: &VcpuState, tsc_khz: u32) -> Result<(), Error> {
     restore_cpuid(vcpu, &state.cpuid)?;
     if msr::tsc_khz(vcpu)? != tsc_khz {
         vcpu.fd().set_tsc_khz(tsc_khz).map_err(failed("KVM_SET_TSC_KHZ"))?;

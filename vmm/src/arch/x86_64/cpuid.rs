@@ -21,11 +21,7 @@ pub struct GuestCpuid {
 ///
 /// # Errors
 /// [`KvmError::Call`].
-pub fn for_guest(
-    kvm: &Kvm,
-    capabilities: &Capabilities,
-    cpus: u8,
-) -> Result<GuestCpuid, KvmError> {
+pub fn for_guest(kvm: &Kvm, capabilities: &Capabilities, cpus: u8) -> Result<GuestCpuid, KvmError> {
     let supported = kvm
         .get_supported_cpuid(KVM_MAX_CPUID_ENTRIES)
         .map_err(failed("KVM_GET_SUPPORTED_CPUID"))?;
@@ -87,8 +83,7 @@ pub(crate) fn set(vcpu: &Vcpu, entries: &[kvm_cpuid_entry2]) -> Result<(), KvmEr
 /// # Errors
 /// [`KvmError::Call`].
 pub(crate) fn get(vcpu: &Vcpu) -> Result<Vec<kvm_cpuid_entry2>, KvmError> {
-    let list =
-        vcpu.fd().get_cpuid2(KVM_MAX_CPUID_ENTRIES).map_err(failed("KVM_GET_CPUID2"))?;
+    let list = vcpu.fd().get_cpuid2(KVM_MAX_CPUID_ENTRIES).map_err(failed("KVM_GET_CPUID2"))?;
     Ok(list.as_slice().to_vec())
 }
 

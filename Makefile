@@ -1,0 +1,51 @@
+# One door. `make` alone says what is behind it.
+
+SHELL := /bin/bash
+.SHELLFLAGS := -eu -o pipefail -c
+.DEFAULT_GOAL := help
+
+# rustup puts cargo here; a shell that was open before does not know it yet.
+export PATH := $(HOME)/.cargo/bin:$(PATH)
+
+CARGO := cargo
+# Words for the program behind `demo` or `bench`: make demo ARGS="--memory 4G --cpus 4"
+ARGS ?=
+
+# The guests are workspaces of their own, so cargo does not reach them from here.
+GUESTS := $(wildcard guest-images/*/Cargo.toml)
+
+.PHONY: help
+help: ## Say what can be made
+	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+.PHONY: setup
+setup: ## Install what the build needs and is missing (quick if nothing is)
+	@tools/setup.sh
+
+.PHONY: build
+build: setup ## Build the godwit binary: target/release/godwit
+	$(CARGO) build --release --locked
+
+.PHONY: demo
+demo: build ## Launch a guest, move it while it runs, show what happened
+	target/release/godwit demo $(ARGS)
+
+.PHONY: fmt
+fmt: ## Format all sources
+	$(CARGO) fmt --all
+	for guest in $(GUESTS); do $(CARGO) fmt --manifest-path $$guest; done
+
+.PHONY: check
+check: setup ## Everything that needs no guest: format, lints, house rules
+	$(CARGO) fmt --all --check
+	for guest in $(GUESTS); do $(CARGO) fmt --manifest-path $$guest --check; done
+	$(CARGO) clippy --workspace --all-targets --locked -- -D warnings
+
+.PHONY: test
+test: check ## check, then the unit tests and the tests with real guests
+	$(CARGO) test --workspace --locked --no-fail-fast
+
+.PHONY: bench
+bench: setup ## Measure side by side with the floor, and with QEMU if there is one
+	$(CARGO) build --release --locked
+	$(CARGO) run --release --locked -p godwit-bench -- $(ARGS)

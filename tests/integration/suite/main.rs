@@ -1,0 +1,9 @@
+//! Tests with real processes, sockets and guests. What they are made of is in `godwit_tests`.
+
+mod api;
+mod binary;
+
+use godwit_tests::Godwit;
+
+/// The binary that cargo has built for this suite.
+const GODWIT: Godwit = Godwit::new(env!("CARGO_BIN_EXE_godwit"));
