@@ -31,12 +31,17 @@ pub enum Error {
         source: kvm_ioctls::Error,
     },
     /// The guest did not print what was waited for.
-    #[error("the guest did not report {what} in {patience:?}")]
+    #[error(
+        "the guest ended, or was silent for {patience:?}, before it reported {what}; its last line was \
+         {last:?}"
+    )]
     GuestSilent {
         /// What was waited for.
         what: &'static str,
         /// How long.
         patience: Duration,
+        /// What it did report last.
+        last: String,
     },
     /// The guest found wrong bytes, so its figures mean nothing.
     #[error("the guest found {pages} corrupt pages")]

@@ -1,5 +1,7 @@
 //! One line that the bare guest prints: `godwit-guest: KIND key=value key=value ...`.
 
+use std::fmt;
+
 /// A line of the guest, taken apart.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Line {
@@ -38,6 +40,13 @@ impl Line {
             .filter_map(|pair| pair.split_once(':'))
             .filter_map(|(a, b)| Some((a.parse().ok()?, b.parse().ok()?)))
             .collect()
+    }
+}
+
+impl fmt::Display for Line {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}", self.kind)?;
+        self.fields.iter().try_for_each(|(key, value)| write!(f, " {key}={value}"))
     }
 }
 

@@ -1,6 +1,6 @@
 //! What a guest has printed so far, collected while it runs and waited for by others.
 
-use std::io::{self, BufRead, BufReader, Read, Write};
+use std::io::{self, BufReader, Read, Write};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -20,25 +20,23 @@ struct Shared {
 #[derive(Default)]
 struct State {
     lines: Vec<Line>,
-    closed: bool,
+    /// Consoles on which the guest may still print.
+    consoles: u32,
 }
 
 impl Transcript {
     /// A place for a VMM to write the guest's console to.
     pub fn console(&self) -> Console {
+        self.lock().consoles += 1;
         Console { transcript: self.clone(), unfinished: Vec::new() }
     }
 
-    /// Collects what a process prints until it ends.
+    /// Collects what a process prints until it ends. A guest that moves while it prints leaves
+    /// half a line on either side, which are both ignored.
     pub fn collect(&self, output: impl Read + Send + 'static) {
-        let transcript = self.clone();
-        std::thread::spawn(move || {
-            for text in BufReader::new(output).lines().map_while(Result::ok) {
-                transcript.add(&text);
-            }
-            transcript.lock().closed = true;
-            transcript.0.changed.notify_all();
-        });
+        let mut console = self.console();
+        // An output that cannot be read any more has ended.
+        std::thread::spawn(move || io::copy(&mut BufReader::new(output), &mut console));
     }
 
     /// The lines so far.
@@ -50,7 +48,7 @@ impl Transcript {
     ///
     /// # Errors
     ///
-    /// [`Error::GuestSilent`] if that takes longer than `patience` or the output ends before.
+    /// [`Error::GuestSilent`] if that takes longer than `patience` or all output ends before.
     pub fn wait_until(
         &self,
         what: &'static str,
@@ -61,8 +59,9 @@ impl Transcript {
         let mut state = self.lock();
         while !enough(&state.lines) {
             let left = deadline.saturating_duration_since(Instant::now());
-            if left.is_zero() || state.closed {
-                return Err(Error::GuestSilent { what, patience });
+            if left.is_zero() || state.consoles == 0 {
+                let last = state.lines.last().map(Line::to_string).unwrap_or_default();
+                return Err(Error::GuestSilent { what, patience, last });
             }
             let waited = self.0.changed.wait_timeout(state, left);
             state = waited.unwrap_or_else(PoisonError::into_inner).0;
@@ -82,10 +81,17 @@ impl Transcript {
     }
 }
 
-/// A console that writes into a [`Transcript`].
+/// A console that writes into a [`Transcript`], and has ended when dropped.
 pub struct Console {
     transcript: Transcript,
     unfinished: Vec<u8>,
+}
+
+impl Drop for Console {
+    fn drop(&mut self) {
+        self.transcript.lock().consoles -= 1;
+        self.transcript.0.changed.notify_all();
+    }
 }
 
 impl Write for Console {
@@ -127,5 +133,18 @@ mod tests {
         transcript.wait_until("the start", patience, |lines| lines.len() == 1).unwrap();
         let error = transcript.wait_until("more", patience, |lines| lines.len() == 2);
         assert!(matches!(error, Err(Error::GuestSilent { what: "more", .. })));
+    }
+
+    #[test]
+    fn a_guest_that_moves_leaves_one_console_and_goes_on_on_the_other() {
+        let transcript = Transcript::default();
+        let mut source = transcript.console();
+        let mut destination = transcript.console();
+        source.write_all(b"godwit-guest: window start=12").unwrap();
+        drop(source);
+        destination.write_all(b"34\ngodwit-guest: ticks n=3\n").unwrap();
+        let patience = Duration::from_secs(600);
+        transcript.wait_until("ticks", patience, |lines| !lines.is_empty()).unwrap();
+        assert_eq!(transcript.lines()[0].kind, "ticks");
     }
 }
