@@ -11,7 +11,6 @@
 mod common;
 
 use std::collections::HashMap;
-use std::hint::spin_loop;
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 use std::sync::atomic::AtomicU64;
@@ -19,8 +18,11 @@ use std::sync::atomic::Ordering;
 use std::thread;
 use std::thread::JoinHandle;
 
+use common::Prng;
 use common::Protocol;
 use common::Screen;
+use common::read;
+use common::write;
 use godwit_uffd::Event;
 use godwit_uffd::Installed;
 use godwit_uffd::Range;
@@ -138,15 +140,6 @@ const PASSES: u64 = 6;
 const TIMER_HANDLER: u64 = common::ENTRY + 0xd5;
 const PAGE: usize = 4096;
 
-fn write(vm: &Vm, at: u64, words: &[u64]) {
-    let bytes: Vec<u8> = words.iter().flat_map(|word| word.to_le_bytes()).collect();
-    vm.memory().inner().write_slice(&bytes, GuestAddress(at)).unwrap();
-}
-
-fn read(vm: &Vm, at: u64) -> u64 {
-    vm.memory().inner().read_obj(GuestAddress(at)).unwrap()
-}
-
 /// A guest with everything in its memory that its code counts on.
 fn prepare() -> Vm {
     let config = common::config(1, MEMORY_MIB, Backing::Anon);
@@ -175,30 +168,9 @@ fn prepare() -> Vm {
         let code = [0xb0, u8::try_from(vector).unwrap() + 100, 0xe6, 0xf4, 0xeb, 0xfe];
         vm.memory().inner().write_slice(&code, GuestAddress(stub)).unwrap();
         let handler = if vector == 32 { TIMER_HANDLER } else { stub };
-        let low = (handler & 0xffff) | 0x10 << 16 | 0x8e00 << 32 | (handler >> 16 & 0xffff) << 48;
-        write(&vm, IDT + vector * 16, &[low, handler >> 32]);
+        write(&vm, IDT + vector * 16, &common::gate(handler));
     }
     vm
-}
-
-/// SplitMix64.
-struct Prng(u64);
-
-impl Prng {
-    fn below(&mut self, limit: u64) -> u64 {
-        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
-        let mut z = self.0;
-        z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-        (z ^ (z >> 31)) % limit
-    }
-
-    /// Passes a random time without giving up the processor.
-    fn dawdle(&mut self, most: u64) {
-        for _ in 0..self.below(most) {
-            spin_loop();
-        }
-    }
 }
 
 /// All pages of a guest at rest.

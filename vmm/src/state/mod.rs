@@ -13,6 +13,8 @@ mod machine;
 mod requirements;
 mod section;
 mod serial;
+#[cfg(test)]
+mod tests;
 mod vcpu;
 pub(crate) mod vcpu_convert;
 

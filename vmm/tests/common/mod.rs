@@ -141,3 +141,52 @@ pub fn copy_memory(from: &Vm, to: &Vm) {
         }
     }
 }
+
+/// Writes words to guest memory.
+pub fn write(vm: &Vm, at: u64, words: &[u64]) {
+    use vm_memory::Bytes;
+
+    let bytes: Vec<u8> = words.iter().flat_map(|word| word.to_le_bytes()).collect();
+    vm.memory().inner().write_slice(&bytes, vm_memory::GuestAddress(at)).unwrap();
+}
+
+/// Reads a word of guest memory.
+pub fn read(vm: &Vm, at: u64) -> u64 {
+    use vm_memory::Bytes;
+
+    vm.memory().inner().read_obj(vm_memory::GuestAddress(at)).unwrap()
+}
+
+/// An interrupt gate to 64-bit code at `handler`.
+pub fn gate(handler: u64) -> [u64; 2] {
+    const CODE_SEGMENT: u64 = 0x10;
+    const INTERRUPT_GATE: u64 = 0x8e00;
+    let low = handler & 0xffff;
+    let middle = (handler >> 16) & 0xffff;
+    [low | (CODE_SEGMENT << 16) | (INTERRUPT_GATE << 32) | (middle << 48), handler >> 32]
+}
+
+/// SplitMix64.
+pub struct Prng(pub u64);
+
+impl Prng {
+    pub fn below(&mut self, limit: u64) -> u64 {
+        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
+        let mut z = self.0;
+        z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+        z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+        (z ^ (z >> 31)) % limit
+    }
+
+    /// An index into something of `count` parts.
+    pub fn index(&mut self, count: usize) -> usize {
+        usize::try_from(self.below(u64::try_from(count).unwrap())).unwrap()
+    }
+
+    /// Passes a random time without giving up the processor.
+    pub fn dawdle(&mut self, most: u64) {
+        for _ in 0..self.below(most) {
+            std::hint::spin_loop();
+        }
+    }
+}
