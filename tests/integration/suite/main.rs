@@ -2,6 +2,7 @@
 
 mod api;
 mod binary;
+mod matrix;
 
 use godwit_tests::Godwit;
 
