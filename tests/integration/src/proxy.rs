@@ -120,6 +120,18 @@ impl Proxy {
         })
     }
 
+    /// A link that keeps every frame of this kind until [`Proxy::release`].
+    ///
+    /// # Panics
+    /// If the host has no loopback.
+    #[track_caller]
+    pub fn that_holds(to: &Address, kind: Kind) -> Proxy {
+        Proxy::start(to, move |passing| match passing.kind {
+            now if now == kind => Fate::Hold,
+            _ => Fate::Forward,
+        })
+    }
+
     /// A link that breaks instead of carrying the first frame of this kind.
     ///
     /// # Panics
