@@ -5,7 +5,7 @@
 //!
 //! | source | destination | a lost peer means |
 //! |---|---|---|
-//! | Offered, Connecting | Preparing, AwaitPackage | nothing happened: the guest runs at the source |
+//! | Offered, Connecting | Preparing, AwaitPackage | nothing: the guest runs at the source |
 //! | Saving, Loading | Loading, AwaitGrant | the guest runs on at the source |
 //! | Granting | | the record decides: written, it is granted |
 //! | Granted | Recording | both paused, both say so |

@@ -30,7 +30,7 @@ pub fn run(args: &Run) -> Result<ExitCode, Failure> {
     let server = start_api(args.api_socket.as_deref(), &host)?;
     watch_signals(&host).map_err(|e| Failure::new(&e))?;
     let vm = Vm::create(&config, Box::new(std::io::stdout())).map_err(|e| Failure::new(&e))?;
-    let (kernel, cmdline) = kernel(args);
+    let (kernel, cmdline) = kernel(args, vm.tsc_khz());
     vm.boot(&kernel, args.initramfs.as_deref(), &cmdline).map_err(|e| Failure::new(&e))?;
     let vm = Arc::new(vm);
     host.adopt(id, Arc::clone(&vm), transfer);
@@ -42,12 +42,12 @@ pub fn run(args: &Run) -> Result<ExitCode, Failure> {
     Ok(exit_code(&end))
 }
 
-/// The kernel and its command line. The bare guest is told how many vCPUs it has.
-fn kernel(args: &Run) -> (KernelImage, String) {
+/// The kernel and its command line. The bare guest is told what it cannot find out by itself.
+fn kernel(args: &Run, tsc_khz: u32) -> (KernelImage, String) {
     match &args.kernel {
         Some(file) => (KernelImage::File(file.clone()), args.cmdline.clone()),
         None => {
-            let cmdline = format!("{} vcpus={}", args.cmdline, args.cpus);
+            let cmdline = format!("{} vcpus={} tsc_khz={tsc_khz}", args.cmdline, args.cpus);
             (KernelImage::Embedded(guest_image::BARE), cmdline.trim().to_owned())
         }
     }
