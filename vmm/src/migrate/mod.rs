@@ -41,6 +41,8 @@ enum HostEvent {
     },
     /// A client has seen how the migration ended.
     OutcomeSeen,
+    /// There is a guest now whose end is to be waited for.
+    GuestCame,
 }
 
 /// One process's guest, its migrations and its records.

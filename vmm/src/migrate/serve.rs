@@ -124,6 +124,8 @@ impl Host {
                     intent.tell_until = Some(Instant::now());
                 }
             }
+            // The next wait includes its end.
+            HostEvent::GuestCame => {}
         }
     }
 
