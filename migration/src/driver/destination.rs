@@ -182,9 +182,12 @@ impl Driver<'_> {
             }
             DestinationOutput::StartGuest => self.room().vm.start(),
             DestinationOutput::Wake(page) => {
-                if let Err(error) = self.room().installer.memory.wake(PageRun::one(page)) {
+                let installer = &self.room().installer;
+                if let Err(error) = installer.memory.wake(PageRun::one(page)) {
                     tracing::error!(%page, error = in_full(&error), "a vCPU could not be woken");
                 }
+                // Installed before its fault was counted: nobody else says that it is served.
+                installer.progress.faults().served(page, Instant::now());
             }
             DestinationOutput::Discard => {
                 if let Some(room) = &self.machine_room {

@@ -16,7 +16,7 @@ use std::thread::JoinHandle;
 
 use godwit_migration::driver::{Notifier, Records};
 use godwit_migration::metrics::Progress;
-use godwit_migration::proto::{MigrationState, Outcome};
+use godwit_migration::proto::{MigrationState, Outcome, Phase};
 use godwit_uffd::guest::GuestUffd;
 use godwit_uffd::kernel::KernelUffd;
 use uuid::Uuid;
@@ -41,6 +41,8 @@ enum HostEvent {
     },
     /// A client has seen how the migration ended.
     OutcomeSeen,
+    /// There is a guest now whose end is to be waited for.
+    GuestCame,
 }
 
 /// One process's guest, its migrations and its records.
@@ -102,6 +104,16 @@ impl std::fmt::Debug for Host {
 impl Migration {
     fn state(&self) -> MigrationState {
         self.progress.report().state
+    }
+
+    /// To whom the guest was granted, from the record of that until the destination has all of it
+    /// or has refused: until then the destination may run it, and this process must not.
+    fn granted_to(&self) -> Option<String> {
+        use MigrationState::{Completed, Failed};
+        let granted = self.progress.reached_at(Phase::Granted).is_some();
+        let report = self.progress.report();
+        let open = !matches!(report.state, Completed | Failed);
+        (self.direction == Direction::Outgoing && granted && open).then_some(report.peer)
     }
 
     /// Its thread is at work: it has not ended, or has lost its peer and keeps the faults.

@@ -124,6 +124,8 @@ impl Host {
                     intent.tell_until = Some(Instant::now());
                 }
             }
+            // The next wait includes its end.
+            HostEvent::GuestCame => {}
         }
     }
 
@@ -146,6 +148,8 @@ impl Host {
                 tracing::warn!(peer, reason, "migration failed; the guest runs on here");
             }
             (Direction::Outgoing, Outcome::Paused { reason }) => {
+                // Whoever wanted this process to end after the drain did not want to lose the guest.
+                intent.end = intent.force;
                 tracing::error!(
                     peer,
                     reason,
