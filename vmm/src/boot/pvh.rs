@@ -19,7 +19,7 @@ pub(super) fn write(memory: &GuestMemory, initramfs: Option<Initramfs>) -> Resul
     let info = hvm_start_info {
         magic: MAGIC,
         version: 1,
-        nr_modules: initramfs.iter().len() as u32,
+        nr_modules: u32::from(initramfs.is_some()),
         modlist_paddr: initramfs.map_or(0, |_| layout::PVH_MODULES.0),
         cmdline_paddr: layout::COMMAND_LINE.0,
         memmap_paddr: layout::PVH_MEMORY_MAP.0,

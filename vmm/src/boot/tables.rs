@@ -28,7 +28,7 @@ fn write_words(
 
 /// The first 4 GiB, mapped to themselves in pages of 2 MiB.
 fn page_tables() -> Vec<u64> {
-    let table = |index: u64| layout::PML4.0 + index * TABLE_BYTES | PRESENT_WRITABLE;
+    let table = |index: u64| (layout::PML4.0 + index * TABLE_BYTES) | PRESENT_WRITABLE;
     let mut words = vec![0; ENTRIES * 2];
     words[0] = table(1);
     for gib in 0..GIB_MAPPED {

@@ -150,7 +150,12 @@ impl Host {
             Direction::Incoming => "godwit-faults",
         };
         let host = Arc::clone(self);
-        let run = move || host.events.send(HostEvent::MigrationEnded(run()));
+        let run = move || {
+            if let Err(error) = crate::kvm::prefer_short_delays() {
+                tracing::debug!(%error, "faults are served with ordinary delays");
+            }
+            host.events.send(HostEvent::MigrationEnded(run()));
+        };
         let mut state = self.state();
         let thread = Some(std::thread::Builder::new().name(name.into()).spawn(run)?);
         self.outcome_seen.store(false, Ordering::Release);

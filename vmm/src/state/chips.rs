@@ -175,7 +175,7 @@ mod tests {
 
     #[test]
     fn chip_survives_both_ways() {
-        let bytes: Vec<u8> = (0..CHIP_BYTES).map(|i| (i % 251) as u8).collect();
+        let bytes: Vec<u8> = (0..=255).cycle().take(CHIP_BYTES).collect();
         let blob = Blob(bytes);
         let state = ChipsState {
             chips: vec![blob.clone(); CHIP_COUNT],

@@ -22,7 +22,7 @@ use crate::kvm::VCPU_EVENTS_FLAGS_KNOWN;
 
 /// Writes both conversions of two types whose fields have the same names.
 macro_rules! same_fields {
-    ($saved:ident, $kernel:ident, { $($field:ident),* $(,)? }) => {
+    ($saved:ident, $kernel:ident, { $($field:ident),* $(,)? } $(, $rest:expr)?) => {
         impl From<&$kernel> for $saved {
             fn from(kernel: &$kernel) -> $saved {
                 $saved { $($field: kernel.$field),* }
@@ -31,7 +31,7 @@ macro_rules! same_fields {
 
         impl From<&$saved> for $kernel {
             fn from(saved: &$saved) -> $kernel {
-                $kernel { $($field: saved.$field,)* ..Default::default() }
+                $kernel { $($field: saved.$field,)* $(..$rest)? }
             }
         }
     };
@@ -41,9 +41,9 @@ same_fields!(Registers, kvm_regs, {
     rax, rbx, rcx, rdx, rsi, rdi, rsp, rbp, r8, r9, r10, r11, r12, r13, r14, r15, rip, rflags,
 });
 
-same_fields!(Table, kvm_dtable, { base, limit });
+same_fields!(Table, kvm_dtable, { base, limit }, Default::default());
 
-same_fields!(DebugRegisters, kvm_debugregs, { db, dr6, dr7, flags });
+same_fields!(DebugRegisters, kvm_debugregs, { db, dr6, dr7, flags }, Default::default());
 
 impl From<&kvm_segment> for Segment {
     fn from(segment: &kvm_segment) -> Segment {

@@ -50,8 +50,8 @@ impl Vm {
         };
         let mut cpus = Vec::new();
         for index in 0..config.cpus {
-            let vcpu = Vcpu::create(&fd, index, capabilities.xsave_bytes)?;
-            cpuid.apply(&vcpu, index)?;
+            let mut vcpu = Vcpu::create(&fd, index, capabilities.xsave_bytes)?;
+            cpuid.apply(&mut vcpu, index)?;
             cpus.push(parts.share(index, vcpu));
         }
         let profile = profile(&kvm, &capabilities, &cpuid, &lock(&cpus[0].vcpu))?;

@@ -49,7 +49,7 @@ impl Vm {
         if self.control.has_ended() {
             return Err(self.ended());
         }
-        if let Some(cpu) = self.control.first_unfinished() {
+        if let Some(cpu) = self.control.first_running() {
             return Err(Error::AccessUnfinished { cpu });
         }
         self.devices.flush_console();
@@ -104,8 +104,8 @@ impl Vm {
         guest.check_limits()?;
         let Machine { kvm, vm, capabilities } = Machine::create()?;
         let cpuid = cpuid::for_guest(&kvm, &capabilities, CPU_COUNT_MAX)?;
-        let vcpu = Vcpu::create(&vm, 0, capabilities.xsave_bytes)?;
-        cpuid.apply(&vcpu, 0)?;
+        let mut vcpu = Vcpu::create(&vm, 0, capabilities.xsave_bytes)?;
+        cpuid.apply(&mut vcpu, 0)?;
         let host = profile(&kvm, &capabilities, &cpuid, &vcpu)?;
         Ok(guest.check_against(&host, capabilities.tsc_control)?)
     }

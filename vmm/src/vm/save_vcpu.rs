@@ -10,7 +10,6 @@ use kvm_bindings::kvm_sregs2;
 use kvm_bindings::kvm_vcpu_events;
 
 use crate::Error;
-use crate::arch::x86_64::cpuid;
 use crate::arch::x86_64::msr;
 use crate::kvm::Capabilities;
 use crate::kvm::KvmError;
@@ -38,7 +37,7 @@ pub(super) fn save_vcpu(vcpu: &mut Vcpu, msr_indices: &[u32]) -> Result<VcpuStat
     let msrs = msr::read(vcpu, msr_indices)?;
     let msrs = msrs.as_slice().iter().map(|entry| Msr { index: entry.index, value: entry.data });
     Ok(VcpuState {
-        cpuid: cpuid::get(vcpu)?.iter().map(Leaf::from).collect(),
+        cpuid: vcpu.cpuid().iter().map(Leaf::from).collect(),
         mp_state: mp_state.mp_state,
         registers: (&regs).into(),
         system: (&sregs).into(),
@@ -94,13 +93,11 @@ pub(super) fn restore_vcpu(vcpu: &mut Vcpu, state: &VcpuState, tsc_khz: u32) -> 
 }
 
 /// Most guests come to a host like their own: compare before setting, which costs more.
-fn restore_cpuid(vcpu: &Vcpu, leaves: &[Leaf]) -> Result<(), KvmError> {
-    let here = cpuid::get(vcpu)?;
-    if here.iter().map(Leaf::from).eq(leaves.iter().cloned()) {
+fn restore_cpuid(vcpu: &mut Vcpu, leaves: &[Leaf]) -> Result<(), KvmError> {
+    if vcpu.cpuid().iter().map(Leaf::from).eq(leaves.iter().cloned()) {
         return Ok(());
     }
-    let entries: Vec<kvm_cpuid_entry2> = leaves.iter().map(kvm_cpuid_entry2::from).collect();
-    cpuid::set(vcpu, &entries)
+    vcpu.set_cpuid(leaves.iter().map(kvm_cpuid_entry2::from).collect())
 }
 
 fn restore_msrs(vcpu: &Vcpu, saved: &[Msr]) -> Result<(), Error> {

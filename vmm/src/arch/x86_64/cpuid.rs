@@ -1,6 +1,5 @@
 //! The CPUID leaves that guests see.
 
-use kvm_bindings::CpuId;
 use kvm_bindings::KVM_CPUID_FLAG_SIGNIFCANT_INDEX;
 use kvm_bindings::KVM_MAX_CPUID_ENTRIES;
 use kvm_bindings::kvm_cpuid_entry2;
@@ -56,35 +55,14 @@ impl GuestCpuid {
     ///
     /// # Errors
     /// [`KvmError::Call`].
-    pub(crate) fn apply(&self, vcpu: &Vcpu, index: u8) -> Result<(), KvmError> {
-        set(vcpu, &self.of_cpu(index))
+    pub(crate) fn apply(&self, vcpu: &mut Vcpu, index: u8) -> Result<(), KvmError> {
+        vcpu.set_cpuid(self.of_cpu(index))
     }
 
     /// The leaves without the numbers of a vCPU.
     pub fn entries(&self) -> &[kvm_cpuid_entry2] {
         &self.entries
     }
-}
-
-/// Gives a vCPU the leaves `entries`.
-///
-/// # Errors
-/// [`KvmError::Call`].
-///
-/// # Panics
-/// If there are more than KVM takes.
-pub(crate) fn set(vcpu: &Vcpu, entries: &[kvm_cpuid_entry2]) -> Result<(), KvmError> {
-    let list = CpuId::from_entries(entries).expect("no more leaves than KVM takes");
-    vcpu.fd().set_cpuid2(&list).map_err(failed("KVM_SET_CPUID2"))
-}
-
-/// The leaves that a vCPU has.
-///
-/// # Errors
-/// [`KvmError::Call`].
-pub(crate) fn get(vcpu: &Vcpu) -> Result<Vec<kvm_cpuid_entry2>, KvmError> {
-    let list = vcpu.fd().get_cpuid2(KVM_MAX_CPUID_ENTRIES).map_err(failed("KVM_GET_CPUID2"))?;
-    Ok(list.as_slice().to_vec())
 }
 
 fn adjust(entry: &mut kvm_cpuid_entry2, capabilities: &Capabilities, cpus: u8) {
