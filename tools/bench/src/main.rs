@@ -1,5 +1,5 @@
 //! Measures what Godwit's figures are compared with: the floors of this machine, and QEMU. Each
-//! command prints one JSON object on one line.
+//! measurement is one JSON object on one line; `run` makes all of them in turns and prints a table.
 
 mod error;
 mod floor;
@@ -7,7 +7,9 @@ mod godwit;
 mod guest;
 mod peer;
 mod process;
+mod rounds;
 mod size;
+mod table;
 mod workload;
 
 use std::error::Error as _;
@@ -22,10 +24,19 @@ use crate::floor::receive::{self, ReceiveArgs};
 use crate::floor::server::{self, ServeArgs};
 use crate::godwit::GodwitArgs;
 use crate::peer::qemu::{self, QemuArgs};
+use crate::rounds::RunArgs;
 
-/// Measures what Godwit's figures are compared with.
+/// Measures what Godwit's figures are compared with; without a command, everything (`run`).
 #[derive(Parser)]
-#[command(version)]
+#[command(version, args_conflicts_with_subcommands = true)]
+struct Cli {
+    #[command(subcommand)]
+    command: Option<Command>,
+    #[command(flatten)]
+    run: RunArgs,
+}
+
+#[derive(Subcommand)]
 enum Command {
     /// What this machine can do at best, without any protocol.
     #[command(subcommand)]
@@ -34,6 +45,7 @@ enum Command {
     #[command(subcommand)]
     Peer(Peer),
     Godwit(GodwitArgs),
+    Run(RunArgs),
     #[command(hide = true)]
     Serve(ServeArgs),
 }
@@ -50,7 +62,8 @@ enum Peer {
 }
 
 fn main() -> ExitCode {
-    match execute(Command::parse()) {
+    let cli = Cli::parse();
+    match execute(cli.command.unwrap_or(Command::Run(cli.run))) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             eprintln!("godwit-bench: {}", chain(&error));
@@ -65,6 +78,7 @@ fn execute(command: Command) -> Result<(), Error> {
         Command::Floor(Floor::Receive(args)) => print(&receive::measure(&args)?),
         Command::Peer(Peer::Qemu(args)) => print(&qemu::measure(&args)?),
         Command::Godwit(args) => print(&godwit::measure(&args)?),
+        Command::Run(args) => rounds::run(&args),
         Command::Serve(args) => server::serve(&args),
     }
 }

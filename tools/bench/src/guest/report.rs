@@ -137,8 +137,9 @@ mod tests {
         ]);
         let figures = GuestFigures::of(&lines, &MOMENTS).unwrap();
         assert_eq!(figures.faults.count, 20);
-        assert!(windows_reach(&lines, 1, 9_000_000));
-        assert!(!windows_reach(&lines, 2, 9_000_000));
+        assert!(windows_reach(&lines, 2, 9_000_000));
+        assert!(!windows_reach(&lines, 3, 9_000_000));
+        assert!(!windows_reach(&lines, 1, 9_600_000));
     }
 
     #[test]

@@ -60,7 +60,7 @@ pub fn measure(args: &QemuArgs) -> Result<QemuFigures, Error> {
     let port = destination.prepare_to_receive(args.preempt)?;
     let mut source = Machine::start(args, folder.path(), "source", &transcript)?;
     args.guest.wait_until_ready(&transcript)?;
-    let moved = source.migrate_to(&mut destination, port, args.preempt)?;
+    let moved = source.migrate_to(&mut destination, &port, args.preempt)?;
     let moments = Moments {
         stopped: moved.stopped,
         resumed: moved.resumed,
@@ -68,7 +68,7 @@ pub fn measure(args: &QemuArgs) -> Result<QemuFigures, Error> {
         tsc_khz,
     };
     args.guest.wait_for_figures(&transcript, &moments)?;
-    let answer = source.qmp.execute("query-migrate", json!({}))?;
+    let answer = source.qmp.execute("query-migrate", &json!({}))?;
     let seconds = (moved.complete - moved.begun) as f64 / (tsc_khz as f64 * 1000.0);
     Ok(QemuFigures {
         version,
@@ -149,8 +149,8 @@ impl Machine {
     /// Listens for a guest and returns the port.
     fn prepare_to_receive(&mut self, preempt: bool) -> Result<String, Error> {
         self.set_capabilities(preempt)?;
-        self.qmp.execute("migrate-incoming", json!({ "uri": "tcp:127.0.0.1:0" }))?;
-        let answer = self.qmp.execute("query-migrate", json!({}))?;
+        self.qmp.execute("migrate-incoming", &json!({ "uri": "tcp:127.0.0.1:0" }))?;
+        let answer = self.qmp.execute("query-migrate", &json!({}))?;
         let port = answer.pointer("/socket-address/0/port").and_then(Value::as_str);
         port.map(str::to_owned).ok_or_else(|| Error::Qemu {
             asked: "query-migrate".to_owned(),
@@ -162,16 +162,16 @@ impl Machine {
     fn migrate_to(
         &mut self,
         destination: &mut Machine,
-        port: String,
+        port: &str,
         preempt: bool,
     ) -> Result<Moved, Error> {
         self.set_capabilities(preempt)?;
         let unlimited = json!({ "max-bandwidth": 1_u64 << 40 });
-        self.qmp.execute("migrate-set-parameters", unlimited)?;
+        self.qmp.execute("migrate-set-parameters", &unlimited)?;
         let begun = tsc::now();
-        self.qmp.execute("migrate", json!({ "uri": format!("tcp:127.0.0.1:{port}") }))?;
+        self.qmp.execute("migrate", &json!({ "uri": format!("tcp:127.0.0.1:{port}") }))?;
         self.qmp.wait_for("migrate", |event| has_status(event, "active"))?;
-        self.qmp.execute("migrate-start-postcopy", json!({}))?;
+        self.qmp.execute("migrate-start-postcopy", &json!({}))?;
         let stopped = self.qmp.wait_for("stop", |event| event.name == "STOP")?.tsc;
         let resumed = destination.qmp.wait_for("resume", |event| event.name == "RESUME")?.tsc;
         let done = |event: &Event| has_status(event, "completed");
@@ -187,7 +187,7 @@ impl Machine {
             { "capability": "postcopy-preempt", "state": preempt },
         ]);
         let arguments = json!({ "capabilities": capabilities });
-        self.qmp.execute("migrate-set-capabilities", arguments).map(drop)
+        self.qmp.execute("migrate-set-capabilities", &arguments).map(drop)
     }
 }
 

@@ -68,7 +68,7 @@ impl QmpListener {
         if greeting.value.get("QMP").is_none() {
             return Err(refused("greet", &greeting.value));
         }
-        qmp.execute("qmp_capabilities", json!({}))?;
+        qmp.execute("qmp_capabilities", &json!({}))?;
         Ok(qmp)
     }
 }
@@ -79,7 +79,7 @@ impl Qmp {
     /// # Errors
     ///
     /// [`Error::Qemu`] if QEMU refuses it or has gone.
-    pub fn execute(&mut self, command: &str, arguments: Value) -> Result<Value, Error> {
+    pub fn execute(&mut self, command: &str, arguments: &Value) -> Result<Value, Error> {
         let request = json!({ "execute": command, "arguments": arguments });
         writeln!(self.stream, "{request}").map_err(Error::system("writing to QEMU"))?;
         let deadline = Instant::now() + PATIENCE;
@@ -149,7 +149,7 @@ fn event(message: &Message) -> Option<Event> {
     Some(Event { name, data, tsc: message.tsc })
 }
 
-fn refused(asked: &str, answer: impl ToString) -> Error {
+fn refused(asked: &str, answer: &(impl ToString + ?Sized)) -> Error {
     Error::Qemu { asked: asked.to_owned(), answer: answer.to_string() }
 }
 
