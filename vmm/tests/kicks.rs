@@ -31,6 +31,8 @@ use godwit_uffd::Wake;
 use godwit_uffd::kernel::KernelUffd;
 use godwit_uffd::page::Hva;
 use godwit_vmm::Error;
+use godwit_vmm::boot::KernelImage;
+use godwit_vmm::guest_image::BARE;
 use godwit_vmm::memory::Backing;
 use godwit_vmm::vm::GuestExit;
 use godwit_vmm::vm::Vm;
@@ -251,9 +253,9 @@ impl Serve {
 }
 
 /// Moves the guest to a new VM whose memory arrives late, and kicks it there.
-fn hop(from: &Vm, seed: u64) -> (Vm, u64) {
+fn hop(from: &Vm, seed: u64, screen: &Screen) -> (Vm, u64) {
     let sections = from.save().unwrap();
-    let next = Vm::create(from.config(), Box::new(Screen::default())).unwrap();
+    let next = Vm::create(from.config(), Box::new(screen.clone())).unwrap();
     let uffd = next.memory().register_missing().unwrap();
     let resolver = Resolver::start(&next, uffd, pages(from), seed);
     next.restore(&sections).unwrap();
@@ -286,7 +288,7 @@ fn kicked_guest_with_missing_memory_counts_right() {
             break;
         }
         let more;
-        (vm, more) = hop(&vm, seed);
+        (vm, more) = hop(&vm, seed, &Screen::default());
         faults += more;
     }
     println!("{faults} faults, {} ticks", read(&vm, TICKS));
@@ -295,6 +297,39 @@ fn kicked_guest_with_missing_memory_counts_right() {
         let words = [read(&vm, at), read(&vm, at + 8), read(&vm, at + 2048)];
         assert_eq!(words, [PASSES; 3], "page {page}");
     }
+}
+
+#[test]
+fn kicked_programs_with_missing_memory_find_every_byte() {
+    if !common::have_kvm() {
+        return;
+    }
+    let screen = Screen::default();
+    let config = common::config(2, MEMORY_MIB, Backing::Anon);
+    let mut vm = Vm::create(&config, Box::new(screen.clone())).unwrap();
+    let line = "vcpus=2 timer=100 workload=smp passes=10 seed=11 faults=64 exit=0";
+    vm.boot(&KernelImage::Embedded(BARE), None, line).unwrap();
+    vm.start();
+    while !screen.text().contains("filled") && vm.exits().peek().is_none() {
+        thread::yield_now();
+    }
+    vm.pause().unwrap();
+    let mut faults = 0;
+    for seed in 1.. {
+        if let Some(exit) = vm.exits().peek() {
+            assert_eq!(
+                exit,
+                GuestExit::PowerOff { code: 0 },
+                "after hop {seed}: {}",
+                screen.text()
+            );
+            break;
+        }
+        let more;
+        (vm, more) = hop(&vm, seed, &screen);
+        faults += more;
+    }
+    println!("{faults} faults");
 }
 
 /// A guest of which nothing has arrived and nothing is served, started.
