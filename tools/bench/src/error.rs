@@ -32,8 +32,8 @@ pub enum Error {
     },
     /// The guest did not print what was waited for.
     #[error(
-        "the guest ended, or was silent for {patience:?}, before it reported {what}; its last line was \
-         {last:?}"
+        "the guest ended, or was silent for {patience:?}, before it reported {what}; \
+         its last line was {last:?}"
     )]
     GuestSilent {
         /// What was waited for.

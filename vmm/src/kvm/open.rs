@@ -19,8 +19,9 @@ use super::failed;
 pub enum KvmError {
     /// The device node does not exist.
     #[error(
-        "there is no /dev/kvm; load the module ('modprobe kvm_intel' or 'modprobe kvm_amd') and check \
-         that virtualisation is enabled in the firmware, or in the settings of the cloud machine"
+        "there is no /dev/kvm; load the module ('modprobe kvm_intel' or 'modprobe kvm_amd') and \
+         check that virtualisation is enabled in the firmware, or in the settings of the cloud \
+         machine"
     )]
     NoDevice,
     /// The device node may not be opened by this user.

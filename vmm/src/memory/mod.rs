@@ -205,8 +205,8 @@ impl GuestMemory {
         }
     }
 
-    /// Keeps the kernel from putting a huge page where one base page was installed, which would make
-    /// up the other 511 as zeros. [`GuestMemory::register_missing`] does it, too.
+    /// Keeps the kernel from putting a huge page where one base page was installed, which would
+    /// make up the other 511 as zeros. [`GuestMemory::register_missing`] does it, too.
     ///
     /// # Errors
     /// [`MemoryError::Advise`].

@@ -17,11 +17,12 @@ impl GuestMemory {
     /// Registers all guest memory: whoever touches a page that is missing waits until it is
     /// installed. The memory must be untouched, or else what it holds counts as present.
     ///
-    /// Huge pages are switched off until [`GuestMemory::set_complete`]. Closing the userfaultfd makes
-    /// the pages that are still missing zero: end the guest before.
+    /// Huge pages are switched off until [`GuestMemory::set_complete`]. Closing the userfaultfd
+    /// makes the pages that are still missing zero: end the guest before.
     ///
     /// # Errors
-    /// [`MemoryError::Uffd`], whose message says how to get the permission; [`MemoryError::Advise`].
+    /// [`MemoryError::Uffd`], whose message says how to get the permission;
+    /// [`MemoryError::Advise`].
     pub fn register_missing(&self) -> Result<KernelUffd, MemoryError> {
         // Nobody gives guest memory up while pages are missing, so no other events are wanted.
         let uffd = KernelUffd::open_with(Features::THREAD_ID)?;

@@ -139,7 +139,8 @@ impl Control {
         self.lock().ended
     }
 
-    /// Whether the guest stands still: every vCPU is out of the guest or late, and is to stay there.
+    /// Whether the guest stands still: every vCPU is out of the guest or late, and is to stay
+    /// there.
     pub(crate) fn is_parked(&self) -> bool {
         let state = self.lock();
         state.wanted != Wanted::Running && (state.late || state.first_running().is_none())
@@ -162,9 +163,9 @@ impl Control {
     }
 
     /// Brings every vCPU out of the guest and waits for that, at most until `deadline`. What is
-    /// still in the guest then is *late* if `late_is_fine`, and the guest counts as parked: the vCPU
-    /// waits for a page and has a kick waiting for it, so it gets no further than the end of the
-    /// access. Otherwise the guest runs on, and the call has failed.
+    /// still in the guest then is *late* if `late_is_fine`, and the guest counts as parked: the
+    /// vCPU waits for a page and has a kick waiting for it, so it gets no further than the end of
+    /// the access. Otherwise the guest runs on, and the call has failed.
     pub(crate) fn park_all(&self, deadline: Instant, late_is_fine: bool) -> Result<(), NotSettled> {
         let mut state = self.lock();
         if state.wanted == Wanted::Running {

@@ -10,16 +10,16 @@
 //! kicks it out. What that does depends on who waits:
 //!
 //! * The guest itself, in an instruction that the processor runs: KVM looks the page up on its
-//!   behalf, the signal ends that (since Linux 6.2), KVM_RUN returns EINTR, and the next entry raises
-//!   the fault again.
+//!   behalf, the signal ends that (since Linux 6.2), KVM_RUN returns EINTR, and the next entry
+//!   raises the fault again.
 //! * KVM, in an access of its own: its instruction interpreter, which runs all of ring 0 on hosts
 //!   without VMX and SVM, its walk through the guest's page tables, its copies to and from guest
 //!   memory. x86 Linux lets only a fatal signal end such an access. The vCPU stays in KVM_RUN until
 //!   the page comes, and leaves right after that access. It is *late*: it cannot do anything before
-//!   the page is there, and not go on after. A pause does not wait for it (see `Control::park_all`),
-//!   a save is refused, and a shutdown takes the memory away, which does end the access.
-//!   (Measured: had the access failed instead, the operands of an instruction could be had another
-//!   way, but software KVM answers a failed interrupt delivery with a triple fault.)
+//!   the page is there, and not go on after. A pause does not wait for it (see
+//!   `Control::park_all`), a save is refused, and a shutdown takes the memory away, which does end
+//!   the access. (Measured: had the access failed instead, the operands of an instruction could be
+//!   had another way, but software KVM answers a failed interrupt delivery with a triple fault.)
 //!
 //! What KVM cannot reach at all (a poisoned page) it reports in strange ways, and a guest must not
 //! go on with wrong data because of that. An operand: as an access to a device at an address that

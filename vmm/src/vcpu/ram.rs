@@ -28,9 +28,9 @@ pub(super) struct RamAccess {
 
 /// A way to guest memory that can fail.
 ///
-/// A plain load of a page that cannot be had kills the process; a system call that copies from or to
-/// it returns EFAULT. A pipe is the plainest such call: bytes go through it between guest memory and
-/// ours.
+/// A plain load of a page that cannot be had kills the process; a system call that copies from or
+/// to it returns EFAULT. A pipe is the plainest such call: bytes go through it between guest memory
+/// and ours.
 pub(super) struct Ferry {
     reader: File,
     writer: File,

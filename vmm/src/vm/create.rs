@@ -1,14 +1,9 @@
 //! Making a VM: memory, memslots, interrupt controllers, vCPUs, devices, threads.
 
-// UNSAFETY: guest memory becomes a memslot.
-#![expect(unsafe_code)]
-
 use std::io::Write;
 use std::sync::Arc;
 use std::sync::Mutex;
 use std::sync::atomic::AtomicBool;
-
-use kvm_ioctls::VmFd;
 
 use super::CPU_COUNT_MAX;
 use super::Exits;
@@ -39,7 +34,7 @@ impl Vm {
         let Machine { kvm, vm, capabilities } = Machine::create()?;
         check_cpu_count(config.cpus, &capabilities)?;
         let memory = Arc::new(GuestMemory::create(config.memory_bytes, config.backing)?);
-        add_memory(&vm, &memory)?;
+        kvm::add_memory(&vm, &memory)?;
         let fd = Arc::new(vm);
         let cpuid = cpuid::for_guest(&kvm, &capabilities, config.cpus)?;
         let parts = Parts {
@@ -115,12 +110,4 @@ fn check_cpu_count(wanted: u8, capabilities: &Capabilities) -> Result<(), Error>
     let host = u8::try_from(capabilities.cpus_max).unwrap_or(u8::MAX);
     let limit = host.min(CPU_COUNT_MAX);
     if (1..=limit).contains(&wanted) { Ok(()) } else { Err(Error::CpuCount { wanted, limit }) }
-}
-
-fn add_memory(vm: &VmFd, memory: &Arc<GuestMemory>) -> Result<(), Error> {
-    for (slot, region) in (0..).zip(memory.regions()) {
-        // SAFETY: every vCPU thread holds a reference to the memory until it ends.
-        unsafe { kvm::add_memslot(vm, slot, region) }?;
-    }
-    Ok(())
 }

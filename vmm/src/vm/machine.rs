@@ -89,8 +89,8 @@ impl Vm {
     /// guest does nothing.
     ///
     /// A vCPU that waits for a missing page comes out, too, but for one case (see [`crate::vcpu`]):
-    /// KVM itself waits, in the middle of an instruction. The guest is paused nevertheless - the vCPU
-    /// gets no further than that - but cannot be saved before the page is there.
+    /// KVM itself waits, in the middle of an instruction. The guest is paused nevertheless - the
+    /// vCPU gets no further than that - but cannot be saved before the page is there.
     ///
     /// # Errors
     /// [`Error::PauseTimeout`], and then the guest runs on; [`Error::PauseCalledOff`] if another
@@ -204,8 +204,8 @@ pub(super) fn lock(vcpu: &Mutex<Vcpu>) -> MutexGuard<'_, Vcpu> {
 /// How long a pause may take.
 const PAUSE_WITHIN_MS: u64 = 10_000;
 
-/// How long a pause or shutdown waits for a vCPU before it counts as one that waits for a page in the
-/// middle of an instruction: a multiple of what a kick takes.
+/// How long a pause or shutdown waits for a vCPU before it counts as one that waits for a page in
+/// the middle of an instruction: a multiple of what a kick takes.
 const LATE_AFTER_MS: u64 = 50;
 
 const SHUTDOWN_WITHIN: Duration = Duration::from_secs(10);

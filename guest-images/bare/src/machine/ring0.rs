@@ -10,6 +10,7 @@ use core::sync::atomic::Ordering::Relaxed;
 
 global_asm!(include_str!("../ring0.S"), options(att_syntax, raw));
 
+// SAFETY: `ring0.S` defines each of these with this type and this meaning.
 unsafe extern "C" {
     /// The index that the next vCPU to start will have.
     pub safe static ap_index: AtomicU32;

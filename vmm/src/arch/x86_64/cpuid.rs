@@ -126,9 +126,9 @@ fn cache_level(entry: &kvm_cpuid_entry2) -> u32 {
 ///
 /// Asynchronous page faults (bits 4, 10 and 14) are hidden for a reason of their own: KVM tells the
 /// guest that a page is not there and to do something else meanwhile. With userfaultfd behind guest
-/// memory, and in particular with its write-protection, the guest then takes the same fault over and
-/// over without getting anywhere. The other features are calls to the hypervisor or memory shared
-/// with it; on software KVM such a call does not return.
+/// memory, and in particular with its write-protection, the guest then takes the same fault over
+/// and over without getting anywhere. The other features are calls to the hypervisor or memory
+/// shared with it; on software KVM such a call does not return.
 const KVM_FEATURES_OFFERED: u32 = 1 << 0 | 1 << 1 | 1 << 3 | 1 << 24;
 
 pub(super) const KVM_FEATURES: u32 = 0x4000_0001;
