@@ -9,8 +9,7 @@ use common::Screen;
 use godwit_vmm::boot::KernelImage;
 use godwit_vmm::guest_image::BARE;
 use godwit_vmm::memory::Backing;
-use godwit_vmm::vm::GuestExit;
-use godwit_vmm::vm::Vm;
+use godwit_vmm::vm::{GuestExit, Vm};
 
 /// The guest's image without its PVH note, so that only the 64-bit protocol is left.
 fn without_note() -> KernelImage {

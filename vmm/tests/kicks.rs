@@ -12,36 +12,21 @@ mod common;
 
 use std::collections::HashMap;
 use std::sync::Arc;
-use std::sync::atomic::AtomicBool;
-use std::sync::atomic::AtomicU64;
-use std::sync::atomic::Ordering;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::thread;
 use std::thread::JoinHandle;
 
-use common::Prng;
-use common::Protocol;
-use common::Screen;
-use common::read;
-use common::write;
-use godwit_uffd::Event;
-use godwit_uffd::Installed;
-use godwit_uffd::Range;
-use godwit_uffd::Uffd;
-use godwit_uffd::Wake;
+use common::{Prng, Protocol, Screen, read, write};
 use godwit_uffd::kernel::KernelUffd;
 use godwit_uffd::page::Hva;
+use godwit_uffd::{Event, Installed, Range, Uffd, Wake};
 use godwit_vmm::Error;
 use godwit_vmm::boot::KernelImage;
 use godwit_vmm::guest_image::BARE;
 use godwit_vmm::memory::Backing;
-use godwit_vmm::vm::GuestExit;
-use godwit_vmm::vm::Vm;
-use rustix::event::PollFd;
-use rustix::event::PollFlags;
-use rustix::event::Timespec;
-use rustix::event::poll;
-use vm_memory::Bytes;
-use vm_memory::GuestAddress;
+use godwit_vmm::vm::{GuestExit, Vm};
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use vm_memory::{Bytes, GuestAddress};
 
 /// The guest. For each of 2000 pages: check and count on two words of it, copy a part of it with a
 /// string instruction, call a function in a page of its own, with a stack in a page of its own; all

@@ -5,14 +5,10 @@ mod common;
 use std::io::Write;
 use std::path::Path;
 
-use common::Prng;
-use common::Protocol;
-use common::Screen;
+use common::{Prng, Protocol, Screen};
 use godwit_vmm::Error;
-use godwit_vmm::boot::BootError;
-use godwit_vmm::boot::KernelImage;
-use godwit_vmm::memory::Backing;
-use godwit_vmm::memory::MemoryError;
+use godwit_vmm::boot::{BootError, KernelImage};
+use godwit_vmm::memory::{Backing, MemoryError};
 use godwit_vmm::state::Section;
 use godwit_vmm::vm::Vm;
 

@@ -2,13 +2,11 @@
 
 mod common;
 
-use common::Protocol;
-use common::Screen;
+use common::{Protocol, Screen};
 use godwit_vmm::boot::KernelImage;
 use godwit_vmm::guest_image::BARE;
 use godwit_vmm::memory::Backing;
-use godwit_vmm::vm::GuestExit;
-use godwit_vmm::vm::Vm;
+use godwit_vmm::vm::{GuestExit, Vm};
 
 /// Sets the APIC's timer to a deadline that is 2^30 cycles away, says so in memory, and halts. The
 /// interrupt ends the guest.

@@ -4,15 +4,12 @@ mod common;
 
 use std::io;
 use std::io::Write;
-use std::sync::Arc;
-use std::sync::Mutex;
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use common::Protocol;
-use common::Screen;
+use common::{Protocol, Screen};
 use godwit_vmm::memory::Backing;
-use godwit_vmm::vm::GuestExit;
-use godwit_vmm::vm::Vm;
+use godwit_vmm::vm::{GuestExit, Vm};
 
 /// Writes "hi\n" to the serial port, byte by byte, and ends with code 42. The same bytes mean the
 /// same in 32 and in 64 bits.

@@ -1,15 +1,12 @@
 //! The PVH boot protocol: a start-info structure with a command line, a memory map and modules.
 
-use linux_loader::loader::elf::start_info::hvm_memmap_table_entry;
-use linux_loader::loader::elf::start_info::hvm_modlist_entry;
-use linux_loader::loader::elf::start_info::hvm_start_info;
-use vm_memory::Bytes;
-use vm_memory::GuestAddress;
+use linux_loader::loader::elf::start_info::{
+    hvm_memmap_table_entry, hvm_modlist_entry, hvm_start_info,
+};
+use vm_memory::{Bytes, GuestAddress};
 
-use super::BootError;
 use super::initramfs::Initramfs;
-use super::layout;
-use super::memory_map;
+use super::{BootError, layout, memory_map};
 use crate::memory::GuestMemory;
 
 /// Writes the structures to guest memory.

@@ -1,10 +1,8 @@
 //! The descriptor table and the page tables with which a kernel begins.
 
-use vm_memory::Bytes;
-use vm_memory::GuestAddress;
+use vm_memory::{Bytes, GuestAddress};
 
-use super::BootError;
-use super::layout;
+use super::{BootError, layout};
 use crate::memory::GuestMemory;
 
 /// Writes both to guest memory.

@@ -8,10 +8,8 @@ use std::sync::Arc;
 use kvm_bindings::kvm_userspace_memory_region;
 use kvm_ioctls::VmFd;
 
-use super::KvmError;
-use super::failed;
-use crate::memory::GuestMemory;
-use crate::memory::Region;
+use super::{KvmError, failed};
+use crate::memory::{GuestMemory, Region};
 
 /// Makes guest memory visible to the guest, one memslot a region.
 ///

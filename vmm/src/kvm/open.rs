@@ -2,15 +2,11 @@
 
 use std::io;
 
-use kvm_bindings::KVM_API_VERSION;
-use kvm_bindings::KVM_CAP_EXCEPTION_PAYLOAD;
-use kvm_bindings::KVM_CAP_EXIT_ON_EMULATION_FAILURE;
-use kvm_bindings::KVM_CAP_SREGS2;
-use kvm_bindings::kvm_enable_cap;
-use kvm_bindings::kvm_pit_config;
-use kvm_ioctls::Cap;
-use kvm_ioctls::Kvm;
-use kvm_ioctls::VmFd;
+use kvm_bindings::{
+    KVM_API_VERSION, KVM_CAP_EXCEPTION_PAYLOAD, KVM_CAP_EXIT_ON_EMULATION_FAILURE, KVM_CAP_SREGS2,
+    kvm_enable_cap, kvm_pit_config,
+};
+use kvm_ioctls::{Cap, Kvm, VmFd};
 
 use super::failed;
 

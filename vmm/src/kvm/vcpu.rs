@@ -3,27 +3,16 @@
 // UNSAFETY: ioctls that fill or read structures of ours, and the page shared with the kernel.
 #![expect(unsafe_code)]
 
-use kvm_bindings::CpuId;
-use kvm_bindings::KVM_VCPUEVENT_VALID_NMI_PENDING;
-use kvm_bindings::KVM_VCPUEVENT_VALID_PAYLOAD;
-use kvm_bindings::KVM_VCPUEVENT_VALID_SHADOW;
-use kvm_bindings::KVM_VCPUEVENT_VALID_SIPI_VECTOR;
-use kvm_bindings::KVMIO;
-use kvm_bindings::Xsave;
-use kvm_bindings::kvm_cpuid_entry2;
-use kvm_bindings::kvm_sregs2;
-use kvm_ioctls::VcpuExit;
-use kvm_ioctls::VcpuFd;
-use kvm_ioctls::VmFd;
+use kvm_bindings::{
+    CpuId, KVM_VCPUEVENT_VALID_NMI_PENDING, KVM_VCPUEVENT_VALID_PAYLOAD,
+    KVM_VCPUEVENT_VALID_SHADOW, KVM_VCPUEVENT_VALID_SIPI_VECTOR, KVMIO, Xsave, kvm_cpuid_entry2,
+    kvm_sregs2,
+};
+use kvm_ioctls::{VcpuExit, VcpuFd, VmFd};
 use vmm_sys_util::errno;
-use vmm_sys_util::ioctl::ioctl_with_mut_ref;
-use vmm_sys_util::ioctl::ioctl_with_ref;
+use vmm_sys_util::ioctl::{ioctl_with_mut_ref, ioctl_with_ref};
 
-use super::Exit;
-use super::ImmediateExit;
-use super::KvmError;
-use super::exit;
-use super::failed;
+use super::{Exit, ImmediateExit, KvmError, exit, failed};
 
 /// `_IOR(KVMIO, 0xcc, struct kvm_sregs2)`
 const KVM_GET_SREGS2: u64 = ioctl_number(2, 0xcc);

@@ -6,8 +6,7 @@
 use std::ffi::c_void;
 use std::ptr::with_exposed_provenance_mut;
 
-use super::MemoryError;
-use super::Region;
+use super::{MemoryError, Region};
 
 /// The advices that keep what memory holds.
 #[derive(Clone, Copy)]

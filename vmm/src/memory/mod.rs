@@ -7,22 +7,13 @@ mod register;
 
 use std::fs::File;
 use std::io;
-use std::sync::atomic::AtomicBool;
-use std::sync::atomic::Ordering;
+use std::sync::atomic::{AtomicBool, Ordering};
 
-use godwit_uffd::page::Gpa;
-use godwit_uffd::page::Hva;
-use serde::Deserialize;
-use serde::Serialize;
-use vm_memory::FileOffset;
-use vm_memory::GuestAddress;
-use vm_memory::GuestMemoryMmap;
-use vm_memory::GuestRegionMmap;
-use vm_memory::mmap::FromRangesError;
-use vm_memory::mmap::MmapRegion;
-use vm_memory::mmap::MmapRegionBuilder;
-use vm_memory::mmap::MmapRegionError;
+use godwit_uffd::page::{Gpa, Hva};
+use serde::{Deserialize, Serialize};
+use vm_memory::mmap::{FromRangesError, MmapRegion, MmapRegionBuilder, MmapRegionError};
 use vm_memory::region::GuestRegionCollectionError;
+use vm_memory::{FileOffset, GuestAddress, GuestMemoryMmap, GuestRegionMmap};
 
 pub use available::available_bytes;
 pub use layout::{HOLE_END, HOLE_START, MEMORY_BYTES_MAX, MEMORY_BYTES_MIN, ranges};

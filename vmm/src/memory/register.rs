@@ -5,13 +5,10 @@
 
 use std::sync::atomic::Ordering;
 
-use godwit_uffd::Features;
-use godwit_uffd::Range;
-use godwit_uffd::RegisterMode;
 use godwit_uffd::kernel::KernelUffd;
+use godwit_uffd::{Features, Range, RegisterMode};
 
-use super::GuestMemory;
-use super::MemoryError;
+use super::{GuestMemory, MemoryError};
 
 impl GuestMemory {
     /// Registers all guest memory: whoever touches a page that is missing waits until it is

@@ -1,17 +1,12 @@
 //! The chips that KVM emulates for the whole machine: interrupt controllers, timer, clock.
 
-use kvm_bindings::KVM_CLOCK_REALTIME;
-use kvm_bindings::kvm_clock_data;
-use kvm_bindings::kvm_irqchip;
-use kvm_bindings::kvm_pit_channel_state;
-use kvm_bindings::kvm_pit_state2;
-use serde::Deserialize;
-use serde::Serialize;
-use zerocopy::FromBytes;
-use zerocopy::IntoBytes;
+use kvm_bindings::{
+    KVM_CLOCK_REALTIME, kvm_clock_data, kvm_irqchip, kvm_pit_channel_state, kvm_pit_state2,
+};
+use serde::{Deserialize, Serialize};
+use zerocopy::{FromBytes, IntoBytes};
 
-use super::Blob;
-use super::StateError;
+use super::{Blob, StateError};
 
 /// Bytes of one interrupt controller in the kernel's layout.
 pub const CHIP_BYTES: usize = 512;

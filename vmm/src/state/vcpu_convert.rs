@@ -1,23 +1,14 @@
 //! From the kernel's types to the saved types and back.
 
-use kvm_bindings::kvm_debugregs;
-use kvm_bindings::kvm_dtable;
-use kvm_bindings::kvm_lapic_state;
-use kvm_bindings::kvm_regs;
-use kvm_bindings::kvm_segment;
-use kvm_bindings::kvm_sregs2;
-use kvm_bindings::kvm_vcpu_events;
-use kvm_bindings::kvm_xcrs;
+use kvm_bindings::{
+    kvm_debugregs, kvm_dtable, kvm_lapic_state, kvm_regs, kvm_segment, kvm_sregs2, kvm_vcpu_events,
+    kvm_xcrs,
+};
 
-use super::Blob;
-use super::DebugRegisters;
-use super::Events;
-use super::ExtendedControl;
-use super::Registers;
-use super::Segment;
-use super::StateError;
-use super::SystemRegisters;
-use super::Table;
+use super::{
+    Blob, DebugRegisters, Events, ExtendedControl, Registers, Segment, StateError, SystemRegisters,
+    Table,
+};
 use crate::kvm::VCPU_EVENTS_FLAGS_KNOWN;
 
 /// Writes both conversions of two types whose fields have the same names.

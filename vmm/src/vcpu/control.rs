@@ -3,17 +3,11 @@
 //! The lock here is held for a few instructions only, and never by a thread that waits for guest
 //! memory, a device or a console.
 
-use std::sync::Condvar;
-use std::sync::Mutex;
-use std::sync::MutexGuard;
-use std::sync::PoisonError;
-use std::sync::atomic::AtomicU8;
-use std::sync::atomic::Ordering;
-use std::time::Duration;
-use std::time::Instant;
+use std::sync::atomic::{AtomicU8, Ordering};
+use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
 
-use crate::kvm::Tid;
-use crate::kvm::kick;
+use crate::kvm::{Tid, kick};
 
 /// What all vCPU threads are to do.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

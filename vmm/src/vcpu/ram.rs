@@ -2,14 +2,11 @@
 
 use std::fs::File;
 use std::io;
-use std::io::Read;
-use std::io::Write;
+use std::io::{Read, Write};
 use std::os::fd::OwnedFd;
 
-use rustix::fs::OFlags;
-use rustix::fs::fcntl_setfl;
-use vm_memory::Bytes;
-use vm_memory::GuestAddress;
+use rustix::fs::{OFlags, fcntl_setfl};
+use vm_memory::{Bytes, GuestAddress};
 
 use crate::memory::GuestMemory;
 

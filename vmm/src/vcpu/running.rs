@@ -1,17 +1,11 @@
 //! The running state: enter the guest, answer what it exits for, stop when told to.
 
-use std::sync::MutexGuard;
-use std::sync::PoisonError;
+use std::sync::{MutexGuard, PoisonError};
 
-use super::Wanted;
-use super::ram::Ferry;
-use super::ram::RamAccess;
-use super::report;
+use super::ram::{Ferry, RamAccess};
 use super::thread::CpuShared;
-use crate::kvm::Exit;
-use crate::kvm::ImmediateExit;
-use crate::kvm::KvmError;
-use crate::kvm::Vcpu;
+use super::{Wanted, report};
+use crate::kvm::{Exit, ImmediateExit, KvmError, Vcpu};
 use crate::vm::GuestExit;
 
 /// What a vCPU thread works with.

@@ -3,22 +3,15 @@
 // UNSAFETY: the thread announces the page that it shares with the kernel to the signal handler.
 #![expect(unsafe_code)]
 
-use std::io;
-use std::sync::Arc;
-use std::sync::Mutex;
-use std::sync::PoisonError;
-use std::thread;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::JoinHandle;
+use std::{io, thread};
 
-use super::Control;
-use super::Wanted;
 use super::ram::Ferry;
-use super::running::Running;
-use super::running::Tools;
+use super::running::{Running, Tools};
+use super::{Control, Wanted};
 use crate::devices::Devices;
-use crate::kvm::Tid;
-use crate::kvm::Vcpu;
-use crate::kvm::prepare_vcpu_thread;
+use crate::kvm::{Tid, Vcpu, prepare_vcpu_thread};
 use crate::memory::GuestMemory;
 use crate::vm::Exits;
 

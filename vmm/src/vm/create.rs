@@ -1,27 +1,18 @@
 //! Making a VM: memory, memslots, interrupt controllers, vCPUs, devices, threads.
 
 use std::io::Write;
-use std::sync::Arc;
-use std::sync::Mutex;
 use std::sync::atomic::AtomicBool;
+use std::sync::{Arc, Mutex};
 
-use super::CPU_COUNT_MAX;
-use super::Exits;
-use super::Vm;
-use super::VmConfig;
 use super::machine::lock;
 use super::save::profile;
-use crate::Error;
+use super::{CPU_COUNT_MAX, Exits, Vm, VmConfig};
 use crate::arch::x86_64::cpuid;
 use crate::devices::Devices;
-use crate::kvm;
-use crate::kvm::Capabilities;
-use crate::kvm::Machine;
-use crate::kvm::Vcpu;
+use crate::kvm::{Capabilities, Machine, Vcpu};
 use crate::memory::GuestMemory;
-use crate::vcpu;
-use crate::vcpu::Control;
-use crate::vcpu::CpuShared;
+use crate::vcpu::{Control, CpuShared};
+use crate::{Error, kvm, vcpu};
 
 impl Vm {
     /// Makes a guest with empty memory. The guest's console goes to `console`, which may block.

@@ -1,32 +1,22 @@
 //! The VM object: what can be done with a guest.
 
 use std::path::Path;
-use std::sync::Arc;
-use std::sync::Mutex;
-use std::sync::MutexGuard;
-use std::sync::PoisonError;
-use std::sync::atomic::AtomicBool;
-use std::sync::atomic::Ordering;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
-use std::time::Duration;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use kvm_ioctls::VmFd;
 
-use super::Exits;
-use super::GuestExit;
-use super::VmConfig;
-use crate::Error;
+use super::{Exits, GuestExit, VmConfig};
 use crate::arch::x86_64::msr;
-use crate::boot;
 use crate::boot::KernelImage;
 use crate::devices::Devices;
-use crate::kvm::Capabilities;
-use crate::kvm::Vcpu;
+use crate::kvm::{Capabilities, Vcpu};
 use crate::memory::GuestMemory;
 use crate::state::Requirements;
-use crate::vcpu::Control;
-use crate::vcpu::CpuShared;
+use crate::vcpu::{Control, CpuShared};
+use crate::{Error, boot};
 
 /// One guest.
 ///

@@ -4,19 +4,13 @@
 
 use std::io;
 use std::io::Write;
-use std::sync::Arc;
-use std::sync::Mutex;
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use godwit_vmm::boot::KernelImage;
 use godwit_vmm::memory::Backing;
-use godwit_vmm::vm::GuestExit;
-use godwit_vmm::vm::Vm;
-use godwit_vmm::vm::VmConfig;
-use rustix::event::PollFd;
-use rustix::event::PollFlags;
-use rustix::event::Timespec;
-use rustix::event::poll;
+use godwit_vmm::vm::{GuestExit, Vm, VmConfig};
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
 
 /// Where tiny guests are loaded and begin.
 pub const ENTRY: u64 = 0x10_0000;
@@ -125,8 +119,7 @@ pub fn run(vm: &Vm, screen: &Screen) -> (GuestExit, String) {
 
 /// Copies all memory of one guest to another of the same shape.
 pub fn copy_memory(from: &Vm, to: &Vm) {
-    use vm_memory::Bytes;
-    use vm_memory::GuestAddress;
+    use vm_memory::{Bytes, GuestAddress};
 
     const STEP: usize = 1 << 20;
     let mut buffer = vec![0; STEP];

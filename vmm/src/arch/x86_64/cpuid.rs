@@ -1,14 +1,9 @@
 //! The CPUID leaves that guests see.
 
-use kvm_bindings::KVM_CPUID_FLAG_SIGNIFCANT_INDEX;
-use kvm_bindings::KVM_MAX_CPUID_ENTRIES;
-use kvm_bindings::kvm_cpuid_entry2;
+use kvm_bindings::{KVM_CPUID_FLAG_SIGNIFCANT_INDEX, KVM_MAX_CPUID_ENTRIES, kvm_cpuid_entry2};
 use kvm_ioctls::Kvm;
 
-use crate::kvm::Capabilities;
-use crate::kvm::KvmError;
-use crate::kvm::Vcpu;
-use crate::kvm::failed;
+use crate::kvm::{Capabilities, KvmError, Vcpu, failed};
 
 /// The leaves of a guest, before each vCPU gets its own number.
 #[derive(Clone, Debug)]
