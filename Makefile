@@ -39,6 +39,7 @@ fmt: ## Format all sources
 check: setup ## Everything that needs no guest: format, lints, house rules
 	$(CARGO) fmt --all --check
 	for guest in $(GUESTS); do $(CARGO) fmt --manifest-path $$guest --check; done
+	$(CARGO) xtask tidy
 	$(CARGO) clippy --workspace --all-targets --locked -- -D warnings
 
 .PHONY: test

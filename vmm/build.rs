@@ -11,23 +11,34 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 
 fn main() {
-    let folder = PathBuf::from(env::var_os("CARGO_MANIFEST_DIR").expect("cargo sets it"));
-    let guest = folder.join("../guest-images/bare");
+    match embed_guest() {
+        Ok(image) => println!("cargo::rustc-env=GODWIT_GUEST_IMAGE={}", image.display()),
+        Err(error) => println!("cargo::error={error}"),
+    }
+}
+
+/// Builds and checks the guest, and tells cargo what it was made of.
+fn embed_guest() -> Result<PathBuf, String> {
+    let guest = variable("CARGO_MANIFEST_DIR")?.join("../guest-images/bare");
     for file in ["Cargo.toml", "Cargo.lock", "build.rs", "guest.ld", "src"] {
-        println!("cargo:rerun-if-changed={}", guest.join(file).display());
+        println!("cargo::rerun-if-changed={}", guest.join(file).display());
     }
-    println!("cargo:rerun-if-changed=build.rs");
-    let out = PathBuf::from(env::var_os("OUT_DIR").expect("cargo sets it"));
-    let image = build_guest(&guest, &out.join("guest"));
+    println!("cargo::rerun-if-changed=build.rs");
+    let image = build_guest(&guest, &variable("OUT_DIR")?.join("guest"))?;
     for (section, options) in RING0_SECTIONS {
-        check_ring0(&image, section, options);
+        check_ring0(&image, section, options)?;
     }
-    println!("cargo:rustc-env=GODWIT_GUEST_IMAGE={}", image.display());
+    Ok(image)
+}
+
+/// A path that cargo gives to build scripts.
+fn variable(name: &str) -> Result<PathBuf, String> {
+    env::var_os(name).map(PathBuf::from).ok_or_else(|| format!("cargo did not set {name}"))
 }
 
 /// Compiles the guest and gives the path of its image.
-fn build_guest(guest: &Path, target_folder: &Path) -> PathBuf {
-    let mut cargo = Command::new(env::var_os("CARGO").expect("cargo sets it"));
+fn build_guest(guest: &Path, target_folder: &Path) -> Result<PathBuf, String> {
+    let mut cargo = Command::new(variable("CARGO")?);
     cargo.current_dir(guest).args(["build", "--release", "--locked", "--offline"]);
     cargo.args(["--target", GUEST_TARGET, "--bin", "godwit-guest", "--target-dir"]);
     cargo.arg(target_folder);
@@ -36,14 +47,15 @@ fn build_guest(guest: &Path, target_folder: &Path) -> PathBuf {
             cargo.env_remove(name);
         }
     }
-    let status = cargo.status().unwrap_or_else(|error| panic!("cannot run cargo: {error}"));
-    assert!(
-        status.success(),
-        "the bare guest in {} does not compile for {GUEST_TARGET} ({status}); if the target is \
-         missing: rustup target add {GUEST_TARGET}",
-        guest.display(),
-    );
-    target_folder.join(GUEST_TARGET).join("release/godwit-guest")
+    let status = cargo.status().map_err(|error| format!("cannot run cargo: {error}"))?;
+    if !status.success() {
+        return Err(format!(
+            "the bare guest in {} was not built ({status}); its messages are above; if the target \
+             is missing: rustup target add {GUEST_TARGET}",
+            guest.display(),
+        ));
+    }
+    Ok(target_folder.join(GUEST_TARGET).join("release/godwit-guest"))
 }
 
 /// Whether a variable of the outer build would change how the guest is compiled. The jobserver and
@@ -55,26 +67,29 @@ fn changes_the_guest(name: &str) -> bool {
 }
 
 /// Refuses an image with a vector register in a ring-0 section.
-fn check_ring0(image: &Path, section: &str, options: &[&str]) {
+fn check_ring0(image: &Path, section: &str, options: &[&str]) -> Result<(), String> {
     let output = Command::new("objdump")
         .args(["--disassemble", "--section", section])
         .args(options)
         .arg(image)
         .output()
-        .unwrap_or_else(|error| {
-            panic!("cannot run objdump ({error}); it is in binutils: apt-get install binutils")
-        });
+        .map_err(|error| {
+            format!("cannot run objdump ({error}); it is in binutils: apt-get install binutils")
+        })?;
+    if !output.status.success() {
+        return Err(format!("objdump: {}", String::from_utf8_lossy(&output.stderr).trim()));
+    }
     let listing = String::from_utf8_lossy(&output.stdout);
-    assert!(output.status.success(), "objdump: {}", String::from_utf8_lossy(&output.stderr));
-    let instructions: Vec<&str> = listing.lines().filter(|line| line.contains(":\t")).collect();
-    assert!(!instructions.is_empty(), "section {section} of {} is empty", image.display());
-    for line in instructions {
-        let forbidden = FORBIDDEN_IN_RING0.iter().find(|word| line.contains(**word));
-        assert!(
-            forbidden.is_none(),
-            "ring-0 code of the bare guest uses {}, which cannot be interpreted: {line}",
-            forbidden.unwrap_or(&"nothing"),
-        );
+    let mut instructions = listing.lines().filter(|line| line.contains(":\t")).peekable();
+    if instructions.peek().is_none() {
+        return Err(format!("the bare guest has no code in section {section}"));
+    }
+    match instructions.find(|line| FORBIDDEN_IN_RING0.iter().any(|word| line.contains(word))) {
+        Some(line) => Err(format!(
+            "the bare guest's ring-0 code has an instruction that some hosts cannot interpret: {}",
+            line.trim()
+        )),
+        None => Ok(()),
     }
 }
 

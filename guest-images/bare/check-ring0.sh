@@ -3,7 +3,10 @@
 # Usage: check-ring0.sh [IMAGE]
 set -eu
 image=${1:-$(dirname "$0")/target/x86_64-unknown-linux-gnu/release/godwit-guest}
-command -v objdump >/dev/null || { echo "objdump is missing: apt-get install binutils" >&2; exit 2; }
+if ! command -v objdump >/dev/null; then
+    echo "objdump is missing: apt-get install binutils" >&2
+    exit 2
+fi
 
 check() { # SECTION [OPTION]
     listing=$(objdump --disassemble --section "$@" "$image" | grep "$(printf ':\t')") || {

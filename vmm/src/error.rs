@@ -50,7 +50,8 @@ pub enum Error {
     AlreadyStarted,
     /// A vCPU waits for a page in the middle of an instruction.
     #[error(
-        "vcpu {cpu} waits for a page of guest memory that has not arrived; resume the guest, and save it later"
+        "vcpu {cpu} waits for a page of guest memory that has not arrived; \
+         resume the guest, and save it later"
     )]
     AccessUnfinished {
         /// The vCPU that waits.

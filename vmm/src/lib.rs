@@ -1,6 +1,7 @@
 //! The virtual machine monitor: what the `godwit` binary is made of.
 //!
-//! [`vm::Vm`] is one guest. It knows how to run, stop, save and restore it, and nothing of networks.
+//! [`vm::Vm`] is one guest. It knows how to run, stop, save and restore it, and nothing of
+//! networks.
 
 pub mod api;
 pub mod arch;

@@ -49,7 +49,7 @@ pub enum Error {
     BadValue(BadValue<'static>),
     /// There is too little memory behind the image.
     NoMemory {
-        /// Pages that the bookkeeping takes.
+        /// Pages that the bookkeeping and an arena of one page take.
         wanted: u64,
         /// Pages in the first range of memory.
         found: u64,
@@ -62,7 +62,7 @@ impl fmt::Display for Error {
             Error::NoInformation => write!(f, "no start information"),
             Error::BadValue(bad) => bad.fmt(f),
             Error::NoMemory { wanted, found } => {
-                write!(f, "bookkeeping takes {wanted} pages from 16 MiB on, there are {found}")
+                write!(f, "{wanted} pages needed from 16 MiB on, there are {found}")
             }
         }
     }
@@ -84,7 +84,7 @@ impl Guest {
         let wanted = table_pages + fault_pages + windows_bytes.div_ceil(PAGE_BYTES);
         let mut arena = ram;
         let found = ram.ranges().first().map_or(0, |range| range.pages());
-        let start = arena.take(wanted).ok_or(Error::NoMemory { wanted, found })?;
+        let start = arena.take(wanted).ok_or(Error::NoMemory { wanted: wanted + 1, found })?;
         let faults_start = start + table_pages * PAGE_BYTES;
         let windows_start = faults_start + fault_pages * PAGE_BYTES;
 

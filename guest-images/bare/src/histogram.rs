@@ -24,7 +24,7 @@ pub const fn least(bucket: usize) -> u64 {
 
 /// The windows of one vCPU: a ring in memory that is printed now and then.
 ///
-/// A window in which nothing took long is merged into the one before it, if that was such a window
+/// A window in which little took long is merged into the one before it, if that was such a window
 /// too: otherwise printing what is not interesting would take longer than what is.
 pub struct Windows {
     words: &'static [AtomicU64],
@@ -36,9 +36,12 @@ pub struct Windows {
     open: usize,
     /// Windows with a smaller number have been printed or overwritten.
     printed: u64,
-    /// Whether something took long in the open window, and in the one before it.
-    slow: bool,
-    slow_before: bool,
+    /// Latencies of at least `SLOW_CYCLES` in the open window.
+    slow: u64,
+    /// Whether a window that stands alone was closed since the last `take`.
+    noteworthy: bool,
+    /// Whether the window before the open one stands alone.
+    alone_before: bool,
 }
 
 /// One window, to be printed.
@@ -48,9 +51,8 @@ pub struct Window {
 }
 
 impl Windows {
-    /// A ring in `words` for windows of `cycles`, the first of which opens at `now`.
-    /// One is always open, so two
-    /// is the least number of windows; with no words nothing is recorded.
+    /// A ring in `words` for windows of `cycles`, the first of which opens at `now`. One is always
+    /// open, so two is the least number of windows; with no words nothing is recorded.
     pub fn new(words: &'static [AtomicU64], cycles: u64, now: u64) -> Windows {
         let mut windows = Windows {
             words,
@@ -58,8 +60,9 @@ impl Windows {
             closed: 0,
             open: 0,
             printed: 0,
-            slow: false,
-            slow_before: true,
+            slow: 0,
+            noteworthy: false,
+            alone_before: true,
         };
         windows.restart(now);
         windows
@@ -73,15 +76,20 @@ impl Windows {
         };
         bump(&words[COUNT]);
         bump(&words[HEADER_WORDS + bucket(latency)]);
-        self.slow |= latency >= SLOW_CYCLES;
+        self.slow += u64::from(latency >= SLOW_CYCLES);
         if now.saturating_sub(words[START].load(Relaxed)) >= self.cycles {
             self.close(now);
         }
     }
 
+    /// Whether there is a window worth printing: one in which several latencies were long.
+    pub fn is_noteworthy(&self) -> bool {
+        self.noteworthy
+    }
+
     /// Empties the open window, which then starts at `now`.
     pub fn restart(&mut self, now: u64) {
-        self.slow = false;
+        self.slow = 0;
         if self.words.is_empty() {
             return;
         }
@@ -96,10 +104,10 @@ impl Windows {
     pub fn take(&mut self, now: u64) -> (u64, impl Iterator<Item = Window> + use<>) {
         let size = self.size();
         if size > 0 {
-            self.slow = true;
+            self.slow = SLOW_COUNT;
             self.close(now);
-            self.slow_before = true;
         }
+        self.noteworthy = false;
         let kept = self.closed.saturating_sub(self.printed).min(size.saturating_sub(1));
         let first = self.closed - kept;
         let lost = first - self.printed;
@@ -113,12 +121,15 @@ impl Windows {
         let words = place(self.words, self.closed);
         let start = words[START].load(Relaxed);
         words[CYCLES].store(now.saturating_sub(start), Relaxed);
-        if self.slow || self.slow_before || self.closed == self.printed {
+        let many = self.slow >= SLOW_COUNT || self.slow * SLOW_SHARE >= words[COUNT].load(Relaxed);
+        let alone = many && self.slow > 0;
+        if alone || self.alone_before || self.closed == self.printed {
             self.closed += 1;
         } else {
             merge(words, place(self.words, self.closed - 1));
         }
-        self.slow_before = self.slow;
+        self.alone_before = alone;
+        self.noteworthy |= alone;
         self.restart(now);
     }
 
@@ -179,8 +190,11 @@ const START: usize = 0;
 const CYCLES: usize = 1;
 const COUNT: usize = 2;
 const HEADER_WORDS: usize = 3;
-/// What takes at least this long keeps its window from being merged.
+/// A window is not merged if `SLOW_COUNT` of its latencies, or one in `SLOW_SHARE`, were at least
+/// `SLOW_CYCLES`. A few are in every window: the host's timer, or a vCPU that lost its CPU.
 const SLOW_CYCLES: u64 = 1 << 16;
+const SLOW_COUNT: u64 = 16;
+const SLOW_SHARE: u64 = 16;
 
 #[cfg(test)]
 mod tests {
@@ -213,16 +227,19 @@ mod tests {
         for now in [10, 100, 150, 200, 250, 300] {
             windows.record(now, 64);
         }
-        windows.record(350, SLOW_CYCLES);
-        windows.record(400, 64);
+        for now in [310, 320, 330, 400] {
+            windows.record(now, SLOW_CYCLES);
+        }
         windows.record(450, 64);
+        assert!(windows.is_noteworthy());
         let (lost, lines) = lines(&mut windows, 470);
+        assert!(!windows.is_noteworthy());
         assert_eq!(lost, 0);
         assert_eq!(
             lines,
             [
                 "start=0 cycles=300 n=6 h=0:6",
-                "start=300 cycles=100 n=2 h=0:1,80:1",
+                "start=300 cycles=100 n=4 h=80:4",
                 "start=400 cycles=70 n=1 h=0:1",
             ]
         );
@@ -231,12 +248,12 @@ mod tests {
     #[test]
     fn a_full_ring_keeps_the_newest_and_counts_the_others() {
         let mut windows = ring(4);
-        for number in 1..=10 {
-            windows.record(number * 100, SLOW_CYCLES);
+        for number in 1..=40 {
+            windows.record(number * 25, SLOW_CYCLES);
         }
         let (lost, found) = lines(&mut windows, 1000);
         assert_eq!(found.len(), 2, "the third is the empty one that was open");
-        assert_eq!((lost, found[1].as_str()), (8, "start=900 cycles=100 n=1 h=80:1"));
+        assert_eq!((lost, found[1].as_str()), (8, "start=900 cycles=100 n=4 h=80:4"));
         assert_eq!(lines(&mut windows, 1000), (0, vec![]));
     }
 

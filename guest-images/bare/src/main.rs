@@ -1,6 +1,6 @@
 //! The bare guest: owns all memory behind its image and checks every byte of it, for ever.
 //!
-//! `ring0.S` starts each vCPU and leaves it in ring 3 in `ring3_start`. README.md has the command
+//! `ring0.S` starts each vCPU and leaves it in ring 3 in `start`. README.md has the command
 //! line, the lines it prints and how to boot it.
 
 #![no_std]
@@ -16,6 +16,8 @@ mod workload;
 use core::panic::PanicInfo;
 use core::sync::atomic::Ordering::SeqCst;
 
+use godwit_guest::clock::Clock;
+
 use crate::console::Console;
 use crate::guest::Guest;
 use crate::machine::boot::Boot;
@@ -23,18 +25,18 @@ use crate::machine::once::Once;
 use crate::machine::{cpus, timer};
 use crate::vcpu::Vcpu;
 
-/// Where `ring0.S` sends every vCPU: its index, the address of what the loader left, and whether
-/// the loader used the 64-bit Linux protocol.
-#[expect(unsafe_code, reason = "the symbol is called from ring0.S and is defined once")]
-#[unsafe(no_mangle)]
-extern "C" fn ring3_start(index: u32, information: u64, linux64: u32) -> ! {
+/// What every vCPU does: its index, the address of what the loader left, and whether the loader
+/// used the 64-bit Linux protocol.
+fn start(index: u32, information: u64, linux64: bool) -> ! {
     if index == 0 {
         Console::prepare();
-        let guest = match make_guest(information, linux64 != 0) {
+        let guest = match make_guest(information, linux64) {
             Ok(guest) => GUEST.set(guest),
             Err(error) => stop(EXIT_SETUP, format_args!("error {error}")),
         };
-        timer::start(guest.config.timer_hz);
+        if guest.config.timer_hz > 0 {
+            timer::start(guest.config.timer_hz);
+        }
         start_others(guest);
     }
     let guest = GUEST.get();
@@ -67,7 +69,7 @@ fn start_others(guest: &'static Guest) {
 
 /// Prints a last line and ends the guest.
 fn stop(code: u8, line: core::fmt::Arguments<'_>) -> ! {
-    Console::line(&mut clock::Clock::new(machine::tsc()), line);
+    Console::line(&mut Clock::new(machine::tsc()), line);
     machine::exit(code)
 }
 
@@ -79,8 +81,6 @@ fn panic(info: &PanicInfo<'_>) -> ! {
         None => stop(EXIT_PANIC, format_args!("panic")),
     }
 }
-
-use godwit_guest::clock;
 
 static GUEST: Once<Guest> = Once::new();
 

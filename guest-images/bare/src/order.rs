@@ -67,8 +67,8 @@ impl Prng {
 /// Draws ranks `0..count` by Zipf's law with exponent 1: rank r has a probability proportional to
 /// `log((r + 2) / (r + 1))`, which is close to `1 / (r + 1.5)`.
 ///
-/// The inverse of that distribution is a power of two, `2^(u * log2(count + 1)) - 1`, which integers
-/// can compute.
+/// The inverse of that distribution is a power of two, `2^(u * log2(count + 1)) - 1`, which
+/// integers can compute.
 #[derive(Clone, Copy, Debug)]
 pub struct Zipf {
     /// `log2(count + 1)` with `FRACTION_BITS` bits behind the point.

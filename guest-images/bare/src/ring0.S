@@ -33,8 +33,8 @@
 
 .set PORT_SERIAL, 0x3f8
 .set PORT_EXIT, 0xf4
-.set PORT_PIC1_MASK, 0x21
-.set PORT_PIC2_MASK, 0xa1
+.set PORT_PIC1, 0x20
+.set PORT_PIC2, 0xa0
 .set EXIT_EXCEPTION, 3
 
 # ---------------------------------------------------------------- the note of the PVH protocol
@@ -137,10 +137,8 @@ vcpu_start:
     testl %ebp, %ebp
     jnz 1f
     call make_idt
-    movb $0xff, %al
-    movb %al, io_bitmap_end(%rip)
-    outb %al, $PORT_PIC1_MASK          # firmware may have left the timer running
-    outb %al, $PORT_PIC2_MASK
+    call set_up_pic
+    movb $0xff, io_bitmap_end(%rip)
 1:  lidt idt_pointer(%rip)
     call load_tss
     leal 1(%rbp), %ecx
@@ -172,6 +170,28 @@ make_idt:
     decl %ecx
     jnz 1b
     movw $0xee00, idt + 16 * VECTOR_BREAKPOINT + 4
+    ret
+
+# Moves the vectors of both PICs behind those of the exceptions and masks all lines. Not in Rust:
+# firmware may have left the timer running, and in ring 3 its interrupt could come half way through.
+set_up_pic:
+    movl $0x11, %eax                   # what follows: vector, wiring, mode
+    outb %al, $PORT_PIC1
+    outb %al, $PORT_PIC2
+    movb $VECTOR_TIMER, %al
+    outb %al, $(PORT_PIC1 + 1)
+    movb $(VECTOR_TIMER + 8), %al
+    outb %al, $(PORT_PIC2 + 1)
+    movb $4, %al
+    outb %al, $(PORT_PIC1 + 1)
+    movb $2, %al
+    outb %al, $(PORT_PIC2 + 1)
+    movb $1, %al
+    outb %al, $(PORT_PIC1 + 1)
+    outb %al, $(PORT_PIC2 + 1)
+    movb $0xff, %al
+    outb %al, $(PORT_PIC1 + 1)
+    outb %al, $(PORT_PIC2 + 1)
     ret
 
 # The TSSes lie 128 bytes apart before one bitmap, which they share. rbx: ring-0 stack, ebp: index.

@@ -38,6 +38,8 @@ pub struct Pass {
     pub number: u64,
     /// Whether its lines are printed.
     pub printed: bool,
+    /// Whether it is the last of `passes=`.
+    pub last: bool,
     verified: u64,
     zero: u64,
     corrupt: u64,
@@ -112,12 +114,13 @@ impl Vcpu {
         self.passes += 1;
         let now = self.step();
         let number = self.passes;
-        let printed = number == limit || now >= self.pass_due;
+        let last = number == limit;
+        let printed = last || now >= self.pass_due;
         if printed {
             let vcpu = self.index;
             self.line(format_args!("pass vcpu={vcpu} n={number} begin tsc={now}"));
         }
-        let mut pass = Pass { number, printed, ..Pass::default() };
+        let mut pass = Pass { number, printed, last, ..Pass::default() };
         faults::touch_all(self, &mut pass);
         Some(pass)
     }

@@ -182,9 +182,12 @@ impl Driver<'_> {
             }
             DestinationOutput::StartGuest => self.room().vm.start(),
             DestinationOutput::Wake(page) => {
-                if let Err(error) = self.room().installer.memory.wake(PageRun::one(page)) {
+                let installer = &self.room().installer;
+                if let Err(error) = installer.memory.wake(PageRun::one(page)) {
                     tracing::error!(%page, error = in_full(&error), "a vCPU could not be woken");
                 }
+                // Installed before its fault was counted: nobody else says that it is served.
+                installer.progress.faults().served(page, Instant::now());
             }
             DestinationOutput::Discard => {
                 if let Some(room) = &self.machine_room {
@@ -195,8 +198,10 @@ impl Driver<'_> {
             DestinationOutput::Finish(outcome) => {
                 // The last words; whether they arrive changes nothing here.
                 let _ = self.channel.flush();
-                if let Outcome::Aborted { reason } | Outcome::Paused { reason } = &outcome {
-                    self.setup.progress.failed(reason.clone());
+                self.setup.progress.ended(&outcome);
+                if let Outcome::Paused { .. } = outcome {
+                    // This thread goes on, so nobody else will.
+                    self.setup.progress.show_end();
                 }
                 self.outcome = Some(outcome);
             }

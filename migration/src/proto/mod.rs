@@ -5,7 +5,7 @@
 //!
 //! | source | destination | a lost peer means |
 //! |---|---|---|
-//! | Offered, Connecting | Preparing, AwaitPackage | nothing happened: the guest runs at the source |
+//! | Offered, Connecting | Preparing, AwaitPackage | nothing: the guest runs at the source |
 //! | Saving, Loading | Loading, AwaitGrant | the guest runs on at the source |
 //! | Granting | | the record decides: written, it is granted |
 //! | Granted | Recording | both paused, both say so |
@@ -93,6 +93,25 @@ pub enum Outcome {
         /// Why.
         reason: String,
     },
+}
+
+impl Outcome {
+    /// The last instant of a migration that ended so.
+    pub fn phase(&self) -> Phase {
+        match self {
+            Outcome::Completed => Phase::Released,
+            Outcome::Aborted { .. } => Phase::Failed,
+            Outcome::Paused { .. } => Phase::Lost,
+        }
+    }
+
+    /// Why it did not complete.
+    pub fn reason(&self) -> Option<&str> {
+        match self {
+            Outcome::Completed => None,
+            Outcome::Aborted { reason } | Outcome::Paused { reason } => Some(reason),
+        }
+    }
 }
 
 /// The state of a migration in the words that QMP's users know.

@@ -81,11 +81,11 @@ impl Pair {
         while self.step_source() || self.step_destination() {}
     }
 
-    fn to_source(&mut self, input: SourceInput<'_>) {
+    fn tell_source(&mut self, input: SourceInput<'_>) {
         self.source.handle(input, self.now);
     }
 
-    fn to_destination(&mut self, input: DestinationInput<'_>) {
+    fn tell_destination(&mut self, input: DestinationInput<'_>) {
         self.destination.handle(input, self.now);
     }
 
@@ -99,22 +99,22 @@ impl Pair {
                 self.lose_both();
             }
             SourceOutput::Send(message) => {
-                self.to_destination(DestinationInput::Message(wire(&message, &mut bytes)));
+                self.tell_destination(DestinationInput::Message(wire(&message, &mut bytes)));
             }
-            SourceOutput::ConnectBulk(_) => self.to_source(SourceInput::BulkConnected(Ok(()))),
+            SourceOutput::ConnectBulk(_) => self.tell_source(SourceInput::BulkConnected(Ok(()))),
             SourceOutput::PauseAndSave => {
                 self.log.push("pause".into());
                 let section = Section { id: 1, version: 1, bytes: vec![] };
                 let saved = result(self.faults.save).map(|()| vec![section]);
-                self.to_source(SourceInput::Saved(saved));
+                self.tell_source(SourceInput::Saved(saved));
             }
             SourceOutput::RecordGrant(4) => {
                 self.log.push("granted".into());
-                self.to_source(SourceInput::GrantRecorded(result(self.faults.grant_record)));
+                self.tell_source(SourceInput::GrantRecorded(result(self.faults.grant_record)));
             }
             SourceOutput::Serve(page) => {
                 let head = RunHead { run: PageRun::one(page), encoding: Encoding::Zero };
-                self.to_destination(DestinationInput::Message(Message::Pages(head, &[])));
+                self.tell_destination(DestinationInput::Message(Message::Pages(head, &[])));
             }
             SourceOutput::StartPush => self.log.push("push".into()),
             SourceOutput::Resume => self.log.push("resume".into()),
@@ -134,27 +134,27 @@ impl Pair {
         let mut bytes = Vec::new();
         match output {
             DestinationOutput::Send(message) => {
-                self.to_source(SourceInput::Message(wire(&message, &mut bytes)));
+                self.tell_source(SourceInput::Message(wire(&message, &mut bytes)));
             }
             DestinationOutput::Prepare(_) => {
                 let claims = Arc::clone(&self.claims);
                 let prepared =
                     result(self.faults.prepare).map(|()| Prepared { claims, session: [7; 16] });
-                self.to_destination(DestinationInput::Prepared(prepared));
+                self.tell_destination(DestinationInput::Prepared(prepared));
             }
             DestinationOutput::Load(_) => {
                 // Loading touches memory: the page must come before the guest is ours.
-                self.to_destination(DestinationInput::Fault(PageIndex(1)));
-                self.to_destination(DestinationInput::Loaded(result(self.faults.load)));
+                self.tell_destination(DestinationInput::Fault(PageIndex(1)));
+                self.tell_destination(DestinationInput::Loaded(result(self.faults.load)));
             }
             DestinationOutput::RecordOwned(4) => {
                 self.log.push("owned".into());
                 let recorded = result(self.faults.owned_record);
-                self.to_destination(DestinationInput::OwnedRecorded(recorded));
+                self.tell_destination(DestinationInput::OwnedRecorded(recorded));
             }
             DestinationOutput::RecordRefused(4) => {
                 self.log.push("refused".into());
-                self.to_destination(DestinationInput::RefusedRecorded(Ok(())));
+                self.tell_destination(DestinationInput::RefusedRecorded(Ok(())));
             }
             DestinationOutput::Install(head) => self.install(head.run),
             DestinationOutput::StartGuest => self.log.push("start".into()),
@@ -169,7 +169,7 @@ impl Pair {
     fn install(&mut self, run: PageRun) {
         self.claims.begin(run).unwrap();
         if self.claims.finish(run, Class::Zero, |_| {}) {
-            self.to_destination(DestinationInput::AllInstalled);
+            self.tell_destination(DestinationInput::AllInstalled);
         }
     }
 
@@ -180,14 +180,14 @@ impl Pair {
                 self.install(PageRun::one(page));
             }
         }
-        self.to_source(SourceInput::Pushed);
-        self.to_destination(DestinationInput::PushEnded);
+        self.tell_source(SourceInput::Pushed);
+        self.tell_destination(DestinationInput::PushEnded);
     }
 
     fn lose_both(&mut self) {
         let lost = || PeerError::Lost("cut".into());
-        self.to_source(SourceInput::PeerFailed(lost()));
-        self.to_destination(DestinationInput::PeerFailed(lost()));
+        self.tell_source(SourceInput::PeerFailed(lost()));
+        self.tell_destination(DestinationInput::PeerFailed(lost()));
     }
 }
 
@@ -204,7 +204,7 @@ fn a_guest_moves_and_both_sides_know() {
     let mut pair = Pair::new(Faults::default());
     pair.run();
     assert!(pair.did("start") && pair.did("push") && !pair.did("resume"));
-    pair.to_destination(DestinationInput::Fault(PageIndex(5)));
+    pair.tell_destination(DestinationInput::Fault(PageIndex(5)));
     pair.run();
     assert!(!pair.sent.take(PageIndex(5)), "a fault is answered");
     pair.push();
@@ -259,7 +259,7 @@ fn a_peer_lost_while_pages_are_missing_pauses_both_sides() {
     assert!(paused(pair.source_end.as_ref()) && paused(pair.destination_end.as_ref()));
     assert!(!pair.did("resume"));
     // Faults stay parked, and are not asked of anybody.
-    pair.to_destination(DestinationInput::Fault(PageIndex(3)));
+    pair.tell_destination(DestinationInput::Fault(PageIndex(3)));
     assert_eq!(pair.destination.poll_output(), None);
 }
 
@@ -268,7 +268,7 @@ fn a_connection_that_ends_after_the_last_page_is_no_loss() {
     let mut pair = Pair::new(Faults::default());
     pair.run();
     pair.push();
-    pair.to_destination(DestinationInput::PeerFailed(PeerError::Lost("end of stream".into())));
+    pair.tell_destination(DestinationInput::PeerFailed(PeerError::Lost("end of stream".into())));
     while pair.step_destination() {}
     assert_eq!(pair.destination_end, Some(Outcome::Completed));
 }
@@ -277,7 +277,7 @@ fn a_connection_that_ends_after_the_last_page_is_no_loss() {
 fn the_end_of_a_push_that_forgot_pages_is_no_completion() {
     let mut pair = Pair::new(Faults::default());
     pair.run();
-    pair.to_destination(DestinationInput::PushEnded);
+    pair.tell_destination(DestinationInput::PushEnded);
     pair.run();
     assert!(paused(pair.destination_end.as_ref()), "{:?}", pair.destination_end);
 }
@@ -287,7 +287,7 @@ fn a_destination_that_cannot_have_all_pages_is_not_believed() {
     let mut pair = Pair::new(Faults::default());
     pair.run();
     let complete = Complete { zero: PAGES, data: 0, guest_ended: false };
-    pair.to_source(SourceInput::Message(Message::Complete(complete)));
+    pair.tell_source(SourceInput::Message(Message::Complete(complete)));
     while pair.step_source() {}
     assert!(paused(pair.source_end.as_ref()), "{:?}", pair.source_end);
 }
@@ -296,7 +296,7 @@ fn a_destination_that_cannot_have_all_pages_is_not_believed() {
 fn a_guest_that_ends_while_moving_ends_the_migration() {
     let mut pair = Pair::new(Faults::default());
     pair.run();
-    pair.to_destination(DestinationInput::GuestEnded);
+    pair.tell_destination(DestinationInput::GuestEnded);
     pair.run();
     assert_eq!(pair.source_end, Some(Outcome::Completed));
     assert_eq!(pair.destination_end, Some(Outcome::Completed));
@@ -326,12 +326,12 @@ fn silence_is_an_abort_before_the_grant_and_a_loss_after_it() {
 #[test]
 fn messages_out_of_place_and_other_transfers_are_refused() {
     let mut pair = Pair::new(Faults::default());
-    pair.to_source(SourceInput::Message(Message::Owned { transfer: 4 }));
+    pair.tell_source(SourceInput::Message(Message::Owned { transfer: 4 }));
     while pair.step_source() {}
     assert!(aborted(pair.source_end.as_ref()));
 
     let mut pair = Pair::new(Faults::default());
-    pair.to_destination(DestinationInput::Message(Message::Grant { transfer: 4 }));
+    pair.tell_destination(DestinationInput::Message(Message::Grant { transfer: 4 }));
     while pair.step_destination() {}
     assert!(aborted(pair.destination_end.as_ref()) && !pair.did("owned"));
 }

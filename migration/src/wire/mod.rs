@@ -23,7 +23,8 @@ pub enum WireError {
     },
     /// No common version.
     #[error(
-        "the peer speaks protocol versions {min} to {max}, this godwit {} to {}: update the older one",
+        "the peer speaks protocol versions {min} to {max}, this godwit {} to {}: \
+         update the older one",
         preamble::VERSION_MIN,
         preamble::VERSION
     )]

@@ -8,9 +8,13 @@ mod deadline;
 pub mod device;
 mod godwit;
 pub mod guest;
+pub mod passes;
 pub mod peer;
 mod process;
+pub mod proxy;
 pub mod resources;
+pub mod speaker;
+pub mod stage;
 mod text;
 
 pub use deadline::{DEADLINE, until};

@@ -29,14 +29,67 @@ impl Peer {
     /// If nobody does.
     #[track_caller]
     pub fn connect(address: &Address) -> Peer {
+        let connected = Peer::try_connect(address);
+        connected.unwrap_or_else(|error| panic!("cannot connect to {address}: {error}"))
+    }
+
+    /// Connects to where a process may listen.
+    ///
+    /// # Errors
+    /// Nobody does.
+    pub fn try_connect(address: &Address) -> io::Result<Peer> {
         let connected = match address {
             Address::Tcp { host, port } => {
                 TcpStream::connect((host.as_str(), *port)).map(Peer::Tcp)
             }
             Address::Unix(path) => UnixStream::connect(path).map(Peer::Unix),
         };
-        let peer = connected.unwrap_or_else(|error| panic!("cannot connect to {address}: {error}"));
-        peer.set_deadlines()
+        connected.map(Peer::set_deadlines)
+    }
+
+    /// The same end once more, for another thread.
+    ///
+    /// # Panics
+    /// If no descriptor is to be had.
+    #[track_caller]
+    #[must_use]
+    pub fn share(&self) -> Peer {
+        let shared = match self {
+            Peer::Tcp(stream) => stream.try_clone().map(Peer::Tcp),
+            Peer::Unix(stream) => stream.try_clone().map(Peer::Unix),
+        };
+        shared.expect("a descriptor")
+    }
+
+    /// Fills `bytes`.
+    ///
+    /// # Errors
+    /// The other side hangs up before, or they do not come in time.
+    pub fn receive_all(&mut self, bytes: &mut [u8]) -> io::Result<()> {
+        match self {
+            Peer::Tcp(stream) => stream.read_exact(bytes),
+            Peer::Unix(stream) => stream.read_exact(bytes),
+        }
+    }
+
+    /// Receives what there is, at least one byte; 0 when the other side has hung up.
+    ///
+    /// # Errors
+    /// The connection is broken, or nothing comes in time.
+    pub fn receive_some(&mut self, bytes: &mut [u8]) -> io::Result<usize> {
+        match self {
+            Peer::Tcp(stream) => stream.read(bytes),
+            Peer::Unix(stream) => stream.read(bytes),
+        }
+    }
+
+    /// Ends both directions, whoever else holds this end.
+    pub fn hang_up(&self) {
+        // It fails only if the other side has done so.
+        let _ = match self {
+            Peer::Tcp(stream) => stream.shutdown(Shutdown::Both),
+            Peer::Unix(stream) => stream.shutdown(Shutdown::Both),
+        };
     }
 
     /// Sends these bytes. `Err` is how the other side may answer: by hanging up.
@@ -67,11 +120,7 @@ impl Peer {
     #[track_caller]
     pub fn receive(&mut self, count: usize) -> Vec<u8> {
         let mut bytes = vec![0; count];
-        let received = match self {
-            Peer::Tcp(stream) => stream.read_exact(&mut bytes),
-            Peer::Unix(stream) => stream.read_exact(&mut bytes),
-        };
-        match received {
+        match self.receive_all(&mut bytes) {
             Ok(()) => bytes,
             Err(error) => panic!("expected {count} bytes from the other side: {error}"),
         }
@@ -175,13 +224,22 @@ impl PeerListener {
     #[track_caller]
     pub fn accept(&self) -> Peer {
         assert!(self.has_caller(), "nobody connected to {} within {DEADLINE:?}", self.address());
+        self.accept_whenever()
+    }
+
+    /// Waits for a connection as long as it takes.
+    ///
+    /// # Panics
+    /// If the socket fails.
+    #[track_caller]
+    pub fn accept_whenever(&self) -> Peer {
         let accepted = match self {
             PeerListener::Tcp(listener) => listener.accept().map(|(stream, _)| Peer::Tcp(stream)),
             PeerListener::Unix(listener, _) => {
                 listener.accept().map(|(stream, _)| Peer::Unix(stream))
             }
         };
-        accepted.expect("a connection waits").set_deadlines()
+        accepted.expect("a connection").set_deadlines()
     }
 
     fn has_caller(&self) -> bool {

@@ -64,6 +64,12 @@ impl Process {
         Lines { process: self, stream, next: 0 }
     }
 
+    /// Its lines on `stream`, without those that have been read from it by now.
+    pub fn new_lines(&self, stream: Stream) -> Lines<'_> {
+        let next = self.capture(stream).text().lines.len();
+        Lines { process: self, stream, next }
+    }
+
     /// All that it has written to `stream` so far, with the line that it has not finished.
     pub fn text(&self, stream: Stream) -> String {
         self.capture(stream).text().whole()

@@ -1,7 +1,10 @@
 //! Tests with real processes, sockets and guests. What they are made of is in `godwit_tests`.
 
+mod after_switchover;
 mod api;
+mod before_switchover;
 mod binary;
+mod matrix;
 
 use godwit_tests::Godwit;
 

@@ -1,7 +1,7 @@
 //! [`KernelUffd`]: the running kernel's userfaultfd.
 //!
-//! The `userfaultfd` crate opens, negotiates, registers and reads events; the module `ioctl` has what the
-//! crate lacks or reports imprecisely.
+//! The `userfaultfd` crate opens, negotiates, registers and reads events; the module `ioctl` has
+//! what the crate lacks or reports imprecisely.
 
 // UNSAFETY: registering memory lets later calls change what its pages hold.
 #![expect(unsafe_code)]

@@ -5,8 +5,7 @@ use std::path::Path;
 
 use godwit_uffd::page::Gpa;
 use linux_loader::loader::KernelLoaderResult;
-use vm_memory::Bytes;
-use vm_memory::GuestAddress;
+use vm_memory::{Bytes, GuestAddress};
 
 use super::BootError;
 use super::image::open_file;

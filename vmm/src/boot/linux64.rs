@@ -1,15 +1,11 @@
 //! The 64-bit Linux boot protocol: the zero page.
 
 use linux_loader::loader::KernelLoaderResult;
-use linux_loader::loader::bootparam::boot_e820_entry;
-use linux_loader::loader::bootparam::boot_params;
-use vm_memory::Bytes;
-use vm_memory::GuestAddress;
+use linux_loader::loader::bootparam::{boot_e820_entry, boot_params};
+use vm_memory::{Bytes, GuestAddress};
 
-use super::BootError;
 use super::initramfs::Initramfs;
-use super::layout;
-use super::memory_map;
+use super::{BootError, layout, memory_map};
 use crate::memory::GuestMemory;
 
 /// Writes the zero page to guest memory.

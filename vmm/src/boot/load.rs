@@ -1,30 +1,16 @@
 //! One door for every kind of kernel.
 
-use std::io::Read;
-use std::io::Seek;
+use std::io::{Read, Seek};
 use std::path::Path;
 
-use linux_loader::loader::BzImage;
-use linux_loader::loader::Elf;
-use linux_loader::loader::KernelLoader;
-use linux_loader::loader::KernelLoaderResult;
 use linux_loader::loader::elf::PvhBootCapability;
-use vm_memory::Address;
-use vm_memory::Bytes;
-use vm_memory::GuestAddress;
-use vm_memory::GuestMemoryMmap;
-use vm_memory::ReadVolatile;
+use linux_loader::loader::{BzImage, Elf, KernelLoader, KernelLoaderResult};
+use vm_memory::{Address, Bytes, GuestAddress, GuestMemoryMmap, ReadVolatile};
 
-use super::BootError;
-use super::COMMAND_LINE_BYTES_MAX;
-use super::KernelImage;
-use super::image::Kind;
-use super::image::Source;
-use super::initramfs;
-use super::layout;
-use super::linux64;
-use super::pvh;
-use super::tables;
+use super::image::{Kind, Source};
+use super::{
+    BootError, COMMAND_LINE_BYTES_MAX, KernelImage, initramfs, layout, linux64, pvh, tables,
+};
 use crate::arch::x86_64::Entry;
 use crate::memory::GuestMemory;
 

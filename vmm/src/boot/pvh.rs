@@ -1,15 +1,12 @@
 //! The PVH boot protocol: a start-info structure with a command line, a memory map and modules.
 
-use linux_loader::loader::elf::start_info::hvm_memmap_table_entry;
-use linux_loader::loader::elf::start_info::hvm_modlist_entry;
-use linux_loader::loader::elf::start_info::hvm_start_info;
-use vm_memory::Bytes;
-use vm_memory::GuestAddress;
+use linux_loader::loader::elf::start_info::{
+    hvm_memmap_table_entry, hvm_modlist_entry, hvm_start_info,
+};
+use vm_memory::{Bytes, GuestAddress};
 
-use super::BootError;
 use super::initramfs::Initramfs;
-use super::layout;
-use super::memory_map;
+use super::{BootError, layout, memory_map};
 use crate::memory::GuestMemory;
 
 /// Writes the structures to guest memory.
@@ -19,7 +16,7 @@ pub(super) fn write(memory: &GuestMemory, initramfs: Option<Initramfs>) -> Resul
     let info = hvm_start_info {
         magic: MAGIC,
         version: 1,
-        nr_modules: initramfs.iter().len() as u32,
+        nr_modules: u32::from(initramfs.is_some()),
         modlist_paddr: initramfs.map_or(0, |_| layout::PVH_MODULES.0),
         cmdline_paddr: layout::COMMAND_LINE.0,
         memmap_paddr: layout::PVH_MEMORY_MAP.0,

@@ -1,10 +1,8 @@
 //! The descriptor table and the page tables with which a kernel begins.
 
-use vm_memory::Bytes;
-use vm_memory::GuestAddress;
+use vm_memory::{Bytes, GuestAddress};
 
-use super::BootError;
-use super::layout;
+use super::{BootError, layout};
 use crate::memory::GuestMemory;
 
 /// Writes both to guest memory.
@@ -28,7 +26,7 @@ fn write_words(
 
 /// The first 4 GiB, mapped to themselves in pages of 2 MiB.
 fn page_tables() -> Vec<u64> {
-    let table = |index: u64| layout::PML4.0 + index * TABLE_BYTES | PRESENT_WRITABLE;
+    let table = |index: u64| (layout::PML4.0 + index * TABLE_BYTES) | PRESENT_WRITABLE;
     let mut words = vec![0; ENTRIES * 2];
     words[0] = table(1);
     for gib in 0..GIB_MAPPED {

@@ -77,7 +77,7 @@ pub struct Run {
     #[arg(long, value_name = "TEXT", default_value = "")]
     pub cmdline: String,
     /// Number of vCPUs
-    #[arg(long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u8).range(1..))]
+    #[arg(long, value_name = "N", default_value_t = 1, value_parser = cpus())]
     pub cpus: u8,
     /// Guest memory, in bytes or with K, M or G
     #[arg(long, value_name = "SIZE", default_value = "512M", value_parser = size)]
@@ -165,7 +165,7 @@ pub struct Demo {
     #[arg(long, value_name = "SIZE", default_value = "1G", value_parser = size)]
     pub memory: u64,
     /// Number of vCPUs
-    #[arg(long, value_name = "N", default_value_t = 2, value_parser = clap::value_parser!(u8).range(1..))]
+    #[arg(long, value_name = "N", default_value_t = 2, value_parser = cpus())]
     pub cpus: u8,
     /// What the guest does
     #[arg(long, value_name = "NAME", value_enum, default_value_t = crate::demo::Workload::Dirty)]
@@ -220,6 +220,11 @@ impl From<MemoryBacking> for Backing {
 pub enum Mode {
     /// It changes hands first, and its memory follows while it runs
     Postcopy,
+}
+
+/// A number of vCPUs; how many are possible is up to the host.
+fn cpus() -> clap::builder::RangedI64ValueParser<u8> {
+    clap::value_parser!(u8).range(1..)
 }
 
 /// A number of bytes, with an optional suffix K, M, G or T (powers of 1024).

@@ -44,13 +44,12 @@ pub fn run(args: &Run) -> Result<ExitCode, Failure> {
     Ok(exit_code(&end))
 }
 
-/// The kernel and its command line. The bare guest is told how many vCPUs it has, and how fast its
-/// clock is unless the command line says so.
+/// The kernel and its command line. The bare guest is told what it cannot find out by itself.
 fn kernel(args: &Run, tsc_khz: u32) -> (KernelImage, String) {
     match &args.kernel {
         Some(file) => (KernelImage::File(file.clone()), args.cmdline.clone()),
         None => {
-            let cmdline = format!("tsc_khz={tsc_khz} {} vcpus={}", args.cmdline, args.cpus);
+            let cmdline = format!("{} vcpus={} tsc_khz={tsc_khz}", args.cmdline, args.cpus);
             (KernelImage::Embedded(guest_image::BARE), cmdline.trim().to_owned())
         }
     }

@@ -7,14 +7,9 @@
 //! guest down, but neither pause, save, status nor shutdown waits for it.
 
 use std::io::Write;
-use std::sync::Arc;
-use std::sync::Condvar;
-use std::sync::Mutex;
-use std::sync::MutexGuard;
-use std::sync::PoisonError;
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread;
-use std::time::Duration;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 struct State {
     queue: Vec<u8>,
@@ -169,8 +164,7 @@ const LOOK_UP_EVERY: Duration = Duration::from_millis(2);
 #[cfg(test)]
 mod tests {
     use std::sync::mpsc;
-    use std::sync::mpsc::Receiver;
-    use std::sync::mpsc::SyncSender;
+    use std::sync::mpsc::{Receiver, SyncSender};
 
     use super::*;
 

@@ -3,22 +3,15 @@
 use std::collections::VecDeque;
 use std::io;
 use std::io::Write;
-use std::sync::Arc;
-use std::sync::Mutex;
-use std::sync::MutexGuard;
-use std::sync::OnceLock;
-use std::sync::PoisonError;
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 
 use kvm_ioctls::VmFd;
-use vm_superio::Serial;
-use vm_superio::Trigger;
-use vm_superio::serial::NoEvents;
-use vm_superio::serial::SerialState;
+use vm_superio::serial::{NoEvents, SerialState};
+use vm_superio::{Serial, Trigger};
 
 use super::Console;
 use super::bus::Device;
-use crate::state::StateError;
-use crate::state::check_count;
+use crate::state::{StateError, check_count};
 use crate::vm::GuestExit;
 
 /// Input that waits for the guest to read it, in bytes; more is not taken.

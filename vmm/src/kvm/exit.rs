@@ -6,16 +6,11 @@
 use std::ptr::from_mut;
 use std::slice;
 
-use kvm_bindings::KVM_EXIT_HLT;
-use kvm_bindings::KVM_EXIT_INTERNAL_ERROR;
-use kvm_bindings::KVM_EXIT_INTR;
-use kvm_bindings::KVM_EXIT_IO;
-use kvm_bindings::KVM_EXIT_IO_IN;
-use kvm_bindings::KVM_EXIT_IRQ_WINDOW_OPEN;
-use kvm_bindings::KVM_EXIT_MMIO;
-use kvm_bindings::KVM_EXIT_SHUTDOWN;
-use kvm_bindings::KVM_INTERNAL_ERROR_EMULATION;
-use kvm_bindings::kvm_run;
+use kvm_bindings::{
+    KVM_EXIT_HLT, KVM_EXIT_INTERNAL_ERROR, KVM_EXIT_INTR, KVM_EXIT_IO, KVM_EXIT_IO_IN,
+    KVM_EXIT_IRQ_WINDOW_OPEN, KVM_EXIT_MMIO, KVM_EXIT_SHUTDOWN, KVM_INTERNAL_ERROR_EMULATION,
+    kvm_run,
+};
 
 /// The direction of a port access, as seen by the guest.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

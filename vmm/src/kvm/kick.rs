@@ -8,15 +8,11 @@ use std::cell::Cell;
 use std::io;
 use std::mem::MaybeUninit;
 use std::ptr::null_mut;
-use std::sync::atomic::AtomicU8;
-use std::sync::atomic::Ordering;
+use std::sync::atomic::{AtomicU8, Ordering};
 
 use kvm_bindings::kvm_run;
-use libc::c_int;
-use libc::c_void;
-use libc::siginfo_t;
-use vmm_sys_util::signal::SIGRTMIN;
-use vmm_sys_util::signal::register_signal_handler;
+use libc::{c_int, c_void, siginfo_t};
+use vmm_sys_util::signal::{SIGRTMIN, register_signal_handler};
 
 /// The kernel's number of a thread.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -3,12 +3,25 @@
 // UNSAFETY: KVM is told to use a range of our address space as the guest's memory.
 #![expect(unsafe_code)]
 
+use std::sync::Arc;
+
 use kvm_bindings::kvm_userspace_memory_region;
 use kvm_ioctls::VmFd;
 
-use super::KvmError;
-use super::failed;
-use crate::memory::Region;
+use super::{KvmError, failed};
+use crate::memory::{GuestMemory, Region};
+
+/// Makes guest memory visible to the guest, one memslot a region.
+///
+/// # Errors
+/// [`KvmError::Call`] if the kernel refuses it.
+pub fn add_memory(vm: &VmFd, memory: &Arc<GuestMemory>) -> Result<(), KvmError> {
+    for (slot, region) in (0..).zip(memory.regions()) {
+        // SAFETY: every vCPU thread holds a reference to the memory until it ends.
+        unsafe { add_memslot(vm, slot, region) }?;
+    }
+    Ok(())
+}
 
 /// Makes a region of guest memory visible to the guest as memslot `slot`.
 ///
@@ -17,7 +30,7 @@ use crate::memory::Region;
 ///
 /// # Safety
 /// The region stays mapped as long as a vCPU of `vm` can run.
-pub unsafe fn add_memslot(vm: &VmFd, slot: u32, region: &Region) -> Result<(), KvmError> {
+unsafe fn add_memslot(vm: &VmFd, slot: u32, region: &Region) -> Result<(), KvmError> {
     let request = kvm_userspace_memory_region {
         slot,
         flags: 0,

@@ -3,13 +3,15 @@
 
 mod exit;
 mod kick;
+mod latency;
 mod memslot;
 mod open;
 mod vcpu;
 
 pub use exit::{Exit, IoDirection};
 pub use kick::{ImmediateExit, Tid, install_kick_handler, kick, prepare_vcpu_thread};
-pub use memslot::add_memslot;
+pub use latency::prefer_short_delays;
+pub use memslot::add_memory;
 pub use open::{Capabilities, KvmError, Machine};
 pub use vcpu::{VCPU_EVENTS_FLAGS_KNOWN, Vcpu};
 

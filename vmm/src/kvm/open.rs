@@ -2,15 +2,11 @@
 
 use std::io;
 
-use kvm_bindings::KVM_API_VERSION;
-use kvm_bindings::KVM_CAP_EXCEPTION_PAYLOAD;
-use kvm_bindings::KVM_CAP_EXIT_ON_EMULATION_FAILURE;
-use kvm_bindings::KVM_CAP_SREGS2;
-use kvm_bindings::kvm_enable_cap;
-use kvm_bindings::kvm_pit_config;
-use kvm_ioctls::Cap;
-use kvm_ioctls::Kvm;
-use kvm_ioctls::VmFd;
+use kvm_bindings::{
+    KVM_API_VERSION, KVM_CAP_EXCEPTION_PAYLOAD, KVM_CAP_EXIT_ON_EMULATION_FAILURE, KVM_CAP_SREGS2,
+    kvm_enable_cap, kvm_pit_config,
+};
+use kvm_ioctls::{Cap, Kvm, VmFd};
 
 use super::failed;
 
@@ -19,8 +15,9 @@ use super::failed;
 pub enum KvmError {
     /// The device node does not exist.
     #[error(
-        "there is no /dev/kvm; load the module ('modprobe kvm_intel' or 'modprobe kvm_amd') and check \
-         that virtualisation is enabled in the firmware, or in the settings of the cloud machine"
+        "there is no /dev/kvm; load the module ('modprobe kvm_intel' or 'modprobe kvm_amd') and \
+         check that virtualisation is enabled in the firmware, or in the settings of the cloud \
+         machine"
     )]
     NoDevice,
     /// The device node may not be opened by this user.

@@ -3,26 +3,16 @@
 // UNSAFETY: ioctls that fill or read structures of ours, and the page shared with the kernel.
 #![expect(unsafe_code)]
 
-use kvm_bindings::KVM_VCPUEVENT_VALID_NMI_PENDING;
-use kvm_bindings::KVM_VCPUEVENT_VALID_PAYLOAD;
-use kvm_bindings::KVM_VCPUEVENT_VALID_SHADOW;
-use kvm_bindings::KVM_VCPUEVENT_VALID_SIPI_VECTOR;
-use kvm_bindings::KVMIO;
-use kvm_bindings::Xsave;
-use kvm_bindings::kvm_sregs2;
-use kvm_bindings::kvm_vcpu_events;
-use kvm_ioctls::VcpuExit;
-use kvm_ioctls::VcpuFd;
-use kvm_ioctls::VmFd;
+use kvm_bindings::{
+    CpuId, KVM_VCPUEVENT_VALID_NMI_PENDING, KVM_VCPUEVENT_VALID_PAYLOAD,
+    KVM_VCPUEVENT_VALID_SHADOW, KVM_VCPUEVENT_VALID_SIPI_VECTOR, KVMIO, Xsave, kvm_cpuid_entry2,
+    kvm_sregs2,
+};
+use kvm_ioctls::{VcpuExit, VcpuFd, VmFd};
 use vmm_sys_util::errno;
-use vmm_sys_util::ioctl::ioctl_with_mut_ref;
-use vmm_sys_util::ioctl::ioctl_with_ref;
+use vmm_sys_util::ioctl::{ioctl_with_mut_ref, ioctl_with_ref};
 
-use super::Exit;
-use super::ImmediateExit;
-use super::KvmError;
-use super::exit;
-use super::failed;
+use super::{Exit, ImmediateExit, KvmError, exit, failed};
 
 /// `_IOR(KVMIO, 0xcc, struct kvm_sregs2)`
 const KVM_GET_SREGS2: u64 = ioctl_number(2, 0xcc);
@@ -39,6 +29,7 @@ pub struct Vcpu {
     fd: VcpuFd,
     run_page_bytes: usize,
     xsave: Xsave,
+    cpuid: Vec<kvm_cpuid_entry2>,
 }
 
 impl Vcpu {
@@ -51,7 +42,7 @@ impl Vcpu {
         let extra_words = xsave_bytes.saturating_sub(XSAVE_BYTES_MIN).div_ceil(4);
         let xsave =
             Xsave::new(extra_words).expect("the length has no limit that an xsave area reaches");
-        Ok(Vcpu { fd, run_page_bytes: vm.run_size(), xsave })
+        Ok(Vcpu { fd, run_page_bytes: vm.run_size(), xsave, cpuid: Vec::new() })
     }
 
     /// The calls that are safe as they are.
@@ -89,6 +80,26 @@ impl Vcpu {
     /// Gives the guest the bytes of the memory-mapped read that is under way.
     pub fn answer_mmio(&mut self, bytes: &[u8]) {
         exit::mmio_data(self.fd.get_kvm_run())[..bytes.len()].copy_from_slice(bytes);
+    }
+
+    /// The CPUID leaves that the vCPU was given. (KVM_GET_CPUID2 would answer with what KVM made of
+    /// them: some hosts add features of their own, which the guest does not need on the next.)
+    pub fn cpuid(&self) -> &[kvm_cpuid_entry2] {
+        &self.cpuid
+    }
+
+    /// Gives the vCPU its CPUID leaves.
+    ///
+    /// # Errors
+    /// [`KvmError::Call`].
+    ///
+    /// # Panics
+    /// If there are more than KVM takes.
+    pub fn set_cpuid(&mut self, entries: Vec<kvm_cpuid_entry2>) -> Result<(), KvmError> {
+        let list = CpuId::from_entries(&entries).expect("no more leaves than KVM takes");
+        self.fd.set_cpuid2(&list).map_err(failed("KVM_SET_CPUID2"))?;
+        self.cpuid = entries;
+        Ok(())
     }
 
     /// The segment, control and descriptor-table registers.
@@ -164,25 +175,6 @@ impl Vcpu {
         XSAVE_BYTES_MIN + 4 * self.xsave.as_slice().len()
     }
 
-    /// Takes back a page fault that waits for delivery to the guest, and says whether there was
-    /// one. The instruction that caused it has had no effect and runs again.
-    ///
-    /// # Errors
-    /// [`KvmError::Call`].
-    pub fn withdraw_page_fault(&self) -> Result<bool, KvmError> {
-        let mut events = self.fd.get_vcpu_events().map_err(failed("KVM_GET_VCPU_EVENTS"))?;
-        let exception = &mut events.exception;
-        if exception.pending == 0 || exception.nr != PAGE_FAULT {
-            return Ok(false);
-        }
-        exception.pending = 0;
-        exception.nr = 0;
-        exception.has_error_code = 0;
-        events.exception_has_payload = 0;
-        self.set_events(&events)?;
-        Ok(true)
-    }
-
     /// Raises an invalid-opcode exception at the current instruction.
     ///
     /// # Errors
@@ -194,11 +186,7 @@ impl Vcpu {
         events.exception.nr = INVALID_OPCODE;
         events.exception.has_error_code = 0;
         events.exception_has_payload = 0;
-        self.set_events(&events)
-    }
-
-    fn set_events(&self, events: &kvm_vcpu_events) -> Result<(), KvmError> {
-        self.fd.set_vcpu_events(events).map_err(failed("KVM_SET_VCPU_EVENTS"))
+        self.fd.set_vcpu_events(&events).map_err(failed("KVM_SET_VCPU_EVENTS"))
     }
 }
 
@@ -210,7 +198,6 @@ pub const VCPU_EVENTS_FLAGS_KNOWN: u32 = KVM_VCPUEVENT_VALID_NMI_PENDING
     | KVM_VCPUEVENT_VALID_PAYLOAD;
 
 const XSAVE_BYTES_MIN: usize = 4096;
-const PAGE_FAULT: u8 = 14;
 const INVALID_OPCODE: u8 = 6;
 
 const _: () = assert!(size_of::<kvm_sregs2>() == 320);

@@ -1,13 +1,12 @@
-//! madvise on guest memory.
+//! madvise and mprotect on guest memory.
 
-// UNSAFETY: madvise acts on raw address ranges.
+// UNSAFETY: both act on raw address ranges.
 #![expect(unsafe_code)]
 
 use std::ffi::c_void;
 use std::ptr::with_exposed_provenance_mut;
 
-use super::MemoryError;
-use super::Region;
+use super::{MemoryError, Region};
 
 /// The advices that keep what memory holds.
 #[derive(Clone, Copy)]
@@ -24,9 +23,7 @@ pub(super) fn apply(region: &Region, advice: Advice) -> Result<(), MemoryError> 
         Advice::HugePage => ("MADV_HUGEPAGE", rustix::mm::Advice::LinuxHugepage),
         Advice::NoHugePage => ("MADV_NOHUGEPAGE", rustix::mm::Advice::LinuxNoHugepage),
     };
-    let bytes = usize::try_from(region.bytes).expect("a mapped region fits the address space");
-    let start = usize::try_from(region.hva.0).expect("a host address fits a pointer");
-    let start: *mut c_void = with_exposed_provenance_mut(start);
+    let (start, bytes) = extent(region);
     // SAFETY: the range is a mapping of ours, and none of these advices changes what it holds.
     match unsafe { rustix::mm::madvise(start, bytes, value) } {
         Ok(()) => Ok(()),
@@ -34,4 +31,18 @@ pub(super) fn apply(region: &Region, advice: Advice) -> Result<(), MemoryError> 
         Err(rustix::io::Errno::INVAL) if !matches!(advice, Advice::DontDump) => Ok(()),
         Err(errno) => Err(MemoryError::Advise { advice: name, source: errno.into() }),
     }
+}
+
+/// Takes a region away from everybody: accesses fail from now on, also those that wait for a page.
+pub(super) fn revoke(region: &Region) -> Result<(), rustix::io::Errno> {
+    let (start, bytes) = extent(region);
+    // SAFETY: the range is a mapping of ours. Nobody holds a reference to its bytes, and the caller
+    // ends all who would access it.
+    unsafe { rustix::mm::mprotect(start, bytes, rustix::mm::MprotectFlags::empty()) }
+}
+
+fn extent(region: &Region) -> (*mut c_void, usize) {
+    let bytes = usize::try_from(region.bytes).expect("a mapped region fits the address space");
+    let start = usize::try_from(region.hva.0).expect("a host address fits a pointer");
+    (with_exposed_provenance_mut(start), bytes)
 }

@@ -1,7 +1,6 @@
 //! Where guest memory lies: from zero, with a hole below 4 GiB for devices.
 
-use godwit_uffd::page::Gpa;
-use godwit_uffd::page::PageSize;
+use godwit_uffd::page::{Gpa, PageSize};
 
 use super::MemoryError;
 

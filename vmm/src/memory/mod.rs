@@ -1,34 +1,19 @@
 //! Guest memory: how it is laid out, mapped, advised and handed to userfaultfd.
 
-// UNSAFETY: registering a mapping with userfaultfd lets others fill its pages.
-#![expect(unsafe_code)]
-
 mod advice;
 mod available;
 mod layout;
+mod register;
 
 use std::fs::File;
 use std::io;
-use std::sync::atomic::AtomicBool;
-use std::sync::atomic::Ordering;
+use std::sync::atomic::{AtomicBool, Ordering};
 
-use godwit_uffd::Features;
-use godwit_uffd::Range;
-use godwit_uffd::RegisterMode;
-use godwit_uffd::kernel::KernelUffd;
-use godwit_uffd::page::Gpa;
-use godwit_uffd::page::Hva;
-use serde::Deserialize;
-use serde::Serialize;
-use vm_memory::FileOffset;
-use vm_memory::GuestAddress;
-use vm_memory::GuestMemoryMmap;
-use vm_memory::GuestRegionMmap;
-use vm_memory::mmap::FromRangesError;
-use vm_memory::mmap::MmapRegion;
-use vm_memory::mmap::MmapRegionBuilder;
-use vm_memory::mmap::MmapRegionError;
+use godwit_uffd::page::{Gpa, Hva};
+use serde::{Deserialize, Serialize};
+use vm_memory::mmap::{FromRangesError, MmapRegion, MmapRegionBuilder, MmapRegionError};
 use vm_memory::region::GuestRegionCollectionError;
+use vm_memory::{FileOffset, GuestAddress, GuestMemoryMmap, GuestRegionMmap};
 
 pub use available::available_bytes;
 pub use layout::{HOLE_END, HOLE_START, MEMORY_BYTES_MAX, MEMORY_BYTES_MIN, ranges};
@@ -90,6 +75,9 @@ pub enum MemoryError {
     /// A region lies at the end of the address space.
     #[error("cannot put guest memory together")]
     Region(#[source] FromRangesError),
+    /// There is no userfaultfd, or it refused the memory.
+    #[error(transparent)]
+    Uffd(#[from] godwit_uffd::Error),
     /// The kernel refused an advice.
     #[error("madvise({advice}) failed on guest memory")]
     Advise {
@@ -185,7 +173,7 @@ impl GuestMemory {
         })
     }
 
-    /// Whether pages may be missing: from [`GuestMemory::forbid_huge_pages`] and registration until
+    /// Whether pages may be missing: from [`GuestMemory::register_missing`] until
     /// [`GuestMemory::set_complete`].
     pub fn is_incomplete(&self) -> bool {
         self.incomplete.load(Ordering::Acquire)
@@ -209,7 +197,7 @@ impl GuestMemory {
     }
 
     /// Keeps the kernel from putting a huge page where one base page was installed, which would
-    /// make up the other 511 as zeros.
+    /// make up the other 511 as zeros. [`GuestMemory::register_missing`] does it, too.
     ///
     /// # Errors
     /// [`MemoryError::Advise`].
@@ -217,22 +205,15 @@ impl GuestMemory {
         self.advise(Advice::NoHugePage)
     }
 
-    /// Registers all of it with a userfaultfd, so that an access to a missing page waits until that
-    /// page is installed. Closing the userfaultfd makes the pages that are still missing zero.
-    ///
-    /// # Errors
-    /// What userfaultfd refused, with the cure where there is one.
-    pub fn register_missing(&self) -> Result<KernelUffd, godwit_uffd::Error> {
-        // Nobody gives guest memory up while pages are missing, so no other events are wanted.
-        let uffd = KernelUffd::open_with(Features::THREAD_ID)?;
+    /// Takes the memory away, so that whoever waits for a missing page inside the kernel fails. For
+    /// the end of a guest whose memory is incomplete, and only then: a thread of ours that still
+    /// touches the memory dies of it.
+    pub(crate) fn revoke(&self) {
         for region in &self.regions {
-            let range = Range { start: region.hva, bytes: region.bytes };
-            // SAFETY: the range is a mapping that `inner` owns; it is accessed by vCPUs and through
-            // vm-memory's raw pointers alone, and never by the threads that serve its faults.
-            unsafe { uffd.register(range, RegisterMode::MISSING)? };
+            if let Err(errno) = advice::revoke(region) {
+                tracing::error!("cannot take guest memory away: {errno}");
+            }
         }
-        self.incomplete.store(true, Ordering::Release);
-        Ok(uffd)
     }
 
     fn advise(&self, advice: Advice) -> Result<(), MemoryError> {

@@ -31,11 +31,6 @@ impl Control for Controlled {
 
     fn resume(&self) -> Result<(), ControlError> {
         let result = self.0.with_own_guest("resume", |guest| {
-            if guest.leaving {
-                let hint = Some("it runs on at the destination, or here if the migration fails");
-                let why = "the guest is being handed over";
-                return Err(ControlError::wrong_state("resume", why, hint));
-            }
             guest.paused = false;
             guest.vm.resume().map_err(|e| ControlError::failed("resume", &e, None))
         });
@@ -57,13 +52,14 @@ impl Control for Controlled {
 }
 
 impl Host {
-    /// Calls `act` with the guest, if this process may run it.
+    /// Calls `act` with the guest, if this process may run it and is not handing it over.
     fn with_own_guest<T>(
         &self,
         step: &str,
         act: impl FnOnce(&mut Guest) -> T,
     ) -> Result<T, ControlError> {
         let mut state = self.state();
+        let granted_to = state.migration.as_ref().and_then(Migration::granted_to);
         let refuse = |why: &str, hint| Err(ControlError::wrong_state(step, why, hint));
         match &mut state.guest {
             None => refuse("there is no guest in this process", None),
@@ -75,7 +71,18 @@ impl Host {
             Some(Guest { owned: false, .. }) => {
                 refuse("this process does not own the guest", Some("see `godwit status`"))
             }
-            Some(guest) => Ok(act(guest)),
+            Some(guest) => match granted_to {
+                Some(peer) => {
+                    let hint = Some("`godwit status` on both hosts tells which of them has it");
+                    refuse(&format!("the guest was granted to {peer}"), hint)
+                }
+                None if guest.leaving => {
+                    let hint =
+                        Some("it runs on at the destination, or here if the migration fails");
+                    refuse("the guest is being handed over", hint)
+                }
+                None => Ok(act(guest)),
+            },
         }
     }
 

@@ -10,7 +10,7 @@ use godwit_uffd::kernel::KernelUffd;
 use godwit_uffd::page::PageSize;
 
 use super::outgoing::{OPERATOR_SECTION, OPERATOR_VERSION, OperatorState};
-use super::{Guest, Host, Levers, in_full};
+use super::{Guest, Host, HostEvent, Levers, in_full};
 use crate::api::types::Direction;
 use crate::memory::GuestMemory;
 use crate::vm::{Vm, VmConfig};
@@ -65,6 +65,7 @@ impl IncomingHost for Builder {
         let mut guest = Guest::new(offer.guest, Arc::clone(&vm), offer.transfer, tsc_khz);
         guest.memory = Some(Arc::clone(&memory));
         self.host.state().guest = Some(guest);
+        self.host.events.send(HostEvent::GuestCame);
         Ok(Arc::new(Arriving { host: Arc::clone(&self.host), vm, memory }))
     }
 }

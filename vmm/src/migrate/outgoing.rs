@@ -76,10 +76,15 @@ impl Host {
         self: &Arc<Host>,
         request: MigrateRequest,
     ) -> Result<(), ControlError> {
-        let mut state = self.state();
+        let mut state = self.state_after_ending();
         if state.migration.as_ref().is_some_and(Migration::active) {
             let hint = Some("wait for it; `godwit status` shows how it goes");
             return Err(ControlError::wrong_state("migrate", "a migration is under way", hint));
+        }
+        if let Some(peer) = state.migration.as_ref().and_then(Migration::granted_to) {
+            let why = format!("the guest was granted to {peer}, which may be running it");
+            let hint = Some("`godwit status` on both hosts tells which of them has it");
+            return Err(ControlError::wrong_state("migrate", &why, hint));
         }
         let guest = state.guest.as_mut().filter(|guest| guest.owned && guest.exit.is_none());
         let guest = guest.ok_or_else(|| {

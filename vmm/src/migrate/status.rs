@@ -20,12 +20,13 @@ impl Host {
         let guest = state.guest.as_ref();
         let migration = state.migration.as_ref().map(migration_status);
         let ended = migration.as_ref().is_some_and(|migration| migration.state.is_final());
+        let granted_away = state.migration.as_ref().is_some_and(|m| m.granted_to().is_some());
         let status = Status {
             id: guest.map(|guest| guest.id),
             role: self.role,
             guest: guest.map_or(GuestState::None, guest_state),
             owner: Ownership {
-                owns: guest.is_some_and(|guest| guest.owned && guest.exit.is_none()),
+                owns: guest.is_some_and(|g| g.owned && g.exit.is_none()) && !granted_away,
                 grant: guest.map_or(0, |guest| guest.transfer),
                 record: None,
             },

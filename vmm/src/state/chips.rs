@@ -1,17 +1,12 @@
 //! The chips that KVM emulates for the whole machine: interrupt controllers, timer, clock.
 
-use kvm_bindings::KVM_CLOCK_REALTIME;
-use kvm_bindings::kvm_clock_data;
-use kvm_bindings::kvm_irqchip;
-use kvm_bindings::kvm_pit_channel_state;
-use kvm_bindings::kvm_pit_state2;
-use serde::Deserialize;
-use serde::Serialize;
-use zerocopy::FromBytes;
-use zerocopy::IntoBytes;
+use kvm_bindings::{
+    KVM_CLOCK_REALTIME, kvm_clock_data, kvm_irqchip, kvm_pit_channel_state, kvm_pit_state2,
+};
+use serde::{Deserialize, Serialize};
+use zerocopy::{FromBytes, IntoBytes};
 
-use super::Blob;
-use super::StateError;
+use super::{Blob, StateError};
 
 /// Bytes of one interrupt controller in the kernel's layout.
 pub const CHIP_BYTES: usize = 512;
@@ -175,7 +170,7 @@ mod tests {
 
     #[test]
     fn chip_survives_both_ways() {
-        let bytes: Vec<u8> = (0..CHIP_BYTES).map(|i| (i % 251) as u8).collect();
+        let bytes: Vec<u8> = (0..=255).cycle().take(CHIP_BYTES).collect();
         let blob = Blob(bytes);
         let state = ChipsState {
             chips: vec![blob.clone(); CHIP_COUNT],

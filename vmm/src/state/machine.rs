@@ -1,7 +1,6 @@
 //! What the guest is made of: the destination's guest must be of the same shape.
 
-use serde::Deserialize;
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 use super::StateError;
 

@@ -1,8 +1,8 @@
 //! Saved state: what travels, never what runs.
 //!
-//! A [`Section`] is a number, a version and bytes. The types here give the bytes their meaning; they
-//! are not the kernel's types and not our devices', and are converted both ways. A field that must
-//! be added later makes a new version, which old builds refuse with a message.
+//! A [`Section`] is a number, a version and bytes. The types here give the bytes their meaning;
+//! they are not the kernel's types and not our devices', and are converted both ways. A field that
+//! must be added later makes a new version, which old builds refuse with a message.
 //!
 //! The bytes come from a peer or a file: reading them may fail, but it never panics and never
 //! allocates more than a small multiple of their length.
@@ -13,6 +13,8 @@ mod machine;
 mod requirements;
 mod section;
 mod serial;
+#[cfg(test)]
+mod tests;
 mod vcpu;
 pub(crate) mod vcpu_convert;
 

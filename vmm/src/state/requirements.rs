@@ -1,11 +1,9 @@
 //! What a guest needs from a host, and whether a host has it.
 
-use kvm_bindings::KVM_CPUID_FLAG_SIGNIFCANT_INDEX;
-use kvm_bindings::KVM_MAX_CPUID_ENTRIES;
-use kvm_bindings::KVM_MAX_MSR_ENTRIES;
-use kvm_bindings::kvm_cpuid_entry2;
-use serde::Deserialize;
-use serde::Serialize;
+use kvm_bindings::{
+    KVM_CPUID_FLAG_SIGNIFCANT_INDEX, KVM_MAX_CPUID_ENTRIES, KVM_MAX_MSR_ENTRIES, kvm_cpuid_entry2,
+};
+use serde::{Deserialize, Serialize};
 
 use super::StateError;
 use crate::arch::x86_64::features::FEATURE_WORDS;

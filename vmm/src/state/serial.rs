@@ -1,7 +1,6 @@
 //! The serial port.
 
-use serde::Deserialize;
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 use super::Blob;
 use crate::devices::SerialSnapshot;

@@ -1,10 +1,8 @@
 //! A vCPU.
 
-use serde::Deserialize;
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
-use super::Blob;
-use super::Leaf;
+use super::{Blob, Leaf};
 
 /// Everything that a vCPU holds.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]

@@ -1,28 +1,19 @@
 //! From the kernel's types to the saved types and back.
 
-use kvm_bindings::kvm_debugregs;
-use kvm_bindings::kvm_dtable;
-use kvm_bindings::kvm_lapic_state;
-use kvm_bindings::kvm_regs;
-use kvm_bindings::kvm_segment;
-use kvm_bindings::kvm_sregs2;
-use kvm_bindings::kvm_vcpu_events;
-use kvm_bindings::kvm_xcrs;
+use kvm_bindings::{
+    kvm_debugregs, kvm_dtable, kvm_lapic_state, kvm_regs, kvm_segment, kvm_sregs2, kvm_vcpu_events,
+    kvm_xcrs,
+};
 
-use super::Blob;
-use super::DebugRegisters;
-use super::Events;
-use super::ExtendedControl;
-use super::Registers;
-use super::Segment;
-use super::StateError;
-use super::SystemRegisters;
-use super::Table;
+use super::{
+    Blob, DebugRegisters, Events, ExtendedControl, Registers, Segment, StateError, SystemRegisters,
+    Table,
+};
 use crate::kvm::VCPU_EVENTS_FLAGS_KNOWN;
 
 /// Writes both conversions of two types whose fields have the same names.
 macro_rules! same_fields {
-    ($saved:ident, $kernel:ident, { $($field:ident),* $(,)? }) => {
+    ($saved:ident, $kernel:ident, { $($field:ident),* $(,)? } $(, $rest:expr)?) => {
         impl From<&$kernel> for $saved {
             fn from(kernel: &$kernel) -> $saved {
                 $saved { $($field: kernel.$field),* }
@@ -31,7 +22,7 @@ macro_rules! same_fields {
 
         impl From<&$saved> for $kernel {
             fn from(saved: &$saved) -> $kernel {
-                $kernel { $($field: saved.$field,)* ..Default::default() }
+                $kernel { $($field: saved.$field,)* $(..$rest)? }
             }
         }
     };
@@ -41,9 +32,9 @@ same_fields!(Registers, kvm_regs, {
     rax, rbx, rcx, rdx, rsi, rdi, rsp, rbp, r8, r9, r10, r11, r12, r13, r14, r15, rip, rflags,
 });
 
-same_fields!(Table, kvm_dtable, { base, limit });
+same_fields!(Table, kvm_dtable, { base, limit }, Default::default());
 
-same_fields!(DebugRegisters, kvm_debugregs, { db, dr6, dr7, flags });
+same_fields!(DebugRegisters, kvm_debugregs, { db, dr6, dr7, flags }, Default::default());
 
 impl From<&kvm_segment> for Segment {
     fn from(segment: &kvm_segment) -> Segment {

@@ -3,17 +3,11 @@
 //! The lock here is held for a few instructions only, and never by a thread that waits for guest
 //! memory, a device or a console.
 
-use std::sync::Condvar;
-use std::sync::Mutex;
-use std::sync::MutexGuard;
-use std::sync::PoisonError;
-use std::sync::atomic::AtomicU8;
-use std::sync::atomic::Ordering;
-use std::time::Duration;
-use std::time::Instant;
+use std::sync::atomic::{AtomicU8, Ordering};
+use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
 
-use crate::kvm::Tid;
-use crate::kvm::kick;
+use crate::kvm::{Tid, kick};
 
 /// What all vCPU threads are to do.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -31,8 +25,8 @@ pub(crate) enum Wanted {
 enum Doing {
     /// It has not said anything yet, and has not entered the guest.
     Starting,
-    /// It is out of the guest. `unfinished`: in the middle of an instruction that waits for a page.
-    Parked { unfinished: bool },
+    /// It is out of the guest.
+    Parked,
     /// It may be in the guest.
     Running,
     /// It has ended.
@@ -48,6 +42,8 @@ struct State {
     wanted: Wanted,
     /// The guest has ended; it never runs again.
     ended: bool,
+    /// A pause counts although a vCPU is late.
+    late: bool,
     cpus: Vec<Cpu>,
 }
 
@@ -76,7 +72,7 @@ impl Control {
         let cpus = (0..cpu_count).map(|_| Cpu { tid: None, doing: Doing::Starting }).collect();
         Control {
             wanted: AtomicU8::new(Wanted::Parked as u8),
-            state: Mutex::new(State { wanted: Wanted::Parked, ended: false, cpus }),
+            state: Mutex::new(State { wanted: Wanted::Parked, ended: false, late: false, cpus }),
             changed: Condvar::new(),
             settled: Condvar::new(),
         }
@@ -101,9 +97,9 @@ impl Control {
     }
 
     /// A vCPU thread is out of the guest and waits until something else is wanted.
-    pub(crate) fn park(&self, cpu: usize, unfinished: bool) -> Wanted {
+    pub(crate) fn park(&self, cpu: usize) -> Wanted {
         let mut state = self.lock();
-        state.cpus[cpu].doing = Doing::Parked { unfinished };
+        state.cpus[cpu].doing = Doing::Parked;
         if state.first_running().is_none() {
             self.settled.notify_all();
         }
@@ -123,35 +119,30 @@ impl Control {
         self.settled.notify_all();
     }
 
-    /// A vCPU thread saw the end of the guest: all of them park, for good. Returns whether it was
-    /// the first to see it.
-    pub(crate) fn end(&self) -> bool {
+    /// A vCPU thread saw the end of the guest: all of them park, for good.
+    pub(crate) fn end(&self) {
         let mut state = self.lock();
-        if state.ended {
-            return false;
-        }
         state.ended = true;
         if state.wanted == Wanted::Running {
             self.set(&mut state, Wanted::Parked);
             state.kick_running();
         }
-        true
     }
 
     pub(crate) fn has_ended(&self) -> bool {
         self.lock().ended
     }
 
-    /// Whether every vCPU is out of the guest and is to stay there.
+    /// Whether the guest stands still: every vCPU is out of the guest or late, and is to stay
+    /// there.
     pub(crate) fn is_parked(&self) -> bool {
         let state = self.lock();
-        state.wanted != Wanted::Running && state.first_running().is_none()
+        state.wanted != Wanted::Running && (state.late || state.first_running().is_none())
     }
 
-    /// The first vCPU that is parked in the middle of an instruction.
-    pub(crate) fn first_unfinished(&self) -> Option<usize> {
-        let state = self.lock();
-        state.cpus.iter().position(|cpu| cpu.doing == Doing::Parked { unfinished: true })
+    /// The first vCPU that is not out of the guest.
+    pub(crate) fn first_running(&self) -> Option<usize> {
+        self.lock().first_running()
     }
 
     /// Lets the vCPUs run. Does nothing after the guest has ended or the threads were told to go;
@@ -165,54 +156,65 @@ impl Control {
         true
     }
 
-    /// Brings every vCPU out of the guest and waits for that, at most until `deadline`.
-    pub(crate) fn park_all(&self, deadline: Instant) -> Result<(), NotSettled> {
+    /// Brings every vCPU out of the guest and waits for that, at most until `deadline`. What is
+    /// still in the guest then is *late* if `late_is_fine`, and the guest counts as parked: the
+    /// vCPU waits for a page and has a kick waiting for it, so it gets no further than the end of
+    /// the access. Otherwise the guest runs on, and the call has failed.
+    pub(crate) fn park_all(&self, deadline: Instant, late_is_fine: bool) -> Result<(), NotSettled> {
         let mut state = self.lock();
         if state.wanted == Wanted::Running {
             self.set(&mut state, Wanted::Parked);
         }
-        let result = self.settle(state, deadline, State::first_running);
-        if let Err(NotSettled::TimedOut { .. }) = result {
-            self.run();
+        let (mut state, result) = self.settle(state, deadline, State::first_running);
+        match result {
+            Err(NotSettled::TimedOut { .. }) if late_is_fine => {
+                state.late = true;
+                Ok(())
+            }
+            Err(NotSettled::TimedOut { .. }) if state.wanted == Wanted::Parked && !state.ended => {
+                self.set(&mut state, Wanted::Running);
+                result
+            }
+            _ => result,
         }
-        result
     }
 
     /// Makes every thread end and waits for that, at most until `deadline`.
     pub(crate) fn dismiss(&self, deadline: Instant) -> Result<(), NotSettled> {
         let mut state = self.lock();
         self.set(&mut state, Wanted::Gone);
-        self.settle(state, deadline, State::first_present)
+        self.settle(state, deadline, State::first_present).1
     }
 
     fn set(&self, state: &mut State, wanted: Wanted) {
         state.wanted = wanted;
+        state.late = false;
         self.wanted.store(wanted as u8, Ordering::SeqCst);
         self.changed.notify_all();
     }
 
     /// Kicks the running vCPUs until `left` names none.
-    fn settle(
-        &self,
-        mut state: MutexGuard<'_, State>,
+    fn settle<'a>(
+        &'a self,
+        mut state: MutexGuard<'a, State>,
         deadline: Instant,
         left: fn(&State) -> Option<usize>,
-    ) -> Result<(), NotSettled> {
+    ) -> (MutexGuard<'a, State>, Result<(), NotSettled>) {
         let wanted = state.wanted;
         while let Some(cpu) = left(&state) {
             if state.wanted != wanted {
-                return Err(NotSettled::CalledOff);
+                return (state, Err(NotSettled::CalledOff));
             }
             let now = Instant::now();
             if now >= deadline {
-                return Err(NotSettled::TimedOut { cpu });
+                return (state, Err(NotSettled::TimedOut { cpu }));
             }
             state.kick_running();
             let wait = KICK_AGAIN_AFTER.min(deadline - now);
             (state, _) =
                 self.settled.wait_timeout(state, wait).unwrap_or_else(PoisonError::into_inner);
         }
-        Ok(())
+        (state, Ok(()))
     }
 }
 

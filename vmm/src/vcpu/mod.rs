@@ -7,25 +7,28 @@
 //!
 //! While guest memory is registered with userfaultfd, a vCPU can wait inside KVM_RUN for a page
 //! that is still on another host. It must stop nevertheless when the guest is paused, so a signal
-//! kicks it out. Where the processor runs the guest, that is harmless: the fault is raised again on
-//! the next entry. Where KVM acts *for* the guest, it is not. KVM's instruction interpreter (which
-//! runs all of ring 0 on hosts without VMX and SVM), its page-table walker and its copies to and
-//! from guest memory get EFAULT instead of the page, and KVM draws the wrong conclusion:
+//! kicks it out. What that does depends on who waits:
 //!
-//! * from a failed read or write of an operand: there is no memory, so this must be a device, and it
-//!   reports a memory-mapped access to an address that lies in RAM. The thread performs the access
-//!   itself (`ram`), and completes the instruction as for a device.
-//! * from a failed read of an instruction: it cannot be interpreted. The instruction has had no
-//!   effect, so the thread enters the guest again. KVM would raise #UD in the guest as well, if
-//!   KVM_CAP_EXIT_ON_EMULATION_FAILURE did not keep it from doing so; where the guest does use an
-//!   instruction that KVM cannot interpret, we raise #UD instead.
-//! * from a failed read of a page-table entry: it is not present, and a page fault is put in the
-//!   guest's way. Delivery of it happens on the next entry, so the thread takes it back before. A
-//!   page fault that the guest really has is raised again by the same instruction.
-//! * from anything else: EFAULT, which is tried again too.
+//! * The guest itself, in an instruction that the processor runs: KVM looks the page up on its
+//!   behalf, the signal ends that (since Linux 6.2), KVM_RUN returns EINTR, and the next entry
+//!   raises the fault again.
+//! * KVM, in an access of its own: its instruction interpreter, which runs all of ring 0 on hosts
+//!   without VMX and SVM, its walk through the guest's page tables, its copies to and from guest
+//!   memory. x86 Linux lets only a fatal signal end such an access. The vCPU stays in KVM_RUN until
+//!   the page comes, and leaves right after that access. It is *late*: it cannot do anything before
+//!   the page is there, and not go on after. A pause does not wait for it (see
+//!   `Control::park_all`), a save is refused, and a shutdown takes the memory away, which does end
+//!   the access. (Measured: had the access failed instead, the operands of an instruction could be
+//!   had another way, but software KVM answers a failed interrupt delivery with a triple fault.)
 //!
-//! "Again" is bounded: what fails many times in a row, or without a kick, is an error of the guest
-//! or the host, and ends the guest with a message.
+//! What KVM cannot reach at all (a poisoned page) it reports in strange ways, and a guest must not
+//! go on with wrong data because of that. An operand: as an access to a device at an address that
+//! lies in RAM; the thread makes that access itself, with a system call that can fail (`ram`), and
+//! completes the instruction as for a device, or ends the guest. An instruction: as one that cannot
+//! be interpreted. Anything else: as EFAULT. The last two are tried again when a kick came at the
+//! same time, a bounded number of times, and end the guest otherwise. (KVM would raise #UD in the
+//! guest as well if KVM_CAP_EXIT_ON_EMULATION_FAILURE did not keep it from that; where a program of
+//! the guest does use an instruction that KVM cannot interpret, we raise #UD instead.)
 
 mod control;
 mod ram;

@@ -2,14 +2,11 @@
 
 use std::fs::File;
 use std::io;
-use std::io::Read;
-use std::io::Write;
+use std::io::{Read, Write};
 use std::os::fd::OwnedFd;
 
-use rustix::fs::OFlags;
-use rustix::fs::fcntl_setfl;
-use vm_memory::Bytes;
-use vm_memory::GuestAddress;
+use rustix::fs::{OFlags, fcntl_setfl};
+use vm_memory::{Bytes, GuestAddress};
 
 use crate::memory::GuestMemory;
 
@@ -26,12 +23,11 @@ pub(super) struct RamAccess {
     pub(super) bytes: usize,
 }
 
-/// A way to guest memory that a signal can interrupt.
+/// A way to guest memory that can fail.
 ///
-/// A plain load or store of a missing page restarts after the signal handler and waits on, so a
-/// vCPU thread that made one could not be paused. A system call that copies from or to the page
-/// comes back with EFAULT. A pipe is the plainest such call: bytes go through it between guest
-/// memory and ours.
+/// A plain load of a page that cannot be had kills the process; a system call that copies from or
+/// to it returns EFAULT. A pipe is the plainest such call: bytes go through it between guest memory
+/// and ours.
 pub(super) struct Ferry {
     reader: File,
     writer: File,
@@ -47,11 +43,10 @@ impl Ferry {
         Ok(Ferry { reader: File::from(reader), writer: File::from(writer) })
     }
 
-    /// Makes the access, once.
+    /// Makes the access. Waits for a missing page.
     ///
     /// # Errors
-    /// A kick came while a page was waited for, or the memory is out of reach. Nothing has
-    /// happened, and the access can be made again.
+    /// The memory is out of reach; nothing has happened.
     pub(super) fn carry(&mut self, memory: &GuestMemory, access: &mut RamAccess) -> io::Result<()> {
         let result = match access.write {
             true => self.carry_in(memory, access),

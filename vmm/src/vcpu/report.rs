@@ -2,8 +2,7 @@
 
 use std::fmt::Write;
 
-use kvm_bindings::kvm_regs;
-use kvm_bindings::kvm_sregs2;
+use kvm_bindings::{kvm_regs, kvm_sregs2};
 
 use crate::kvm::Vcpu;
 

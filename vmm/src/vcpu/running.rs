@@ -1,17 +1,11 @@
 //! The running state: enter the guest, answer what it exits for, stop when told to.
 
-use std::sync::MutexGuard;
-use std::sync::PoisonError;
+use std::sync::{MutexGuard, PoisonError};
 
-use super::Wanted;
-use super::ram::Ferry;
-use super::ram::RamAccess;
-use super::report;
+use super::ram::{Ferry, RamAccess};
 use super::thread::CpuShared;
-use crate::kvm::Exit;
-use crate::kvm::ImmediateExit;
-use crate::kvm::KvmError;
-use crate::kvm::Vcpu;
+use super::{Wanted, report};
+use crate::kvm::{Exit, ImmediateExit, KvmError, Vcpu};
 use crate::vm::GuestExit;
 
 /// What a vCPU thread works with.
@@ -28,12 +22,6 @@ pub(super) struct Running<'a> {
     completing: bool,
     /// Failures in a row that a kick may have caused.
     failures: u32,
-}
-
-/// Out of the guest.
-pub(super) struct Stopped {
-    /// What the instruction under way waits for; without it the vCPU is between instructions.
-    pub(super) unfinished: Option<RamAccess>,
 }
 
 /// What an exit leads to.
@@ -55,39 +43,33 @@ enum After {
 }
 
 impl<'a> Running<'a> {
-    /// Takes the vCPU and does what its instruction still waits for.
-    pub(super) fn begin(
-        shared: &'a CpuShared,
-        tools: &mut Tools,
-        unfinished: Option<RamAccess>,
-    ) -> Result<Running<'a>, Stopped> {
+    /// Takes the vCPU.
+    pub(super) fn begin(shared: &'a CpuShared) -> Running<'a> {
         let vcpu = shared.vcpu.lock().unwrap_or_else(PoisonError::into_inner);
-        let mut running = Running { shared, vcpu, completing: false, failures: 0 };
-        match unfinished {
-            Some(access) => running.access_ram(tools, access).map(|()| running),
-            None => Ok(running),
-        }
+        Running { shared, vcpu, completing: false, failures: 0 }
     }
 
-    /// Runs the guest until something else is wanted.
-    pub(super) fn step(mut self, tools: &mut Tools) -> Stopped {
+    /// Runs the guest until something else is wanted, and leaves it between two instructions.
+    pub(super) fn step(mut self, tools: &mut Tools) {
         loop {
             // In this order: a kick that comes in between sets the byte again.
             tools.immediate_exit.clear();
             if self.wanted() != Wanted::Running {
-                return self.stop(tools);
+                break;
             }
-            if let Err(stopped) = self.turn(tools) {
-                return stopped;
+            self.turn(tools);
+        }
+        for _ in 0..COMPLETIONS_MAX {
+            if !self.completing || self.wanted() == Wanted::Gone {
+                break;
             }
-            if let Err(error) = self.withdraw_page_fault(tools) {
-                self.end(crash(self.shared, &self.vcpu, &describe(&error)));
-            }
+            tools.immediate_exit.set();
+            self.turn(tools);
         }
     }
 
     /// One entry and what it leads to.
-    fn turn(&mut self, tools: &mut Tools) -> Result<(), Stopped> {
+    fn turn(&mut self, tools: &mut Tools) {
         let after = enter(self.shared, &mut self.vcpu);
         self.completing = matches!(after, After::Answered);
         if !matches!(after, After::Fault | After::EmulationFailed) {
@@ -98,7 +80,7 @@ impl<'a> Running<'a> {
                 let shared = self.shared;
                 shared.devices.wait_for_console(|| shared.control.wanted() != Wanted::Running);
             }
-            After::Ram(access) => self.access_ram(tools, access)?,
+            After::Ram(access) => self.access_ram(tools, access),
             After::Interrupted => {}
             After::Fault => self.retry(tools, "KVM cannot reach guest memory"),
             After::EmulationFailed => self.emulation_failed(tools),
@@ -106,88 +88,62 @@ impl<'a> Running<'a> {
                 self.completing = true;
                 self.end(exit);
             }
-            After::Crash(what) => self.end(crash(self.shared, &self.vcpu, &what)),
+            After::Crash(what) => self.crash(&what),
         }
-        Ok(())
     }
 
-    /// Finishes the instruction under way and leaves the guest.
-    fn stop(mut self, tools: &mut Tools) -> Stopped {
-        let mut entries = 0;
-        while self.completing && entries < COMPLETIONS_MAX {
-            tools.immediate_exit.set();
-            if let Err(stopped) = self.turn(tools) {
-                return stopped;
-            }
-            entries += 1;
-        }
-        Stopped { unfinished: None }
-    }
-
-    /// Makes an access to memory that KVM took for a device. If something else than running is
-    /// wanted while the page is missing, the access stays to be done.
-    fn access_ram(&mut self, tools: &mut Tools, mut access: RamAccess) -> Result<(), Stopped> {
-        for _ in 0..RAM_ATTEMPTS_MAX {
-            if self.wanted() != Wanted::Running && self.shared.memory.is_incomplete() {
-                return Err(Stopped { unfinished: Some(access) });
-            }
-            if tools.ferry.carry(&self.shared.memory, &mut access).is_ok() {
+    /// Makes an access to memory that KVM took for a device.
+    fn access_ram(&mut self, tools: &mut Tools, mut access: RamAccess) {
+        match tools.ferry.carry(&self.shared.memory, &mut access) {
+            Ok(()) => {
                 if !access.write {
                     self.vcpu.answer_mmio(&access.data[..access.bytes]);
                 }
                 self.completing = true;
-                return Ok(());
             }
+            Err(_) => self.crash(&format!("guest memory at {:#x} cannot be reached", access.gpa)),
         }
-        let what = format!("guest memory at {:#x} cannot be reached", access.gpa);
-        self.end(crash(self.shared, &self.vcpu, &what));
-        Ok(())
     }
 
-    /// Enters the guest again after a failure that the kick explains, but not for ever.
+    /// Enters the guest again after a failure that a kick may explain, but not for ever.
     fn retry(&mut self, tools: &Tools, what: &str) {
         self.failures += 1;
         if !tools.immediate_exit.is_set() || self.failures > FAILURES_MAX {
-            self.end(crash(self.shared, &self.vcpu, what));
+            self.crash(what);
         }
     }
 
     fn emulation_failed(&mut self, tools: &Tools) {
         let in_user_mode = self.vcpu.get_sregs2().is_ok_and(|sregs| sregs.ss.dpl == 3);
-        if !tools.immediate_exit.is_set() && in_user_mode {
-            // What KVM does by itself when it is not asked to report the failure.
-            if let Err(error) = self.vcpu.raise_invalid_opcode() {
-                self.end(crash(self.shared, &self.vcpu, &describe(&error)));
-            }
-            return;
+        if tools.immediate_exit.is_set() || !in_user_mode {
+            return self.retry(tools, "KVM cannot interpret the instruction");
         }
-        self.retry(tools, "KVM cannot interpret the instruction");
-    }
-
-    /// Takes back the page fault that a kick in a page-table walk made up. Only while pages are
-    /// missing: otherwise no walk can fail.
-    fn withdraw_page_fault(&self, tools: &Tools) -> Result<(), KvmError> {
-        if tools.immediate_exit.is_set() && self.shared.memory.is_incomplete() {
-            self.vcpu.withdraw_page_fault()?;
+        // What KVM does by itself when it is not asked to report the failure.
+        if let Err(error) = self.vcpu.raise_invalid_opcode() {
+            self.crash(&describe(&error));
         }
-        Ok(())
     }
 
     fn wanted(&self) -> Wanted {
         self.shared.control.wanted()
     }
 
+    fn crash(&self, what: &str) {
+        self.end(GuestExit::Crash(report::crash(self.shared.index, &self.vcpu, what)));
+    }
+
     fn end(&self, exit: GuestExit) {
-        if self.shared.control.end() {
-            self.shared.devices.flush_console();
-            self.shared.exits.post(exit);
-        }
+        self.shared.devices.flush_console();
+        self.shared.exits.post(exit);
+        self.shared.control.end();
     }
 }
 
 /// Runs the guest once and asks the devices if it exits for one.
 fn enter(shared: &CpuShared, vcpu: &mut Vcpu) -> After {
     let exit = match vcpu.enter() {
+        // The memory may have been taken away: what the guest does now means nothing.
+        _ if shared.control.wanted() == Wanted::Gone => return After::Interrupted,
         Ok(exit) => exit,
         Err(error) => return After::Crash(describe(&error)),
     };
@@ -217,10 +173,6 @@ fn ram_access(gpa: u64, write: bool, bytes: &[u8]) -> RamAccess {
     RamAccess { gpa, write, data, bytes: bytes.len() }
 }
 
-fn crash(shared: &CpuShared, vcpu: &Vcpu, what: &str) -> GuestExit {
-    GuestExit::Crash(report::crash(shared.index, vcpu, what))
-}
-
 /// An error and its causes on one line.
 fn describe(error: &KvmError) -> String {
     let mut text = error.to_string();
@@ -235,9 +187,6 @@ fn describe(error: &KvmError) -> String {
 
 /// Entries to finish one instruction: as many as it has operands in pages of its own, with room.
 const COMPLETIONS_MAX: u32 = 64;
-
-/// Attempts at one access to guest memory, each of which a kick interrupted.
-const RAM_ATTEMPTS_MAX: u32 = 10_000;
 
 /// Failures in a row that kicks may explain.
 const FAILURES_MAX: u32 = 1_000;

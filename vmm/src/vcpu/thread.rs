@@ -3,24 +3,15 @@
 // UNSAFETY: the thread announces the page that it shares with the kernel to the signal handler.
 #![expect(unsafe_code)]
 
-use std::io;
-use std::sync::Arc;
-use std::sync::Mutex;
-use std::sync::PoisonError;
-use std::thread;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::JoinHandle;
+use std::{io, thread};
 
-use super::Control;
-use super::Wanted;
 use super::ram::Ferry;
-use super::ram::RamAccess;
-use super::running::Running;
-use super::running::Stopped;
-use super::running::Tools;
+use super::running::{Running, Tools};
+use super::{Control, Wanted};
 use crate::devices::Devices;
-use crate::kvm::Tid;
-use crate::kvm::Vcpu;
-use crate::kvm::prepare_vcpu_thread;
+use crate::kvm::{Tid, Vcpu, prepare_vcpu_thread};
 use crate::memory::GuestMemory;
 use crate::vm::Exits;
 
@@ -55,11 +46,20 @@ fn live(shared: &CpuShared, ferry: Ferry) {
     let tid = Tid(rustix::thread::gettid().as_raw_nonzero().get());
     shared.control.introduce(shared.index, tid);
     let mut tools = Tools { immediate_exit, ferry };
-    let mut state = State::Parked(Parked { unfinished: None });
+    let mut state = State::Parked;
     loop {
         state = match state {
-            State::Parked(parked) => parked.step(shared, &mut tools),
-            State::Running(running) => running.step(&mut tools).into(),
+            // Parked ---- start, resume ----> Running; Parked ---- shutdown ----> Gone
+            State::Parked => match shared.control.park(shared.index) {
+                Wanted::Parked => State::Parked,
+                Wanted::Running => State::Running(Running::begin(shared)),
+                Wanted::Gone => State::Gone,
+            },
+            // Running ---- pause, shutdown, end of the guest ----> Parked
+            State::Running(running) => {
+                running.step(&mut tools);
+                State::Parked
+            }
             State::Gone => break,
         };
     }
@@ -67,34 +67,10 @@ fn live(shared: &CpuShared, ferry: Ferry) {
 }
 
 enum State<'a> {
-    Parked(Parked),
+    /// Out of the guest.
+    Parked,
+    /// In the guest, or about to be.
     Running(Running<'a>),
+    /// At its end.
     Gone,
-}
-
-/// Out of the guest.
-struct Parked {
-    /// The access that the instruction under way still needs.
-    unfinished: Option<RamAccess>,
-}
-
-impl Parked {
-    /// Parked ---- start, resume ----> Running; Parked ---- shutdown ----> Gone
-    fn step<'a>(self, shared: &'a CpuShared, tools: &mut Tools) -> State<'a> {
-        match shared.control.park(shared.index, self.unfinished.is_some()) {
-            Wanted::Parked => State::Parked(self),
-            Wanted::Running => match Running::begin(shared, tools, self.unfinished) {
-                Ok(running) => State::Running(running),
-                Err(stopped) => stopped.into(),
-            },
-            Wanted::Gone => State::Gone,
-        }
-    }
-}
-
-impl From<Stopped> for State<'_> {
-    /// Running ---- pause, shutdown, end of the guest ----> Parked
-    fn from(stopped: Stopped) -> Self {
-        State::Parked(Parked { unfinished: stopped.unfinished })
-    }
 }

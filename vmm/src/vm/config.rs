@@ -1,7 +1,6 @@
 //! What a guest is made of.
 
-use serde::Deserialize;
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 use crate::memory::Backing;
 

@@ -1,32 +1,18 @@
 //! Making a VM: memory, memslots, interrupt controllers, vCPUs, devices, threads.
 
-// UNSAFETY: guest memory becomes a memslot.
-#![expect(unsafe_code)]
-
 use std::io::Write;
-use std::sync::Arc;
-use std::sync::Mutex;
 use std::sync::atomic::AtomicBool;
+use std::sync::{Arc, Mutex};
 
-use kvm_ioctls::VmFd;
-
-use super::CPU_COUNT_MAX;
-use super::Exits;
-use super::Vm;
-use super::VmConfig;
 use super::machine::lock;
 use super::save::profile;
-use crate::Error;
+use super::{CPU_COUNT_MAX, Exits, Vm, VmConfig};
 use crate::arch::x86_64::cpuid;
 use crate::devices::Devices;
-use crate::kvm;
-use crate::kvm::Capabilities;
-use crate::kvm::Machine;
-use crate::kvm::Vcpu;
+use crate::kvm::{Capabilities, Machine, Vcpu};
 use crate::memory::GuestMemory;
-use crate::vcpu;
-use crate::vcpu::Control;
-use crate::vcpu::CpuShared;
+use crate::vcpu::{Control, CpuShared};
+use crate::{Error, kvm, vcpu};
 
 impl Vm {
     /// Makes a guest with empty memory. The guest's console goes to `console`, which may block.
@@ -39,7 +25,7 @@ impl Vm {
         let Machine { kvm, vm, capabilities } = Machine::create()?;
         check_cpu_count(config.cpus, &capabilities)?;
         let memory = Arc::new(GuestMemory::create(config.memory_bytes, config.backing)?);
-        add_memory(&vm, &memory)?;
+        kvm::add_memory(&vm, &memory)?;
         let fd = Arc::new(vm);
         let cpuid = cpuid::for_guest(&kvm, &capabilities, config.cpus)?;
         let parts = Parts {
@@ -50,8 +36,8 @@ impl Vm {
         };
         let mut cpus = Vec::new();
         for index in 0..config.cpus {
-            let vcpu = Vcpu::create(&fd, index, capabilities.xsave_bytes)?;
-            cpuid.apply(&vcpu, index)?;
+            let mut vcpu = Vcpu::create(&fd, index, capabilities.xsave_bytes)?;
+            cpuid.apply(&mut vcpu, index)?;
             cpus.push(parts.share(index, vcpu));
         }
         let profile = profile(&kvm, &capabilities, &cpuid, &lock(&cpus[0].vcpu))?;
@@ -115,12 +101,4 @@ fn check_cpu_count(wanted: u8, capabilities: &Capabilities) -> Result<(), Error>
     let host = u8::try_from(capabilities.cpus_max).unwrap_or(u8::MAX);
     let limit = host.min(CPU_COUNT_MAX);
     if (1..=limit).contains(&wanted) { Ok(()) } else { Err(Error::CpuCount { wanted, limit }) }
-}
-
-fn add_memory(vm: &VmFd, memory: &Arc<GuestMemory>) -> Result<(), Error> {
-    for (slot, region) in (0..).zip(memory.regions()) {
-        // SAFETY: every vCPU thread holds a reference to the memory until it ends.
-        unsafe { kvm::add_memslot(vm, slot, region) }?;
-    }
-    Ok(())
 }

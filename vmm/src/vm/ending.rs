@@ -1,16 +1,11 @@
 //! How a guest ends, and how the rest of the process learns of it.
 
 use std::fmt;
-use std::os::fd::AsFd;
-use std::os::fd::AsRawFd;
-use std::os::fd::BorrowedFd;
-use std::sync::Mutex;
-use std::sync::PoisonError;
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
+use std::sync::{Mutex, PoisonError};
 
-use rustix::event::EventfdFlags;
-use rustix::event::eventfd;
-use serde::Deserialize;
-use serde::Serialize;
+use rustix::event::{EventfdFlags, eventfd};
+use serde::{Deserialize, Serialize};
 
 use crate::Error;
 
@@ -99,10 +94,7 @@ impl fmt::Debug for Exits {
 
 #[cfg(test)]
 mod tests {
-    use rustix::event::PollFd;
-    use rustix::event::PollFlags;
-    use rustix::event::Timespec;
-    use rustix::event::poll;
+    use rustix::event::{PollFd, PollFlags, Timespec, poll};
 
     use super::*;
 

@@ -1,32 +1,22 @@
 //! The VM object: what can be done with a guest.
 
 use std::path::Path;
-use std::sync::Arc;
-use std::sync::Mutex;
-use std::sync::MutexGuard;
-use std::sync::PoisonError;
-use std::sync::atomic::AtomicBool;
-use std::sync::atomic::Ordering;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
-use std::time::Duration;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use kvm_ioctls::VmFd;
 
-use super::Exits;
-use super::GuestExit;
-use super::VmConfig;
-use crate::Error;
+use super::{Exits, GuestExit, VmConfig};
 use crate::arch::x86_64::msr;
-use crate::boot;
 use crate::boot::KernelImage;
 use crate::devices::Devices;
-use crate::kvm::Capabilities;
-use crate::kvm::Vcpu;
+use crate::kvm::{Capabilities, Vcpu};
 use crate::memory::GuestMemory;
 use crate::state::Requirements;
-use crate::vcpu::Control;
-use crate::vcpu::CpuShared;
+use crate::vcpu::{Control, CpuShared};
+use crate::{Error, boot};
 
 /// One guest.
 ///
@@ -85,18 +75,22 @@ impl Vm {
         self.control.run();
     }
 
-    /// Brings every vCPU out of the guest, between two instructions, also when it waits for a
-    /// missing page. A pause of a paused or ended guest does nothing.
+    /// Brings every vCPU out of the guest, between two instructions. A pause of a paused or ended
+    /// guest does nothing.
     ///
-    /// A vCPU that is in the middle of an access to a missing page stays there; the guest is paused
-    /// nevertheless, but cannot be saved ([`Error::AccessUnfinished`]).
+    /// A vCPU that waits for a missing page comes out, too, but for one case (see [`crate::vcpu`]):
+    /// KVM itself waits, in the middle of an instruction. The guest is paused nevertheless - the
+    /// vCPU gets no further than that - but cannot be saved before the page is there.
     ///
     /// # Errors
     /// [`Error::PauseTimeout`], and then the guest runs on; [`Error::PauseCalledOff`] if another
     /// thread resumes it meanwhile.
     pub fn pause(&self) -> Result<(), Error> {
-        let result = self.control.park_all(Instant::now() + Duration::from_millis(PAUSE_WITHIN_MS));
-        result.map_err(|why| why.into_error(PAUSE_WITHIN_MS))?;
+        let late_is_fine = self.memory.is_incomplete();
+        let within_ms = if late_is_fine { LATE_AFTER_MS } else { PAUSE_WITHIN_MS };
+        let deadline = Instant::now() + Duration::from_millis(within_ms);
+        let result = self.control.park_all(deadline, late_is_fine);
+        result.map_err(|why| why.into_error(within_ms))?;
         self.devices.flush_console();
         Ok(())
     }
@@ -147,9 +141,22 @@ impl Vm {
     }
 
     /// Ends the vCPU threads, wherever they are, and the console's. After this the guest never runs
-    /// again. Safe to call twice.
+    /// again, and its memory may be out of reach if pages were missing. Safe to call twice.
+    ///
+    /// On kernels before 6.2 a vCPU that waits for a missing page can be reached only by dropping
+    /// the userfaultfd.
     pub fn shutdown(&self) {
-        let dismissed = self.control.dismiss(Instant::now() + SHUTDOWN_WITHIN);
+        let mut dismissed = Ok(());
+        if self.memory.is_incomplete() {
+            let soon = Instant::now() + Duration::from_millis(LATE_AFTER_MS);
+            dismissed = self.control.dismiss(soon);
+            if dismissed.is_err() {
+                self.memory.revoke();
+            }
+        }
+        if dismissed.is_err() || !self.memory.is_incomplete() {
+            dismissed = self.control.dismiss(Instant::now() + SHUTDOWN_WITHIN);
+        }
         let mut threads = self.threads.lock().unwrap_or_else(PoisonError::into_inner);
         for thread in threads.drain(..) {
             if dismissed.is_err() {
@@ -184,9 +191,12 @@ pub(super) fn lock(vcpu: &Mutex<Vcpu>) -> MutexGuard<'_, Vcpu> {
     vcpu.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// How long a pause may take. On kernels before 6.2 a vCPU that waits for a missing page cannot be
-/// kicked, so that a pause takes as long as the page.
+/// How long a pause may take.
 const PAUSE_WITHIN_MS: u64 = 10_000;
+
+/// How long a pause or shutdown waits for a vCPU before it counts as one that waits for a page in
+/// the middle of an instruction: a multiple of what a kick takes.
+const LATE_AFTER_MS: u64 = 50;
 
 const SHUTDOWN_WITHIN: Duration = Duration::from_secs(10);
 

@@ -3,40 +3,23 @@
 use std::sync::PoisonError;
 use std::sync::atomic::Ordering;
 
-use kvm_bindings::kvm_clock_data;
-use kvm_bindings::kvm_irqchip;
-use kvm_bindings::kvm_pit_state2;
+use kvm_bindings::{kvm_clock_data, kvm_irqchip, kvm_pit_state2};
 use kvm_ioctls::Kvm;
 use serde::de::DeserializeOwned;
 
-use super::CPU_COUNT_MAX;
-use super::Vm;
 use super::machine::lock;
-use super::save_vcpu::check_vcpu;
-use super::save_vcpu::restore_vcpu;
-use super::save_vcpu::save_vcpu;
-use crate::Error;
-use crate::arch::x86_64::cpuid;
+use super::save_vcpu::{check_vcpu, restore_vcpu, save_vcpu};
+use super::{CPU_COUNT_MAX, Vm};
 use crate::arch::x86_64::cpuid::GuestCpuid;
-use crate::arch::x86_64::msr;
+use crate::arch::x86_64::{cpuid, msr};
 use crate::devices::SerialSnapshot;
-use crate::kvm::Capabilities;
-use crate::kvm::KvmError;
-use crate::kvm::Machine;
-use crate::kvm::Vcpu;
-use crate::kvm::failed;
-use crate::state;
-use crate::state::ChipsState;
-use crate::state::Kind;
-use crate::state::Leaf;
-use crate::state::MachineState;
-use crate::state::Requirements;
-use crate::state::Section;
-use crate::state::SerialState;
-use crate::state::StateError;
-use crate::state::VcpuState;
-use crate::state::chips;
+use crate::kvm::{Capabilities, KvmError, Machine, Vcpu, failed};
 use crate::state::chips::CHIP_COUNT;
+use crate::state::{
+    ChipsState, Kind, Leaf, MachineState, Requirements, Section, SerialState, StateError,
+    VcpuState, chips,
+};
+use crate::{Error, state};
 
 impl Vm {
     /// The state of everything but memory. The guest must be paused; its console has everything
@@ -49,7 +32,7 @@ impl Vm {
         if self.control.has_ended() {
             return Err(self.ended());
         }
-        if let Some(cpu) = self.control.first_unfinished() {
+        if let Some(cpu) = self.control.first_running() {
             return Err(Error::AccessUnfinished { cpu });
         }
         self.devices.flush_console();
@@ -104,8 +87,8 @@ impl Vm {
         guest.check_limits()?;
         let Machine { kvm, vm, capabilities } = Machine::create()?;
         let cpuid = cpuid::for_guest(&kvm, &capabilities, CPU_COUNT_MAX)?;
-        let vcpu = Vcpu::create(&vm, 0, capabilities.xsave_bytes)?;
-        cpuid.apply(&vcpu, 0)?;
+        let mut vcpu = Vcpu::create(&vm, 0, capabilities.xsave_bytes)?;
+        cpuid.apply(&mut vcpu, 0)?;
         let host = profile(&kvm, &capabilities, &cpuid, &vcpu)?;
         Ok(guest.check_against(&host, capabilities.tsc_control)?)
     }

@@ -1,28 +1,15 @@
 //! Saving and restoring one vCPU. The order of the calls matters, in both directions.
 
-use kvm_bindings::KVM_MAX_CPUID_ENTRIES;
-use kvm_bindings::KVM_MAX_MSR_ENTRIES;
-use kvm_bindings::kvm_cpuid_entry2;
-use kvm_bindings::kvm_debugregs;
-use kvm_bindings::kvm_mp_state;
-use kvm_bindings::kvm_regs;
-use kvm_bindings::kvm_sregs2;
-use kvm_bindings::kvm_vcpu_events;
+use kvm_bindings::{
+    KVM_MAX_CPUID_ENTRIES, KVM_MAX_MSR_ENTRIES, kvm_cpuid_entry2, kvm_debugregs, kvm_mp_state,
+    kvm_regs, kvm_sregs2, kvm_vcpu_events,
+};
 
 use crate::Error;
-use crate::arch::x86_64::cpuid;
 use crate::arch::x86_64::msr;
-use crate::kvm::Capabilities;
-use crate::kvm::KvmError;
-use crate::kvm::Vcpu;
-use crate::kvm::failed;
-use crate::state::Blob;
-use crate::state::Leaf;
-use crate::state::Msr;
-use crate::state::StateError;
-use crate::state::VcpuState;
-use crate::state::check_count;
+use crate::kvm::{Capabilities, KvmError, Vcpu, failed};
 use crate::state::vcpu_convert as convert;
+use crate::state::{Blob, Leaf, Msr, StateError, VcpuState, check_count};
 
 /// Reads everything that a vCPU holds.
 pub(super) fn save_vcpu(vcpu: &mut Vcpu, msr_indices: &[u32]) -> Result<VcpuState, KvmError> {
@@ -38,7 +25,7 @@ pub(super) fn save_vcpu(vcpu: &mut Vcpu, msr_indices: &[u32]) -> Result<VcpuStat
     let msrs = msr::read(vcpu, msr_indices)?;
     let msrs = msrs.as_slice().iter().map(|entry| Msr { index: entry.index, value: entry.data });
     Ok(VcpuState {
-        cpuid: cpuid::get(vcpu)?.iter().map(Leaf::from).collect(),
+        cpuid: vcpu.cpuid().iter().map(Leaf::from).collect(),
         mp_state: mp_state.mp_state,
         registers: (&regs).into(),
         system: (&sregs).into(),
@@ -94,13 +81,11 @@ pub(super) fn restore_vcpu(vcpu: &mut Vcpu, state: &VcpuState, tsc_khz: u32) -> 
 }
 
 /// Most guests come to a host like their own: compare before setting, which costs more.
-fn restore_cpuid(vcpu: &Vcpu, leaves: &[Leaf]) -> Result<(), KvmError> {
-    let here = cpuid::get(vcpu)?;
-    if here.iter().map(Leaf::from).eq(leaves.iter().cloned()) {
+fn restore_cpuid(vcpu: &mut Vcpu, leaves: &[Leaf]) -> Result<(), KvmError> {
+    if vcpu.cpuid().iter().map(Leaf::from).eq(leaves.iter().cloned()) {
         return Ok(());
     }
-    let entries: Vec<kvm_cpuid_entry2> = leaves.iter().map(kvm_cpuid_entry2::from).collect();
-    cpuid::set(vcpu, &entries)
+    vcpu.set_cpuid(leaves.iter().map(kvm_cpuid_entry2::from).collect())
 }
 
 fn restore_msrs(vcpu: &Vcpu, saved: &[Msr]) -> Result<(), Error> {

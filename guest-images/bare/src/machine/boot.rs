@@ -1,6 +1,9 @@
 //! What the loader left for the guest: the memory map and the command line, in the format of the
 //! PVH start information or of Linux's zero page.
 
+// UNSAFETY: what the loader left is at physical addresses that it chose.
+#![expect(unsafe_code)]
+
 use core::slice;
 
 use godwit_guest::ram::{Ram, Range};

@@ -1,5 +1,8 @@
 //! The local APIC: starting the other vCPUs, and letting the PIC's interrupts through.
 
+// UNSAFETY: the local APIC is memory-mapped, and start-up code must lie at a fixed address.
+#![expect(unsafe_code)]
+
 use core::ptr;
 use core::sync::atomic::Ordering::SeqCst;
 

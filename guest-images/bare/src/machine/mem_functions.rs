@@ -2,6 +2,9 @@
 //!
 //! String instructions, because a loop would be compiled into a call of itself.
 
+// UNSAFETY: the compiler calls these by name, with raw pointers.
+#![expect(unsafe_code)]
+
 use core::arch::asm;
 
 /// Copies `count` bytes between areas that do not overlap.

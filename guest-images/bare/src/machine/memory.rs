@@ -1,6 +1,9 @@
 //! Physical memory as slices of atomics. Memory is mapped where it is, so a physical address is a
 //! pointer.
 
+// UNSAFETY: physical memory has no owner that Rust knows.
+#![expect(unsafe_code)]
+
 use core::slice;
 use core::sync::atomic::{AtomicU32, AtomicU64};
 

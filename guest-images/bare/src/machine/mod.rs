@@ -1,8 +1,9 @@
 //! The machine under the workloads: everything that needs unsafe code.
 //!
-//! UNSAFETY: port I/O, the TSC, exceptions used as calls, physical memory and page tables have no
-//! safe form. What this module hands out is safe: port writes that no Rust object depends on, and
-//! memory as `'static` slices of atomics that lie in RAM, behind the image, for ever.
+//! What this module hands out is safe: port writes that no Rust object depends on, and memory as
+//! `'static` slices of atomics that lie in RAM, behind the image, for ever.
+
+// UNSAFETY: port I/O and the TSC are instructions without a safe form.
 #![expect(unsafe_code)]
 
 pub mod boot;
@@ -47,9 +48,7 @@ pub fn in8(port: u16) -> u8 {
 /// Ends the guest with an exit code. Does not come back, even where nothing listens at the port.
 pub fn exit(code: u8) -> ! {
     out8(EXIT_PORT, code);
-    loop {
-        ring0::sleep();
-    }
+    ring0::sleep_for_ever()
 }
 
 const EXIT_PORT: u16 = 0xf4;

@@ -1,5 +1,8 @@
 //! A value that the first vCPU sets before the others start.
 
+// UNSAFETY: a value set by one vCPU and then read by others, in a cell.
+#![expect(unsafe_code)]
+
 use core::cell::UnsafeCell;
 use core::mem::MaybeUninit;
 use core::sync::atomic::AtomicU8;

@@ -1,5 +1,8 @@
 //! The identity map beyond the first GiB, and the window whose pages appear when they are touched.
 
+// UNSAFETY: pages of the fault window exist only because ring 0 maps them.
+#![expect(unsafe_code)]
+
 use core::sync::atomic::Ordering::Relaxed;
 use core::sync::atomic::{AtomicU64, fence};
 

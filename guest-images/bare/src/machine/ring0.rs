@@ -1,5 +1,8 @@
 //! The other side of `ring0.S`: its services, and the data that it shares with Rust.
 
+// UNSAFETY: the start-up code is assembly, and exceptions are calls.
+#![expect(unsafe_code)]
+
 use core::arch::{asm, global_asm};
 use core::sync::atomic::AtomicU32;
 use core::sync::atomic::AtomicU64;
@@ -7,6 +10,7 @@ use core::sync::atomic::Ordering::Relaxed;
 
 global_asm!(include_str!("../ring0.S"), options(att_syntax, raw));
 
+// SAFETY: `ring0.S` defines each of these with this type and this meaning.
 unsafe extern "C" {
     /// The index that the next vCPU to start will have.
     pub safe static ap_index: AtomicU32;
@@ -32,10 +36,23 @@ unsafe extern "C" {
     static ap_trampoline_end: u8;
 }
 
+/// Where ring0.S leaves every vCPU, in ring 3 on a stack of its own.
+#[unsafe(no_mangle)]
+extern "C" fn ring3_start(index: u32, information: u64, linux64: u32) -> ! {
+    crate::start(index, information, linux64 != 0)
+}
+
 /// Stops this vCPU until an interrupt has been served.
 pub fn sleep() {
     // SAFETY: the breakpoint handler keeps all registers; service 0 halts and comes back.
     unsafe { asm!("int3", in("eax") 0, options(nostack)) };
+}
+
+/// Stops this vCPU for good, but for serving interrupts.
+pub fn sleep_for_ever() -> ! {
+    loop {
+        sleep();
+    }
 }
 
 /// Makes this vCPU forget what its TLB knows about the page tables.

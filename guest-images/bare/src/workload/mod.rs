@@ -90,9 +90,7 @@ fn finish(vcpu: &mut Vcpu) -> ! {
             machine::exit(if corrupt == 0 { code } else { EXIT_CORRUPT });
         }
     }
-    loop {
-        ring0::sleep();
-    }
+    ring0::sleep_for_ever()
 }
 
 const EXIT_CORRUPT: u8 = 1;

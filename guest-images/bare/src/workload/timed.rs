@@ -37,9 +37,10 @@ impl Timed {
         value
     }
 
-    /// Prints the windows that were recorded since the last call, if `pass` is printed.
+    /// Prints the windows that were recorded since the last time, if `pass` is printed and a window
+    /// is worth it. Printing takes so long that a guest that always did it would do little else.
     pub fn print(&mut self, vcpu: &mut Vcpu, pass: &Pass) {
-        if !pass.printed {
+        if !pass.printed || !(pass.last || self.windows.is_noteworthy()) {
             return;
         }
         let index = vcpu.index;

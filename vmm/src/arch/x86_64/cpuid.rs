@@ -1,15 +1,9 @@
 //! The CPUID leaves that guests see.
 
-use kvm_bindings::CpuId;
-use kvm_bindings::KVM_CPUID_FLAG_SIGNIFCANT_INDEX;
-use kvm_bindings::KVM_MAX_CPUID_ENTRIES;
-use kvm_bindings::kvm_cpuid_entry2;
+use kvm_bindings::{KVM_CPUID_FLAG_SIGNIFCANT_INDEX, KVM_MAX_CPUID_ENTRIES, kvm_cpuid_entry2};
 use kvm_ioctls::Kvm;
 
-use crate::kvm::Capabilities;
-use crate::kvm::KvmError;
-use crate::kvm::Vcpu;
-use crate::kvm::failed;
+use crate::kvm::{Capabilities, KvmError, Vcpu, failed};
 
 /// The leaves of a guest, before each vCPU gets its own number.
 #[derive(Clone, Debug)]
@@ -56,35 +50,14 @@ impl GuestCpuid {
     ///
     /// # Errors
     /// [`KvmError::Call`].
-    pub(crate) fn apply(&self, vcpu: &Vcpu, index: u8) -> Result<(), KvmError> {
-        set(vcpu, &self.of_cpu(index))
+    pub(crate) fn apply(&self, vcpu: &mut Vcpu, index: u8) -> Result<(), KvmError> {
+        vcpu.set_cpuid(self.of_cpu(index))
     }
 
     /// The leaves without the numbers of a vCPU.
     pub fn entries(&self) -> &[kvm_cpuid_entry2] {
         &self.entries
     }
-}
-
-/// Gives a vCPU the leaves `entries`.
-///
-/// # Errors
-/// [`KvmError::Call`].
-///
-/// # Panics
-/// If there are more than KVM takes.
-pub(crate) fn set(vcpu: &Vcpu, entries: &[kvm_cpuid_entry2]) -> Result<(), KvmError> {
-    let list = CpuId::from_entries(entries).expect("no more leaves than KVM takes");
-    vcpu.fd().set_cpuid2(&list).map_err(failed("KVM_SET_CPUID2"))
-}
-
-/// The leaves that a vCPU has.
-///
-/// # Errors
-/// [`KvmError::Call`].
-pub(crate) fn get(vcpu: &Vcpu) -> Result<Vec<kvm_cpuid_entry2>, KvmError> {
-    let list = vcpu.fd().get_cpuid2(KVM_MAX_CPUID_ENTRIES).map_err(failed("KVM_GET_CPUID2"))?;
-    Ok(list.as_slice().to_vec())
 }
 
 fn adjust(entry: &mut kvm_cpuid_entry2, capabilities: &Capabilities, cpus: u8) {
@@ -148,9 +121,9 @@ fn cache_level(entry: &kvm_cpuid_entry2) -> u32 {
 ///
 /// Asynchronous page faults (bits 4, 10 and 14) are hidden for a reason of their own: KVM tells the
 /// guest that a page is not there and to do something else meanwhile. With userfaultfd behind guest
-/// memory, and in particular with its write-protection, the guest then takes the same fault over and
-/// over without getting anywhere. The other features are calls to the hypervisor or memory shared
-/// with it; on software KVM such a call does not return.
+/// memory, and in particular with its write-protection, the guest then takes the same fault over
+/// and over without getting anywhere. The other features are calls to the hypervisor or memory
+/// shared with it; on software KVM such a call does not return.
 const KVM_FEATURES_OFFERED: u32 = 1 << 0 | 1 << 1 | 1 << 3 | 1 << 24;
 
 pub(super) const KVM_FEATURES: u32 = 0x4000_0001;

@@ -2,9 +2,7 @@
 
 use kvm_bindings::kvm_lapic_state;
 
-use crate::kvm::KvmError;
-use crate::kvm::Vcpu;
-use crate::kvm::failed;
+use crate::kvm::{KvmError, Vcpu, failed};
 
 /// Connects the interrupt controller to LINT0 and NMI to LINT1, as firmware does.
 pub(super) fn connect(vcpu: &Vcpu) -> Result<(), KvmError> {

@@ -8,8 +8,7 @@ mod registers;
 
 pub use registers::Entry;
 
-use crate::kvm::KvmError;
-use crate::kvm::Vcpu;
+use crate::kvm::{KvmError, Vcpu};
 
 /// Puts a vCPU where the kernel begins: the first one at the entry, the others waiting for INIT and
 /// SIPI, as they are after a reset.

@@ -1,12 +1,9 @@
 //! Model-specific registers: which are saved, and in what order they are restored.
 
-use kvm_bindings::Msrs;
-use kvm_bindings::kvm_msr_entry;
+use kvm_bindings::{Msrs, kvm_msr_entry};
 use kvm_ioctls::Kvm;
 
-use crate::kvm::KvmError;
-use crate::kvm::Vcpu;
-use crate::kvm::failed;
+use crate::kvm::{KvmError, Vcpu, failed};
 
 /// The time stamp counter.
 pub const TSC: u32 = 0x10;

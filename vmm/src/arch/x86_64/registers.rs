@@ -1,14 +1,9 @@
 //! The registers with which a kernel begins.
 
-use kvm_bindings::kvm_dtable;
-use kvm_bindings::kvm_regs;
-use kvm_bindings::kvm_segment;
-use kvm_bindings::kvm_sregs2;
+use kvm_bindings::{kvm_dtable, kvm_regs, kvm_segment, kvm_sregs2};
 
 use crate::boot::layout;
-use crate::kvm::KvmError;
-use crate::kvm::Vcpu;
-use crate::kvm::failed;
+use crate::kvm::{KvmError, Vcpu, failed};
 
 /// Where and how a kernel begins.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -1,0 +1,4 @@
+//! Other VMMs moving the same guest.
+
+pub mod qemu;
+mod qmp;

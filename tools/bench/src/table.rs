@@ -1,0 +1,216 @@
+//! The figures of several rounds, side by side: medians, and in brackets the least and the most.
+
+use std::fmt;
+
+use serde_json::Value;
+
+use crate::rounds::Subject;
+
+/// The measurements of all rounds.
+pub struct Table {
+    qemu: Option<String>,
+    measured: Vec<(Subject, Value)>,
+}
+
+impl Table {
+    /// An empty table; `qemu` is the version of QEMU if there is one.
+    pub fn new(qemu: Option<String>) -> Table {
+        Table { qemu, measured: Vec::new() }
+    }
+
+    /// The subject is to be measured.
+    pub fn expects(&self, subject: Subject) -> bool {
+        self.qemu.is_some() || !matches!(subject, Subject::Qemu | Subject::QemuPreempt)
+    }
+
+    /// Adds a measurement.
+    pub fn add(&mut self, subject: Subject, figures: Value) {
+        self.measured.push((subject, figures));
+    }
+
+    /// The values of one figure in the order of rounds, in the unit of the table.
+    fn values(&self, column: Column) -> Vec<f64> {
+        let figures = self.measured.iter().filter(|(subject, _)| *subject == column.subject);
+        let values = figures.filter_map(|(_, figures)| figures.pointer(column.pointer)?.as_f64());
+        values.map(|value| value / column.unit).collect()
+    }
+
+    fn cell(&self, subject: Subject, pointer: &'static str, unit: f64) -> String {
+        match Spread::of(&self.values(Column { subject, pointer, unit })) {
+            Some(spread) => spread.to_string(),
+            None => "-".to_owned(),
+        }
+    }
+
+    fn write_faults(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let title = "faults as the guest sees them";
+        writeln!(f, "{title:32}{:>20}{:>20}{:>22}{:>18}", "p50 us", "p90 us", "p99 us", "count")?;
+        for (subject, label) in FAULT_ROWS {
+            if self.expects(subject) {
+                let [p50, p90, p99, count] =
+                    [P50, P90, P99, COUNT].map(|pointer| self.cell(subject, pointer, 1.0));
+                writeln!(f, "  {label:30}{p50:>20}{p90:>20}{p99:>22}{count:>18}")?;
+            }
+        }
+        Ok(())
+    }
+
+    fn write_moves(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let title = "moves of the same guest";
+        writeln!(f, "\n{title:32}{:>20}{:>22}{:>20}", "gap ms", "next second ms", "total ms")?;
+        for (subject, label) in FAULT_ROWS.into_iter().skip(2) {
+            if self.expects(subject) {
+                let [gap, second, total] = ["/gap_us", "/gap_first_second_us", "/total_us"]
+                    .map(|pointer| self.cell(subject, pointer, 1000.0));
+                writeln!(f, "  {label:30}{gap:>20}{second:>22}{total:>20}")?;
+            }
+        }
+        Ok(())
+    }
+
+    fn write_throughput(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let title = "throughput, GB/s";
+        writeln!(f, "\n{title:32}{:>20}{:>20}", "quiet", "vCPUs spinning")?;
+        for (pointer, label) in [
+            ("/memory_copy_bytes_per_s", "memory copy"),
+            ("/stream_bytes_per_s", "loopback TCP"),
+            ("/receive_bytes_per_s", "bare receive loop"),
+        ] {
+            let [quiet, busy] = [Subject::FloorReceive, Subject::FloorReceiveBusy]
+                .map(|subject| self.cell(subject, pointer, 1e9));
+            writeln!(f, "  {label:30}{quiet:>20}{busy:>20}")?;
+        }
+        let [quiet, busy] = [Subject::GodwitHalt, Subject::GodwitBusy]
+            .map(|subject| self.cell(subject, "/bytes_per_s", 1e9));
+        writeln!(f, "  {:30}{quiet:>20}{busy:>20}", "Godwit's drain")
+    }
+
+    fn write_ratios(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let p50 = |subject| Column { subject, pointer: P50, unit: 1.0 };
+        let rate = |subject, pointer| Column { subject, pointer, unit: 1.0 };
+        let (drain, receive) = ("/bytes_per_s", "/receive_bytes_per_s");
+        let rows = [
+            (
+                "median fault by the floor's under the same load (at most 1.3)",
+                p50(Subject::Godwit),
+                p50(Subject::FloorFaultBulk),
+            ),
+            (
+                "median fault by QEMU's with preempt (below 1 in every round)",
+                p50(Subject::Godwit),
+                p50(Subject::QemuPreempt),
+            ),
+            (
+                "drain by the bare receive loop, quiet (at least 0.8)",
+                rate(Subject::GodwitHalt, drain),
+                rate(Subject::FloorReceive, receive),
+            ),
+            (
+                "drain by the bare receive loop, vCPUs spinning (at least 0.8)",
+                rate(Subject::GodwitBusy, drain),
+                rate(Subject::FloorReceiveBusy, receive),
+            ),
+        ];
+        writeln!(f, "\n{:64}{:>20}", "Godwit, round by round", "ratio")?;
+        for (label, ours, other) in rows {
+            let ratios = ratios(&self.values(ours), &self.values(other));
+            let cell = Spread::of(&ratios).map_or("-".to_owned(), |spread| spread.to_string());
+            writeln!(f, "  {label:62}{cell:>20}")?;
+        }
+        Ok(())
+    }
+}
+
+impl fmt::Display for Table {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.write_faults(f)?;
+        self.write_moves(f)?;
+        self.write_throughput(f)?;
+        self.write_ratios(f)?;
+        let qemu = self.qemu.as_deref().unwrap_or("QEMU is absent");
+        writeln!(f, "\nmedian (least-most); {qemu}")
+    }
+}
+
+/// One figure of one subject, divided by `unit`.
+#[derive(Clone, Copy)]
+struct Column {
+    subject: Subject,
+    pointer: &'static str,
+    unit: f64,
+}
+
+/// The ratios of figures that were measured in the same round.
+fn ratios(ours: &[f64], others: &[f64]) -> Vec<f64> {
+    ours.iter().zip(others).filter(|(_, other)| **other > 0.0).map(|(a, b)| a / b).collect()
+}
+
+/// The middle and the ends of some values.
+#[derive(Clone, Copy, Debug, PartialEq)]
+struct Spread {
+    median: f64,
+    least: f64,
+    most: f64,
+}
+
+impl Spread {
+    /// `None` if there are no values.
+    fn of(values: &[f64]) -> Option<Spread> {
+        let mut sorted = values.to_vec();
+        sorted.sort_by(f64::total_cmp);
+        let (least, most) = (*sorted.first()?, *sorted.last()?);
+        let (low, high) = (sorted[(sorted.len() - 1) / 2], sorted[sorted.len() / 2]);
+        Some(Spread { median: low.midpoint(high), least, most })
+    }
+}
+
+impl fmt::Display for Spread {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Spread { median, least, most } = self;
+        let digits = if *most < 20.0 { 2 } else { 0 };
+        f.write_str(&format!("{median:.digits$} ({least:.digits$}-{most:.digits$})"))
+    }
+}
+
+const P50: &str = "/faults/p50_us";
+const P90: &str = "/faults/p90_us";
+const P99: &str = "/faults/p99_us";
+const COUNT: &str = "/faults/count";
+
+/// The rows that have faults; those behind the first two are moves.
+const FAULT_ROWS: [(Subject, &str); 5] = [
+    (Subject::FloorFault, "floor, nothing beside"),
+    (Subject::FloorFaultBulk, "floor, under the same load"),
+    (Subject::Godwit, "Godwit"),
+    (Subject::Qemu, "QEMU"),
+    (Subject::QemuPreempt, "QEMU, postcopy-preempt"),
+];
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::json;
+
+    #[test]
+    fn medians_are_in_the_middle() {
+        assert_eq!(Spread::of(&[]), None);
+        let spread = Spread::of(&[3.0, 1.0, 2.0]).unwrap();
+        assert_eq!(spread, Spread { median: 2.0, least: 1.0, most: 3.0 });
+        assert_eq!(Spread::of(&[4.0, 1.0]).unwrap().to_string(), "2.50 (1.00-4.00)");
+        assert_eq!(Spread::of(&[100.0]).unwrap().to_string(), "100 (100-100)");
+    }
+
+    #[test]
+    fn ratios_are_of_the_same_round() {
+        let mut table = Table::new(None);
+        for (ours, floor) in [(130.0, 100.0), (300.0, 200.0)] {
+            table.add(Subject::Godwit, json!({ "faults": { "p50_us": ours } }));
+            table.add(Subject::FloorFaultBulk, json!({ "faults": { "p50_us": floor } }));
+        }
+        let text = table.to_string();
+        assert!(text.contains("1.40 (1.30-1.50)"), "{text}");
+        assert!(text.contains("215 (130-300)"), "{text}");
+        assert!(text.contains("QEMU is absent"), "{text}");
+        assert!(!text.contains("postcopy-preempt"), "{text}");
+    }
+}
