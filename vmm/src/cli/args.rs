@@ -35,10 +35,10 @@ pub enum Command {
     ///
     /// Starts two processes of this program on this host, `godwit run` with a guest that checks
     /// every byte of its memory and `godwit receive`, and moves the guest from one to the other by
-    /// post-copy, over TCP, while it runs. Then waits until the guest has verified all its memory at
-    /// the destination. Needs /dev/kvm, /dev/userfaultfd and twice the guest's memory, and leaves
-    /// nothing behind. The exit status is 0 only if the guest found every byte right.
-    #[command(after_help = DEMO_EXAMPLES)]
+    /// post-copy, over TCP, while it runs. Then waits until the guest has verified all its memory
+    /// at the destination. Needs /dev/kvm, /dev/userfaultfd and twice the guest's memory, and
+    /// leaves nothing behind. The exit status is 0 only if the guest found every byte right.
+    #[command(after_help = DEMO_EXAMPLES, verbatim_doc_comment)]
     Demo(Demo),
     /// Launch a guest; its console is stdout, its exit code is the exit status
     Run(Run),

@@ -124,8 +124,9 @@ impl Show {
         let tenths = done * 10 / total.max(1);
         if tenths > self.told {
             self.told = tenths;
+            let percent = done * 100 / total.max(1);
             let (done, total) = (done >> 20, total >> 20);
-            self.step(&format!("drain {:3} %: {done} of {total} MiB", tenths * 10));
+            self.step(&format!("drain {percent:3} %: {done} of {total} MiB"));
         }
     }
 

@@ -174,9 +174,7 @@ impl Story<'_> {
         for side in [Side::Source, Side::Destination] {
             self.check_process(side)?;
         }
-        if let Some(line) = self.findings.witness.error() {
-            return Err(DemoError::Guest { line: line.to_owned() });
-        }
+        self.check_guest()?;
         if let Some(error) = self.show.take_broken() {
             return Err(DemoError::Output(error));
         }
@@ -245,8 +243,15 @@ impl Story<'_> {
         while self.party(side).ended_streams < 2 && Instant::now() < deadline {
             self.take_events(Duration::from_millis(10))?;
         }
+        self.check_guest()?;
         let words = last_words(self.party(side).log.iter());
         Err(DemoError::Ended { side, status, words })
+    }
+
+    /// A guest that gives up says why.
+    fn check_guest(&self) -> Result<(), DemoError> {
+        let line = self.findings.witness.error();
+        line.map_or(Ok(()), |line| Err(DemoError::Guest { line: line.to_owned() }))
     }
 
     /// Asks a process how it is. One that cannot be asked may have ended, which says more.

@@ -7,7 +7,7 @@ use clap::ValueEnum;
 pub enum Workload {
     /// Verify each page and write its next generation, as fast as possible
     Dirty,
-    /// Verify all pages in order, for ever
+    /// Verify all pages in order and write none
     Checksum,
     /// Verify the pages in a random order
     Random,
@@ -15,7 +15,7 @@ pub enum Workload {
     Chase,
     /// Verify the pages with a stride
     Stride,
-    /// Verify all pages in order (as checksum: for ever, so that there is an end at the destination)
+    /// As checksum, by its name in benches
     Touch,
     /// All vCPUs verify and write all pages in turns
     Smp,

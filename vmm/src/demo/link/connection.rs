@@ -18,6 +18,9 @@ use super::wire::Wire;
 /// oversleeps, so that the link is never idle because of that.
 const READ_AHEAD: Duration = Duration::from_millis(1);
 
+/// The least that a socket of the proxy buffers.
+const SOCKET_BYTES_MIN: usize = 64 << 10;
+
 /// A connection and its threads.
 #[derive(Debug)]
 pub(super) struct Connection {
@@ -52,8 +55,9 @@ impl Connection {
         for stream in [&source, &destination] {
             // A side that does not read holds up the other one, for as long as it likes.
             sockopt::set_socket_timeout(stream.as_fd(), sockopt::Timeout::Send, None)?;
-            // What waits in a socket has not reached the link, or has left it.
-            let bytes = 2 * lanes[0].wire.chunk_bytes();
+            // What waits in a socket has not reached the link, or has left it: little, but more
+            // than a segment of loopback, or TCP stalls until its timers fire.
+            let bytes = (2 * lanes[0].wire.chunk_bytes()).max(SOCKET_BYTES_MIN);
             sockopt::set_socket_recv_buffer_size(stream.as_fd(), bytes)?;
             sockopt::set_socket_send_buffer_size(stream.as_fd(), bytes)?;
         }
