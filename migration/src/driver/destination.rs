@@ -198,8 +198,10 @@ impl Driver<'_> {
             DestinationOutput::Finish(outcome) => {
                 // The last words; whether they arrive changes nothing here.
                 let _ = self.channel.flush();
-                if let Outcome::Aborted { reason } | Outcome::Paused { reason } = &outcome {
-                    self.setup.progress.failed(reason.clone());
+                self.setup.progress.ended(&outcome);
+                if let Outcome::Paused { .. } = outcome {
+                    // This thread goes on, so nobody else will.
+                    self.setup.progress.show_end();
                 }
                 self.outcome = Some(outcome);
             }

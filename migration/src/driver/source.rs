@@ -83,9 +83,9 @@ impl Outgoing {
         let stream = match dial(&self.address, Channel::Urgent) {
             Ok(stream) => Arc::new(stream),
             Err(error) => {
-                self.progress.failed(error.to_string());
-                self.progress.reached(Phase::Failed);
-                return Outcome::Aborted { reason: error.to_string() };
+                let outcome = Outcome::Aborted { reason: error.to_string() };
+                self.progress.ended(&outcome);
+                return outcome;
             }
         };
         let pages = vm.pages();
@@ -152,11 +152,7 @@ impl Driver<'_> {
             self.wait();
         }
         self.stop();
-        let outcome = self.outcome.expect("the loop ends with it");
-        if let Outcome::Aborted { reason } | Outcome::Paused { reason } = &outcome {
-            self.setup.progress.failed(reason.clone());
-        }
-        outcome
+        self.outcome.expect("the loop ends with it")
     }
 
     fn input(&mut self, input: SourceInput<'_>) {
@@ -207,6 +203,7 @@ impl Driver<'_> {
             SourceOutput::Finish(outcome) => {
                 // The last words; whether they arrive changes nothing here.
                 let _ = self.channel.flush();
+                self.setup.progress.ended(&outcome);
                 self.outcome = Some(outcome);
             }
         }

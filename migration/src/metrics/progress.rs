@@ -9,7 +9,7 @@ use serde::{Deserialize, Serialize};
 
 use super::{FaultLedger, FaultReport};
 use crate::page::{Claims, Class, Sent};
-use crate::proto::{MigrationState, Phase};
+use crate::proto::{MigrationState, Outcome, Phase};
 
 /// Pages of the guest, by what has become of them.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -75,6 +75,8 @@ pub struct Progress {
 #[derive(Debug)]
 struct Inner {
     phase: Phase,
+    /// The last phase, which is not shown as the state yet.
+    end: Option<Phase>,
     reached_us: BTreeMap<Phase, u64>,
     counts: Counts,
     error: Option<String>,
@@ -85,6 +87,7 @@ impl Progress {
     pub fn new(peer: String) -> Progress {
         let inner = Inner {
             phase: Phase::Started,
+            end: None,
             reached_us: BTreeMap::new(),
             counts: Counts::None,
             error: None,
@@ -119,9 +122,27 @@ impl Progress {
         self.inner().reached_us.get(&phase).copied()
     }
 
-    /// Why the migration failed or stands still.
-    pub fn failed(&self, reason: String) {
-        self.inner().error = Some(reason);
+    /// The migration ends now. Its state stays what it was until [`Progress::show_end`]: whoever
+    /// reads that it has ended relies on all that follows from it.
+    pub fn ended(&self, outcome: &Outcome) {
+        let phase = outcome.phase();
+        tracing::info!(peer = self.peer, ?phase, "migration");
+        let now = monotonic_us();
+        let mut inner = self.inner();
+        inner.reached_us.entry(phase).or_insert(now);
+        inner.error = outcome.reason().map(str::to_owned);
+        inner.end = Some(phase);
+    }
+
+    /// Whether it has ended, shown or not.
+    pub fn has_ended(&self) -> bool {
+        self.inner().end.is_some()
+    }
+
+    /// The end becomes the state.
+    pub fn show_end(&self) {
+        let mut inner = self.inner();
+        inner.phase = inner.end.unwrap_or(inner.phase);
     }
 
     /// The source counts what it sends.

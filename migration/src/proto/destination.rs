@@ -250,7 +250,7 @@ impl Destination {
             // Refused already: the answer that the source waits for is on its way.
             (State::Refusing, Message::Grant { .. }) | (_, Message::Alive) => {}
             (State::Completing, Message::Released) => {
-                self.finish(Phase::Released, Outcome::Completed);
+                self.finish(Outcome::Completed);
             }
             (State::Running | State::Completing, Message::Abort(_)) => {
                 return Err(self.unexpected(Kind::Abort));
@@ -316,7 +316,7 @@ impl Destination {
         }
         // Without a durable refusal the source hears nothing and stays paused, as it must.
         self.outputs.push_back(Output::Discard);
-        self.finish(Phase::Failed, Outcome::Aborted { reason });
+        self.finish(Outcome::Aborted { reason });
         Ok(())
     }
 
@@ -354,9 +354,8 @@ impl Destination {
         self.outputs.push_back(Output::Send(Message::Complete(complete)));
     }
 
-    fn finish(&mut self, phase: Phase, outcome: Outcome) {
+    fn finish(&mut self, outcome: Outcome) {
         self.state = State::Ended;
-        self.outputs.push_back(Output::Reached(phase));
         self.outputs.push_back(Output::Finish(outcome));
     }
 
@@ -364,12 +363,12 @@ impl Destination {
         match self.state {
             State::Ended => {}
             // All pages are here: the guest needs nothing from the source any more.
-            State::Completing => self.finish(Phase::Released, Outcome::Completed),
+            State::Completing => self.finish(Outcome::Completed),
             State::Running if self.claims.remaining() == 0 => {
-                self.finish(Phase::Released, Outcome::Completed);
+                self.finish(Outcome::Completed);
             }
             // Recovery begins here: faults stay parked, what is installed stays.
-            State::Running => self.finish(Phase::Lost, Outcome::Paused { reason }),
+            State::Running => self.finish(Outcome::Paused { reason }),
             State::AwaitGrant | State::Recording | State::Refusing => {
                 // A grant may have been given: only a durable refusal lets the source run on.
                 if self.state == State::Refusing {
@@ -388,6 +387,6 @@ impl Destination {
 
     fn discard(&mut self, reason: String) {
         self.outputs.push_back(Output::Discard);
-        self.finish(Phase::Failed, Outcome::Aborted { reason });
+        self.finish(Outcome::Aborted { reason });
     }
 }

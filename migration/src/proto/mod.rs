@@ -95,6 +95,25 @@ pub enum Outcome {
     },
 }
 
+impl Outcome {
+    /// The last instant of a migration that ended so.
+    pub fn phase(&self) -> Phase {
+        match self {
+            Outcome::Completed => Phase::Released,
+            Outcome::Aborted { .. } => Phase::Failed,
+            Outcome::Paused { .. } => Phase::Lost,
+        }
+    }
+
+    /// Why it did not complete.
+    pub fn reason(&self) -> Option<&str> {
+        match self {
+            Outcome::Completed => None,
+            Outcome::Aborted { reason } | Outcome::Paused { reason } => Some(reason),
+        }
+    }
+}
+
 /// The state of a migration in the words that QMP's users know.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]

@@ -240,7 +240,6 @@ impl Source {
         self.state = State::Ended;
         self.outputs.push_back(Output::RecordReleased(self.transfer));
         self.outputs.push_back(Output::Send(Message::Released));
-        self.outputs.push_back(Output::Reached(Phase::Released));
         self.outputs.push_back(Output::Finish(Outcome::Completed));
         Ok(())
     }
@@ -251,7 +250,6 @@ impl Source {
         let reason = format!("the destination refused the grant: {reason}");
         self.outputs.push_back(Output::RecordReclaimed(self.transfer));
         self.outputs.push_back(Output::Resume);
-        self.outputs.push_back(Output::Reached(Phase::Failed));
         self.outputs.push_back(Output::Finish(Outcome::Aborted { reason }));
     }
 
@@ -260,7 +258,6 @@ impl Source {
         if state.granted() {
             // Recovery begins here: the pages stay, and only a REFUSED of the destination, or an
             // operator, may let the guest run on this host again.
-            self.outputs.push_back(Output::Reached(Phase::Lost));
             self.outputs.push_back(Output::Finish(Outcome::Paused { reason }));
             return;
         }
@@ -271,7 +268,6 @@ impl Source {
         if state.paused() {
             self.outputs.push_back(Output::Resume);
         }
-        self.outputs.push_back(Output::Reached(Phase::Failed));
         self.outputs.push_back(Output::Finish(Outcome::Aborted { reason }));
     }
 }

@@ -11,10 +11,12 @@ mod serve;
 mod status;
 
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
+use std::time::Duration;
 
 use godwit_migration::driver::{Notifier, Records};
+use godwit_migration::limits::PEER_TIMEOUT;
 use godwit_migration::metrics::Progress;
 use godwit_migration::proto::{MigrationState, Outcome, Phase};
 use godwit_uffd::guest::GuestUffd;
@@ -28,6 +30,11 @@ pub use control::Controlled;
 pub use events::watch_signals;
 pub use incoming::receive_from;
 pub use serve::{End, serve};
+
+/// How long the end of a migration that has all its pages may take: the source may be silent.
+const END_WITHIN: Duration = Duration::from_secs(15);
+
+const _: () = assert!(END_WITHIN.as_secs() > PEER_TIMEOUT.as_secs());
 
 /// What the main thread is told.
 #[derive(Debug)]
@@ -51,6 +58,8 @@ pub struct Host {
     records: Records,
     events: Notifier<HostEvent>,
     state: Mutex<State>,
+    /// A migration is over.
+    over: Condvar,
     outcome_seen: AtomicBool,
 }
 
@@ -86,6 +95,8 @@ struct Migration {
     progress: Arc<Progress>,
     levers: Levers,
     thread: Option<JoinHandle<()>>,
+    /// Its thread has ended, and what follows from that is done.
+    over: bool,
     paused_tsc: Option<Vec<u64>>,
 }
 
@@ -116,9 +127,17 @@ impl Migration {
         (self.direction == Direction::Outgoing && granted && open).then_some(report.peer)
     }
 
-    /// Its thread is at work: it has not ended, or has lost its peer and keeps the faults.
+    /// It has not ended, or has lost its peer and keeps the faults.
     fn active(&self) -> bool {
-        self.thread.is_some()
+        !self.over
+    }
+
+    /// It will be over soon, whatever the peer does.
+    fn ending(&self) -> bool {
+        let all_here = self.direction == Direction::Incoming
+            && self.progress.reached_at(Phase::LastPage).is_some();
+        let lost = self.state() == MigrationState::PostcopyPaused;
+        self.active() && !lost && (all_here || self.progress.has_ended())
     }
 }
 
@@ -133,6 +152,7 @@ impl Host {
             records,
             events: Notifier::new()?,
             state: Mutex::new(State::default()),
+            over: Condvar::new(),
             outcome_seen: AtomicBool::new(false),
         }))
     }
@@ -146,6 +166,14 @@ impl Host {
 
     fn state(&self) -> MutexGuard<'_, State> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The state, once a migration that is about to be over is so: whoever was told that it has
+    /// ended may begin the next one at once.
+    fn state_after_ending(&self) -> MutexGuard<'_, State> {
+        let ending = |state: &mut State| state.migration.as_ref().is_some_and(Migration::ending);
+        let waited = self.over.wait_timeout_while(self.state(), END_WITHIN, ending);
+        waited.unwrap_or_else(PoisonError::into_inner).0
     }
 
     /// Starts the thread of a migration. The state stays locked until the migration is in it, so
@@ -171,7 +199,8 @@ impl Host {
         let mut state = self.state();
         let thread = Some(std::thread::Builder::new().name(name.into()).spawn(run)?);
         self.outcome_seen.store(false, Ordering::Release);
-        state.migration = Some(Migration { direction, progress, levers, thread, paused_tsc: None });
+        let (over, paused_tsc) = (false, None);
+        state.migration = Some(Migration { direction, progress, levers, thread, over, paused_tsc });
         Ok(())
     }
 }

@@ -76,7 +76,7 @@ impl Host {
         self: &Arc<Host>,
         request: MigrateRequest,
     ) -> Result<(), ControlError> {
-        let mut state = self.state();
+        let mut state = self.state_after_ending();
         if state.migration.as_ref().is_some_and(Migration::active) {
             let hint = Some("wait for it; `godwit status` shows how it goes");
             return Err(ControlError::wrong_state("migrate", "a migration is under way", hint));

@@ -136,9 +136,26 @@ impl Host {
         receiver: Option<&Arc<Receiver>>,
     ) {
         let Some((direction, peer)) = self.join_migration() else { return };
+        self.follow_up(direction, &peer, outcome, intent, receiver);
+        if let Some(migration) = &mut self.state().migration {
+            migration.over = true;
+            migration.progress.show_end();
+        }
+        self.over.notify_all();
+    }
+
+    /// What follows from the end of a migration.
+    fn follow_up(
+        &self,
+        direction: Direction,
+        peer: &str,
+        outcome: &Outcome,
+        intent: &mut Intent,
+        receiver: Option<&Arc<Receiver>>,
+    ) {
         match (direction, outcome) {
             (Direction::Outgoing, Outcome::Completed) => {
-                self.guest_moved(&peer);
+                self.guest_moved(peer);
                 match receiver {
                     Some(receiver) => receiver.open(),
                     None => intent.tell_until = Some(Instant::now() + TELL_WITHIN),
