@@ -8,7 +8,8 @@ use godwit_migration::driver::Receiver;
 use godwit_migration::proto::{MigrationState, Outcome};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 
-use super::{Host, HostEvent, Migration, receive_from};
+use super::status::vm_info;
+use super::{Host, HostEvent, Migration, Moved, receive_from};
 use crate::api::types::{Direction, Role};
 use crate::vm::{GuestExit, Vm};
 
@@ -212,14 +213,15 @@ impl Host {
 
     /// The destination has all pages: nothing of the guest is needed here.
     fn guest_moved(&self, peer: &str) {
-        let vm = {
+        let guest = {
             let mut state = self.state();
-            let Some(guest) = &mut state.guest else { return };
-            guest.moved_to = Some(peer.to_owned());
-            guest.owned = false;
-            Arc::clone(&guest.vm)
+            let Some(guest) = state.guest.take() else { return };
+            let (id, transfer, vm) = (guest.id, guest.transfer, vm_info(&guest));
+            state.moved = Some(Moved { id, to: peer.to_owned(), transfer, vm });
+            guest
         };
-        vm.shutdown();
+        guest.vm.shutdown();
+        drop(guest);
         tracing::info!(peer, "the guest has moved");
     }
 
