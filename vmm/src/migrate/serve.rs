@@ -15,6 +15,8 @@ use crate::vm::{GuestExit, Vm};
 
 /// How long a process whose guest has moved away stays to tell its operator.
 const TELL_WITHIN: Duration = Duration::from_secs(2);
+/// How long it stays once somebody was told: whoever waits for the end asks more often than this.
+const TELL_OTHERS_WITHIN: Duration = Duration::from_millis(500);
 
 /// Why a process has nothing left to do.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -121,9 +123,9 @@ impl Host {
             HostEvent::MigrationEnded(outcome) => self.migration_ended(&outcome, intent, receiver),
             HostEvent::End { force } => self.end(force, intent),
             HostEvent::OutcomeSeen => {
-                if intent.tell_until.is_some() {
-                    intent.tell_until = Some(Instant::now());
-                }
+                // Others may look as well, and each looks again and again.
+                let soon = Instant::now() + TELL_OTHERS_WITHIN;
+                intent.tell_until = intent.tell_until.map(|until| until.min(soon));
             }
             // The next wait includes its end.
             HostEvent::GuestCame => {}
