@@ -5,6 +5,7 @@ mod api;
 mod before_switchover;
 mod binary;
 mod matrix;
+mod moves;
 
 use godwit_tests::Godwit;
 
