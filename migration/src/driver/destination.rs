@@ -220,6 +220,7 @@ impl Driver<'_> {
     fn prepare(&mut self, offer: &Offer) -> Result<Prepared, String> {
         let pages = offer.pages()?;
         self.setup.records.may_come(offer.guest, offer.transfer).map_err(|e| in_full(&e))?;
+        self.setup.records.prepare(offer.guest).map_err(|e| in_full(&e))?;
         let vm = self.host.prepare(offer, pages)?;
         let claims = Arc::new(Claims::new(pages));
         self.setup.progress.count_claims(Arc::clone(&claims));

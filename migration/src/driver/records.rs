@@ -1,7 +1,14 @@
 //! Who owns a guest, on stable storage: one small file per guest.
+//!
+//! A file has two slots of 512 bytes, each a line: a record as JSON, its checksum, spaces. Writing
+//! takes the slot with the older record, so that an interrupted write leaves the newer one. The file
+//! is made before the guest is paused: a record written during the blackout then changes bytes that
+//! are allocated already, which is one wait for the disk instead of the three of a new file (its
+//! data, its name, its folder). On a busy host each such wait is milliseconds.
 
 use std::fs::{self, File};
 use std::io::{self, Write};
+use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::time::{SystemTime, UNIX_EPOCH};
 
@@ -55,14 +62,12 @@ pub enum RecordError {
         source: io::Error,
     },
     /// The file is not a record.
-    #[error("record of guest {guest} in {path} cannot be read: restore or remove it by hand")]
+    #[error("record of guest {guest} in {path} is damaged: restore or remove it by hand")]
     Damaged {
         /// Which guest.
         guest: Uuid,
         /// The file.
         path: PathBuf,
-        /// What is wrong with it.
-        source: serde_json::Error,
     },
     /// The guest was granted away.
     #[error(
@@ -89,6 +94,52 @@ pub enum RecordError {
         /// The number in the record.
         seen: u64,
     },
+}
+
+/// Bytes of a slot: no device tears a write of its smallest sector.
+const SLOT_BYTES: usize = 512;
+/// Most characters of a peer's name in a record, so that it fits its slot.
+const PEER_CHARS_MAX: usize = 128;
+
+/// A record and how new it is.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+struct Entry {
+    sequence: u64,
+    #[serde(flatten)]
+    record: Record,
+}
+
+/// What a slot holds.
+enum Slot {
+    Blank,
+    Damaged,
+    Entry(Entry),
+}
+
+impl Entry {
+    fn to_slot(&self) -> [u8; SLOT_BYTES] {
+        let json = serde_json::to_string(self).expect("plain data serializes");
+        let line = format!("{json} {:08x}", crc32c::crc32c(json.as_bytes()));
+        assert!(line.len() < SLOT_BYTES, "a record of {} bytes", line.len());
+        let mut slot = [b' '; SLOT_BYTES];
+        slot[..line.len()].copy_from_slice(line.as_bytes());
+        slot[SLOT_BYTES - 1] = b'\n';
+        slot
+    }
+}
+
+impl Slot {
+    fn read(bytes: &[u8]) -> Slot {
+        let Ok(line) = std::str::from_utf8(bytes) else { return Slot::Damaged };
+        if line.trim().is_empty() {
+            return Slot::Blank;
+        }
+        let Some((json, crc)) = line.trim().rsplit_once(' ') else { return Slot::Damaged };
+        if crc != format!("{:08x}", crc32c::crc32c(json.as_bytes())) {
+            return Slot::Damaged;
+        }
+        serde_json::from_str(json).map_or(Slot::Damaged, Slot::Entry)
+    }
 }
 
 /// The records in one state directory.
@@ -118,24 +169,54 @@ impl Records {
     /// # Errors
     /// A file that cannot be read or is not a record.
     pub fn read(&self, guest: Uuid) -> Result<Option<Record>, RecordError> {
+        Ok(self.newest(guest)?.map(|entry| entry.record))
+    }
+
+    fn newest(&self, guest: Uuid) -> Result<Option<Entry>, RecordError> {
         let path = self.path(guest);
         let bytes = match fs::read(&path) {
             Ok(bytes) => bytes,
             Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
-            Err(source) => {
-                return Err(RecordError::Io { guest, path, step: "read", source });
-            }
+            Err(source) => return Err(RecordError::Io { guest, path, step: "read", source }),
         };
-        match serde_json::from_slice(&bytes) {
-            Ok(record) => Ok(Some(record)),
-            Err(source) => Err(RecordError::Damaged { guest, path, source }),
+        let slots: Vec<Slot> = bytes.chunks(SLOT_BYTES).map(Slot::read).collect();
+        let damaged = slots.is_empty() || slots.iter().any(|slot| matches!(slot, Slot::Damaged));
+        let entries = slots.into_iter().filter_map(|slot| match slot {
+            Slot::Entry(entry) => Some(entry),
+            Slot::Blank | Slot::Damaged => None,
+        });
+        match entries.max_by_key(|entry| entry.sequence) {
+            None if damaged => Err(RecordError::Damaged { guest, path }),
+            newest => Ok(newest),
         }
     }
 
-    /// Puts a record on stable storage: written aside, synced, renamed, the directory synced.
+    /// Makes the file of `guest`, if there is none, so that a later write is quick.
     ///
     /// # Errors
-    /// The step that failed. What was there before may then stand.
+    /// The step that failed: no record of this guest can be written.
+    pub fn prepare(&self, guest: Uuid) -> Result<(), RecordError> {
+        let path = self.path(guest);
+        if path.exists() {
+            return Ok(());
+        }
+        let failed = |step| {
+            let path = path.clone();
+            move |source| RecordError::Io { guest, path, step, source }
+        };
+        let aside = path.with_extension("json.new");
+        let mut file = File::create(&aside).map_err(failed("create"))?;
+        file.write_all(&[b' '; SLOT_BYTES * 2]).map_err(failed("write"))?;
+        file.sync_all().map_err(failed("sync"))?;
+        fs::rename(&aside, &path).map_err(failed("rename"))?;
+        let dir = File::open(&self.dir).map_err(failed("open the directory"))?;
+        dir.sync_all().map_err(failed("sync the directory"))
+    }
+
+    /// Puts a record on stable storage.
+    ///
+    /// # Errors
+    /// The step that failed. What was there before then stands.
     pub fn write(
         &self,
         guest: Uuid,
@@ -143,21 +224,21 @@ impl Records {
         ownership: Ownership,
         peer: &str,
     ) -> Result<(), RecordError> {
+        self.prepare(guest)?;
+        let sequence = self.newest(guest)?.map_or(1, |entry| entry.sequence + 1);
         let at_unix_s = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |d| d.as_secs());
-        let record = Record { guest, transfer, ownership, peer: peer.to_owned(), at_unix_s };
-        let bytes = serde_json::to_vec_pretty(&record).expect("plain data serializes");
+        let peer = peer.chars().filter(char::is_ascii_graphic).take(PEER_CHARS_MAX).collect();
+        let record = Record { guest, transfer, ownership, peer, at_unix_s };
+        let slot = Entry { sequence, record }.to_slot();
         let path = self.path(guest);
-        let aside = path.with_extension("json.new");
         let failed = |step| {
             let path = path.clone();
             move |source| RecordError::Io { guest, path, step, source }
         };
-        let mut file = File::create(&aside).map_err(failed("create"))?;
-        file.write_all(&bytes).map_err(failed("write"))?;
-        file.sync_all().map_err(failed("sync"))?;
-        fs::rename(&aside, &path).map_err(failed("rename"))?;
-        let dir = File::open(&self.dir).map_err(failed("open the directory"))?;
-        dir.sync_all().map_err(failed("sync the directory"))
+        let file = File::options().write(true).open(&path).map_err(failed("open"))?;
+        let at = (sequence % 2) * SLOT_BYTES as u64;
+        file.write_all_at(&slot, at).map_err(failed("write"))?;
+        file.sync_data().map_err(failed("sync"))
     }
 
     /// Marks a grant as complete, unless something newer stands.
@@ -238,6 +319,23 @@ mod tests {
         assert_eq!(records.may_run(guest).unwrap(), 1);
         records.forget(guest).unwrap();
         assert_eq!(records.read(guest).unwrap(), None);
+    }
+
+    #[test]
+    fn a_write_that_was_cut_leaves_the_record_before_it() {
+        let dir = tempfile::tempdir().unwrap();
+        let records = Records::open(dir.path()).unwrap();
+        let guest = Uuid::from_u128(5);
+        for transfer in 1..=3 {
+            records.write(guest, transfer, Ownership::Owned, "z").unwrap();
+        }
+        let mut bytes = fs::read(records.path(guest)).unwrap();
+        // The third record is in the second slot; the cut leaves half of it.
+        bytes[SLOT_BYTES + 60..].fill(b' ');
+        fs::write(records.path(guest), &bytes).unwrap();
+        assert_eq!(records.read(guest).unwrap().unwrap().transfer, 2);
+        records.write(guest, 4, Ownership::Owned, &"long".repeat(500)).unwrap();
+        assert_eq!(records.read(guest).unwrap().unwrap().transfer, 4);
     }
 
     #[test]
