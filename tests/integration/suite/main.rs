@@ -4,6 +4,8 @@ mod after_switchover;
 mod api;
 mod before_switchover;
 mod binary;
+mod hostile;
+mod hostile_destination;
 mod matrix;
 mod moves;
 
