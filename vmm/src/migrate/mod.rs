@@ -111,8 +111,15 @@ struct Migration {
 
 /// What can be done to a migration from outside.
 enum Levers {
-    Outgoing { give_up: Box<dyn Fn(String) + Send> },
-    Incoming { guest_ended: Box<dyn Fn() + Send>, stop: Box<dyn Fn() + Send> },
+    /// Nothing: it is over, and its descriptors are closed.
+    Gone,
+    Outgoing {
+        give_up: Box<dyn Fn(String) + Send>,
+    },
+    Incoming {
+        guest_ended: Box<dyn Fn() + Send>,
+        stop: Box<dyn Fn() + Send>,
+    },
 }
 
 impl std::fmt::Debug for Host {

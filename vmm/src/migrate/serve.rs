@@ -9,7 +9,7 @@ use godwit_migration::proto::{MigrationState, Outcome};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 
 use super::status::vm_info;
-use super::{Host, HostEvent, Migration, Moved, receive_from};
+use super::{Host, HostEvent, Levers, Migration, Moved, receive_from};
 use crate::api::types::{Direction, Role};
 use crate::vm::{GuestExit, Vm};
 
@@ -142,6 +142,7 @@ impl Host {
         self.follow_up(direction, &peer, outcome, intent, receiver);
         if let Some(migration) = &mut self.state().migration {
             migration.over = true;
+            migration.levers = Levers::Gone;
             migration.progress.show_end();
         }
         self.over.notify_all();
