@@ -219,6 +219,7 @@ impl Driver<'_> {
 
     fn prepare(&mut self, offer: &Offer) -> Result<Prepared, String> {
         let pages = offer.pages()?;
+        offer.check_transfer()?;
         self.setup.records.may_come(offer.guest, offer.transfer).map_err(|e| in_full(&e))?;
         let vm = self.host.prepare(offer, pages)?;
         let claims = Arc::new(Claims::new(pages));
