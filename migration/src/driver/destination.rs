@@ -200,8 +200,9 @@ impl Driver<'_> {
                 let _ = self.channel.flush();
                 self.setup.progress.ended(&outcome);
                 if let Outcome::Paused { .. } = outcome {
-                    // This thread goes on, so nobody else will.
+                    // This thread goes on, so nobody else will. The source learns it at once.
                     self.setup.progress.show_end();
+                    self.hang_up();
                 }
                 self.outcome = Some(outcome);
             }
@@ -381,12 +382,18 @@ impl Driver<'_> {
         }
     }
 
-    /// Everything that the migration needed is given back, in the reverse order.
-    fn end(mut self, outcome: &Outcome) {
+    fn hang_up(&self) {
         self.receiver.expect_no_bulk();
         self.channel.shutdown();
-        for (stream, thread) in self.bulk.drain(..) {
+        for (stream, _) in &self.bulk {
             stream.shutdown();
+        }
+    }
+
+    /// Everything that the migration needed is given back, in the reverse order.
+    fn end(mut self, outcome: &Outcome) {
+        self.hang_up();
+        for (_, thread) in self.bulk.drain(..) {
             thread.join().expect("a bulk thread does not panic");
         }
         if let Some(loading) = self.loading.take() {
