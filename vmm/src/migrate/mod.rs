@@ -102,7 +102,8 @@ struct Moved {
 struct Migration {
     direction: Direction,
     progress: Arc<Progress>,
-    levers: Levers,
+    /// Gone when it is over, with the descriptor behind them.
+    levers: Option<Levers>,
     thread: Option<JoinHandle<()>>,
     /// Its thread has ended, and what follows from that is done.
     over: bool,
@@ -213,7 +214,7 @@ impl Host {
         let mut state = self.state();
         let thread = Some(std::thread::Builder::new().name(name.into()).spawn(run)?);
         self.outcome_seen.store(false, Ordering::Release);
-        let (over, paused_tsc) = (false, None);
+        let (levers, over, paused_tsc) = (Some(levers), false, None);
         state.migration = Some(Migration { direction, progress, levers, thread, over, paused_tsc });
         Ok(())
     }

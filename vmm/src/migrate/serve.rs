@@ -142,6 +142,7 @@ impl Host {
         self.follow_up(direction, &peer, outcome, intent, receiver);
         if let Some(migration) = &mut self.state().migration {
             migration.over = true;
+            migration.levers = None;
             migration.progress.show_end();
         }
         self.over.notify_all();
@@ -178,10 +179,11 @@ impl Host {
                 );
             }
             (Direction::Incoming, Outcome::Aborted { reason }) => {
-                tracing::warn!(peer, reason, "no guest came; listening again");
+                // Before it is said: whoever reads it may come at once.
                 if let Some(receiver) = receiver {
                     receiver.open();
                 }
+                tracing::warn!(peer, reason, "no guest came; listening again");
             }
             (Direction::Incoming, Outcome::Completed) => {
                 tracing::info!(peer, "the guest is here with all its pages");
