@@ -200,8 +200,9 @@ impl Driver<'_> {
                 let _ = self.channel.flush();
                 self.setup.progress.ended(&outcome);
                 if let Outcome::Paused { .. } = outcome {
-                    // This thread goes on, so nobody else will.
+                    // This thread goes on, so nobody else will. The source learns it at once.
                     self.setup.progress.show_end();
+                    self.hang_up();
                 }
                 self.outcome = Some(outcome);
             }
@@ -219,6 +220,7 @@ impl Driver<'_> {
 
     fn prepare(&mut self, offer: &Offer) -> Result<Prepared, String> {
         let pages = offer.pages()?;
+        offer.check_transfer()?;
         self.setup.records.may_come(offer.guest, offer.transfer).map_err(|e| in_full(&e))?;
         self.setup.records.prepare(offer.guest).map_err(|e| in_full(&e))?;
         let vm = self.host.prepare(offer, pages)?;
@@ -381,12 +383,18 @@ impl Driver<'_> {
         }
     }
 
-    /// Everything that the migration needed is given back, in the reverse order.
-    fn end(mut self, outcome: &Outcome) {
+    fn hang_up(&self) {
         self.receiver.expect_no_bulk();
         self.channel.shutdown();
-        for (stream, thread) in self.bulk.drain(..) {
+        for (stream, _) in &self.bulk {
             stream.shutdown();
+        }
+    }
+
+    /// Everything that the migration needed is given back, in the reverse order.
+    fn end(mut self, outcome: &Outcome) {
+        self.hang_up();
+        for (_, thread) in self.bulk.drain(..) {
             thread.join().expect("a bulk thread does not panic");
         }
         if let Some(loading) = self.loading.take() {

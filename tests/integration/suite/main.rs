@@ -6,6 +6,7 @@ mod before_switchover;
 mod binary;
 mod hostile;
 mod hostile_destination;
+mod hostile_source;
 mod matrix;
 mod moves;
 

@@ -133,12 +133,12 @@ impl Host {
         let state = self.state();
         if let Some(migration) = state.migration.as_ref().filter(|m| Migration::active(m)) {
             match &migration.levers {
-                Levers::Gone => {}
-                Levers::Outgoing { give_up } => give_up(reason.to_owned()),
-                Levers::Incoming { guest_ended, stop } => {
+                Some(Levers::Outgoing { give_up }) => give_up(reason.to_owned()),
+                Some(Levers::Incoming { guest_ended, stop }) => {
                     guest_ended();
                     stop();
                 }
+                None => {}
             }
         }
     }

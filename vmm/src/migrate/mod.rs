@@ -102,7 +102,8 @@ struct Moved {
 struct Migration {
     direction: Direction,
     progress: Arc<Progress>,
-    levers: Levers,
+    /// Gone when it is over, with the descriptor behind them.
+    levers: Option<Levers>,
     thread: Option<JoinHandle<()>>,
     /// Its thread has ended, and what follows from that is done.
     over: bool,
@@ -111,15 +112,8 @@ struct Migration {
 
 /// What can be done to a migration from outside.
 enum Levers {
-    /// Nothing: it is over, and its descriptors are closed.
-    Gone,
-    Outgoing {
-        give_up: Box<dyn Fn(String) + Send>,
-    },
-    Incoming {
-        guest_ended: Box<dyn Fn() + Send>,
-        stop: Box<dyn Fn() + Send>,
-    },
+    Outgoing { give_up: Box<dyn Fn(String) + Send> },
+    Incoming { guest_ended: Box<dyn Fn() + Send>, stop: Box<dyn Fn() + Send> },
 }
 
 impl std::fmt::Debug for Host {
@@ -220,7 +214,7 @@ impl Host {
         let mut state = self.state();
         let thread = Some(std::thread::Builder::new().name(name.into()).spawn(run)?);
         self.outcome_seen.store(false, Ordering::Release);
-        let (over, paused_tsc) = (false, None);
+        let (levers, over, paused_tsc) = (Some(levers), false, None);
         state.migration = Some(Migration { direction, progress, levers, thread, over, paused_tsc });
         Ok(())
     }

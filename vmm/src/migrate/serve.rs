@@ -9,7 +9,7 @@ use godwit_migration::proto::{MigrationState, Outcome};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 
 use super::status::vm_info;
-use super::{Host, HostEvent, Levers, Migration, Moved, receive_from};
+use super::{Host, HostEvent, Migration, Moved, receive_from};
 use crate::api::types::{Direction, Role};
 use crate::vm::{GuestExit, Vm};
 
@@ -142,7 +142,7 @@ impl Host {
         self.follow_up(direction, &peer, outcome, intent, receiver);
         if let Some(migration) = &mut self.state().migration {
             migration.over = true;
-            migration.levers = Levers::Gone;
+            migration.levers = None;
             migration.progress.show_end();
         }
         self.over.notify_all();
@@ -180,10 +180,11 @@ impl Host {
                 );
             }
             (Direction::Incoming, Outcome::Aborted { reason }) => {
-                tracing::warn!(peer, reason, "no guest came; listening again");
+                // Before it is said: whoever reads it may come at once.
                 if let Some(receiver) = receiver {
                     receiver.open();
                 }
+                tracing::warn!(peer, reason, "no guest came; listening again");
             }
             (Direction::Incoming, Outcome::Completed) => {
                 tracing::info!(peer, "the guest is here with all its pages");
