@@ -4,6 +4,7 @@ mod after_switchover;
 mod api;
 mod before_switchover;
 mod binary;
+mod demo;
 mod matrix;
 
 use godwit_tests::Godwit;
