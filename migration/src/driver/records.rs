@@ -1,10 +1,10 @@
 //! Who owns a guest, on stable storage: one small file per guest.
 //!
 //! A file has two slots of 512 bytes, each a line: a record as JSON, its checksum, spaces. Writing
-//! takes the slot with the older record, so that an interrupted write leaves the newer one. The file
-//! is made before the guest is paused: a record written during the blackout then changes bytes that
-//! are allocated already, which is one wait for the disk instead of the three of a new file (its
-//! data, its name, its folder). On a busy host each such wait is milliseconds.
+//! takes the slot with the older record, so that an interrupted write leaves the newer one. The
+//! file is made before the guest is paused: a record written during the blackout then changes bytes
+//! that are allocated already, which is one wait for the disk instead of the three of a new file
+//! (its data, its name, its folder). On a busy host each such wait is milliseconds.
 
 use std::fs::{self, File};
 use std::io::{self, Write};

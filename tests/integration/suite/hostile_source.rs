@@ -18,6 +18,9 @@ use godwit_vmm::vm::VmConfig;
 use crate::GODWIT;
 use crate::hostile::{HTTP_REQUEST, frame, other_version};
 
+/// What a source does wrong on its two channels.
+type Misdeed = fn(Speaker, Speaker);
+
 /// The pages of the guest that is offered.
 const PAGES: u32 = 64 << 8;
 
@@ -418,7 +421,7 @@ fn a_source_that_misbehaves_after_the_grant_is_reported() {
     require_kvm!();
     let stage = Stage::new(GODWIT);
     let rehearsal = Rehearsal::of(&stage, &SMALL);
-    let misdeeds: [(&str, fn(Speaker, Speaker)); 5] = [
+    let misdeeds: [(&str, Misdeed); 5] = [
         ("connection lost", |urgent, bulk| drop((urgent, bulk))),
         ("bulk channel", |mut urgent, bulk| {
             drop(bulk);

@@ -9,6 +9,13 @@ use uuid::Uuid;
 
 use crate::memory::Backing;
 
+const DEMO_EXAMPLES: &str = "\
+Examples:
+  godwit demo                                  1 GiB, 2 vCPUs, straight over loopback
+  godwit demo --memory 256M --link 1G,2ms      as between two hosts on a gigabit network
+  godwit demo --corrupt-page                   how a wrong byte would show
+  godwit demo --json | jq .verdict             for scripts";
+
 /// Launches KVM guests and moves them, live, to other hosts.
 #[derive(Debug, Parser)]
 #[command(name = "godwit", version, about, max_term_width = 100)]
@@ -25,6 +32,13 @@ pub struct Args {
 #[derive(Debug, Subcommand)]
 pub enum Command {
     /// Launch a guest, move it live to another process, show what happened
+    ///
+    /// Starts two processes of this program on this host, `godwit run` with a guest that checks
+    /// every byte of its memory and `godwit receive`, and moves the guest from one to the other by
+    /// post-copy, over TCP, while it runs. Then waits until the guest has verified all its memory
+    /// at the destination. Needs /dev/kvm, /dev/userfaultfd and twice the guest's memory, and
+    /// leaves nothing behind. The exit status is 0 only if the guest found every byte right.
+    #[command(after_help = DEMO_EXAMPLES)]
     Demo(Demo),
     /// Launch a guest; its console is stdout, its exit code is the exit status
     Run(Run),
@@ -83,6 +97,9 @@ pub struct Run {
     /// Run a guest even though it was granted to another host. If it runs there, there are then two
     #[arg(long, requires = "id")]
     pub override_grant: bool,
+    /// End at once when this process, which started this one, ends
+    #[arg(long, value_name = "PID", hide = true)]
+    pub end_with: Option<u32>,
 }
 
 /// `godwit receive`.
@@ -97,6 +114,9 @@ pub struct Receive {
     /// Where the records of ownership are kept
     #[arg(long, value_name = "DIR")]
     pub state_dir: Option<PathBuf>,
+    /// End at once when this process, which started this one, ends
+    #[arg(long, value_name = "PID", hide = true)]
+    pub end_with: Option<u32>,
 }
 
 /// `godwit migrate`.
@@ -147,20 +167,22 @@ pub struct Demo {
     /// Number of vCPUs
     #[arg(long, value_name = "N", default_value_t = 2, value_parser = cpus())]
     pub cpus: u8,
-    /// What the guest does: dirty, checksum, random, chase, stride, touch or smp
-    #[arg(long, value_name = "NAME", default_value = "dirty")]
-    pub workload: String,
+    /// What the guest does
+    #[arg(long, value_name = "NAME", value_enum, default_value_t = crate::demo::Workload::Dirty)]
+    pub workload: crate::demo::Workload,
     /// What guest memory is made of
     #[arg(long, value_name = "KIND", value_enum, default_value_t = MemoryBacking::Anon)]
     pub memory_backing: MemoryBacking,
-    /// Put a link of this rate (bits/s, with K, M or G) and round-trip time between the two
-    /// processes, for example 1G,2ms
+    /// Put a link of this rate and round-trip time between the two processes, such as 1G,2ms
+    ///
+    /// The rate is in bits per second in each direction, with K, M or G (powers of 1000); the time
+    /// is in us, ms or s.
     #[arg(long, value_name = "RATE,RTT")]
     pub link: Option<crate::demo::Link>,
-    /// Change one byte of one page on the way: the guest must notice
+    /// Change one byte of one page on the way: the guest must notice, and the demo fails
     #[arg(long)]
     pub corrupt_page: bool,
-    /// Print one JSON object on stdout and nothing else there
+    /// Print the outcome as one JSON object on stdout and nothing else there
     #[arg(long)]
     pub json: bool,
 }
@@ -172,6 +194,16 @@ pub enum MemoryBacking {
     Anon,
     /// A shared memory file
     Memfd,
+}
+
+impl MemoryBacking {
+    /// As it is written on the command line.
+    pub fn name(self) -> &'static str {
+        match self {
+            MemoryBacking::Anon => "anon",
+            MemoryBacking::Memfd => "memfd",
+        }
+    }
 }
 
 impl From<MemoryBacking> for Backing {
@@ -219,6 +251,13 @@ mod tests {
     #[test]
     fn the_command_line_is_consistent() {
         Args::command().debug_assert();
+    }
+
+    #[test]
+    fn memory_backings_are_named_as_they_are_written() {
+        for backing in MemoryBacking::value_variants() {
+            assert_eq!(MemoryBacking::from_str(backing.name(), false), Ok(*backing));
+        }
     }
 
     #[test]

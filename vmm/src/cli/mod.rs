@@ -3,13 +3,14 @@
 mod args;
 mod control;
 mod log;
+mod parent;
 mod receive;
 mod run;
 
 use std::process::ExitCode;
 
-pub use args::Demo;
 use args::{Args, Command};
+pub use args::{Demo, MemoryBacking};
 use clap::Parser;
 
 /// Why a command failed, for the person who typed it.
@@ -40,6 +41,20 @@ impl Failure {
     pub fn text(message: impl Into<String>) -> Failure {
         Failure { message: message.into(), hint: None }
     }
+
+    /// Tells the person who typed the command.
+    pub fn print(&self) {
+        eprintln!("godwit: {}", self.message);
+        if let Some(hint) = &self.hint {
+            eprintln!("godwit: {hint}");
+        }
+    }
+}
+
+impl std::fmt::Display for Failure {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(&self.message)
+    }
 }
 
 /// Runs the command that was typed.
@@ -57,10 +72,7 @@ pub fn main() -> ExitCode {
         Command::Demo(demo) => crate::demo::demo(&demo),
     };
     result.unwrap_or_else(|failure| {
-        eprintln!("godwit: {}", failure.message);
-        if let Some(hint) = failure.hint {
-            eprintln!("godwit: {hint}");
-        }
+        failure.print();
         ExitCode::FAILURE
     })
 }

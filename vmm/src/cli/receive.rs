@@ -7,6 +7,7 @@ use godwit_migration::driver::Receiver;
 
 use super::Failure;
 use super::args::Receive;
+use super::parent::end_with;
 use super::run::{exit_code, open_records, start_api};
 use crate::api::types::Role;
 use crate::migrate::{Host, serve, watch_signals};
@@ -14,6 +15,7 @@ use crate::migrate::{Host, serve, watch_signals};
 /// Listens for guests and serves the one that comes until it ends; listens again when it has moved
 /// away.
 pub fn receive(args: &Receive) -> Result<ExitCode, Failure> {
+    end_with(args.end_with)?;
     let records = open_records(args.state_dir.as_deref())?;
     let host = Host::new(Role::Receive, records).map_err(|e| Failure::new(&e))?;
     let server = start_api(args.api_socket.as_deref(), &host)?;

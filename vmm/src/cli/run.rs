@@ -9,6 +9,7 @@ use uuid::Uuid;
 
 use super::Failure;
 use super::args::Run;
+use super::parent::end_with;
 use crate::api::Server;
 use crate::api::types::Role;
 use crate::boot::KernelImage;
@@ -18,6 +19,7 @@ use crate::vm::{GuestExit, Vm, VmConfig};
 
 /// Launches a guest and serves it until it ends or has moved away.
 pub fn run(args: &Run) -> Result<ExitCode, Failure> {
+    end_with(args.end_with)?;
     let records = open_records(args.state_dir.as_deref())?;
     let id = args.id.unwrap_or_else(Uuid::new_v4);
     let transfer = last_transfer(&records, id, args.override_grant)?;
