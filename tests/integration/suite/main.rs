@@ -4,6 +4,7 @@ mod after_switchover;
 mod api;
 mod before_switchover;
 mod binary;
+mod control;
 mod hostile;
 mod hostile_destination;
 mod hostile_source;
