@@ -400,7 +400,11 @@ impl Driver<'_> {
         if let Some(loading) = self.loading.take() {
             loading.join().expect("loading does not panic");
         }
-        if let (Outcome::Completed, Some(room)) = (outcome, &self.machine_room) {
+        // A guest that was ended is complete without all of its pages, and must never see zeros in
+        // their place: its memory stays registered until its vCPUs are gone.
+        if let (Outcome::Completed, Some(room)) = (outcome, &self.machine_room)
+            && room.installer.claims.remaining() == 0
+        {
             room.vm.settle();
         }
     }

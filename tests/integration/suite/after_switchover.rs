@@ -60,7 +60,7 @@ fn is_refused(stage: &Stage, verb: &str, node: &Node, why: &str) {
 fn a_destination_that_dies_leaves_the_guest_paused_with_its_pages_at_the_source() {
     require_kvm!();
     let stage = Stage::new(GODWIT);
-    let Moving { mut source, mut destination, mut migrate, .. } =
+    let Moving { mut source, mut destination, link: _link, mut migrate } =
         moving(&stage, &Machine { cpus: 2, ..SMALL });
     destination.process.kill();
     is_kept(&source, &mut migrate);
@@ -90,7 +90,7 @@ fn a_destination_that_dies_leaves_the_guest_paused_with_its_pages_at_the_source(
 fn a_source_that_dies_leaves_the_guest_under_control_at_the_destination() {
     require_kvm!();
     let stage = Stage::new(GODWIT);
-    let Moving { mut source, mut destination, mut migrate, .. } =
+    let Moving { mut source, mut destination, link: _link, mut migrate } =
         moving(&stage, &Machine { cpus: 2, ..SMALL });
     source.process.kill();
     migrate.wait_failure();

@@ -1,17 +1,18 @@
 //! Tests with real processes, sockets and guests. What they are made of is in `godwit_tests`.
 
-use godwit_tests::Godwit;
-
-/// The binary that cargo has built for this suite.
-const GODWIT: Godwit = Godwit::new(env!("CARGO_BIN_EXE_godwit"));
-
 mod after_switchover;
 mod api;
 mod before_switchover;
 mod binary;
+mod control;
 mod demo;
 mod hostile;
 mod hostile_destination;
 mod hostile_source;
 mod matrix;
 mod moves;
+
+use godwit_tests::Godwit;
+
+/// The binary that cargo has built for this suite.
+const GODWIT: Godwit = Godwit::new(env!("CARGO_BIN_EXE_godwit"));

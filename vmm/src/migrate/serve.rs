@@ -186,6 +186,9 @@ impl Host {
                 }
                 tracing::warn!(peer, reason, "no guest came; listening again");
             }
+            (Direction::Incoming, Outcome::Completed) if intent.end || intent.exit.is_some() => {
+                tracing::info!(peer, "the guest has ended and needs no more pages");
+            }
             (Direction::Incoming, Outcome::Completed) => {
                 tracing::info!(peer, "the guest is here with all its pages");
                 if let (Some(receiver), Some(id)) = (receiver, self.guest_id()) {
