@@ -127,10 +127,13 @@ mod tests {
     fn gaps(lines: &[(u64, &[(u64, u64)])]) -> VcpuGaps {
         let mut gaps = VcpuGaps::default();
         for (at, list) in lines {
-            let list = list.iter().map(|&(start, length)| Gap { start, length });
-            gaps.add(*at, list.collect());
+            gaps.add(*at, list.iter().copied().map(gap).collect());
         }
         gaps
+    }
+
+    fn gap((start, length): (u64, u64)) -> Gap {
+        Gap { start, length }
     }
 
     fn switchover(across: Length, first_second: Option<Length>) -> Option<Switchover> {
@@ -152,9 +155,9 @@ mod tests {
     fn lines_that_have_not_come_are_waited_for() {
         let mut gaps = gaps(&[(2000, &[(1100, 300)])]);
         assert_eq!(gaps.switchover(2700, SECOND), None);
-        gaps.add(3000, vec![Gap { start: 2690, length: 20 }]);
+        gaps.add(3000, [(2690, 20), (2900, 1)].map(gap).to_vec());
         assert_eq!(gaps.switchover(2700, SECOND), switchover(Length::Exactly(20), None));
-        gaps.add(4000, vec![Gap { start: 3200, length: 7 }]);
+        gaps.add(4000, vec![gap((3200, 7))]);
         let wanted = switchover(Length::Exactly(20), Some(Length::Exactly(7)));
         assert_eq!(gaps.switchover(2700, SECOND), wanted);
     }
