@@ -6,14 +6,18 @@
 //! that are allocated already, which is one wait for the disk instead of the three of a new file
 //! (its data, its name, its folder). On a busy host each such wait is milliseconds.
 
+use std::collections::HashMap;
 use std::fs::{self, File};
 use std::io::{self, Write};
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
+
+use super::lock::{Busy, GuestLock};
 
 /// What this host's last transfer of a guest came to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -82,6 +86,14 @@ pub enum RecordError {
         /// By which transfer.
         transfer: u64,
     },
+    /// The guest is here, in another process.
+    #[error("guest {guest} runs here already, in {}", process(*.pid))]
+    RunsHere {
+        /// Which guest.
+        guest: Uuid,
+        /// The process, if it could be told.
+        pid: Option<u32>,
+    },
     /// A transfer that was used before.
     #[error(
         "transfer {offered} of guest {guest} is offered, but this host has seen transfer {seen}"
@@ -96,6 +108,7 @@ pub enum RecordError {
     },
 }
 
+<<<<<<< HEAD
 /// Bytes of a slot: no device tears a write of its smallest sector.
 const SLOT_BYTES: usize = 512;
 /// Most characters of a peer's name in a record, so that it fits its slot.
@@ -143,9 +156,22 @@ impl Slot {
 }
 
 /// The records in one state directory.
+=======
+fn process(pid: Option<u32>) -> String {
+    pid.map_or("another process".to_owned(), |pid| format!("process {pid}"))
+}
+
+/// The records in one state directory, and the locks of the guests that this process may run.
+///
+/// A lock is held from the check that allows a guest to be started, or the record that this host
+/// owns it, until the record that it was granted away, or until it is forgotten. So two processes
+/// that share a directory, the source and the destination of a move among them, never run one guest
+/// at the same time.
+>>>>>>> itest
 #[derive(Clone, Debug)]
 pub struct Records {
     dir: PathBuf,
+    held: Arc<Mutex<HashMap<Uuid, GuestLock>>>,
 }
 
 impl Records {
@@ -157,7 +183,37 @@ impl Records {
         fs::create_dir_all(dir).map_err(|e| {
             io::Error::new(e.kind(), format!("state directory {}: {e}", dir.display()))
         })?;
-        Ok(Records { dir: dir.to_owned() })
+        Ok(Records { dir: dir.to_owned(), held: Arc::default() })
+    }
+
+    fn held(&self) -> MutexGuard<'_, HashMap<Uuid, GuestLock>> {
+        self.held.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Makes this process the one of this host that may run `guest`. Holding it twice is holding it
+    /// once.
+    ///
+    /// # Errors
+    /// [`RecordError::RunsHere`] if another process is, or the lock file cannot be made.
+    pub fn hold(&self, guest: Uuid) -> Result<(), RecordError> {
+        let mut held = self.held();
+        if held.contains_key(&guest) {
+            return Ok(());
+        }
+        let path = self.dir.join(format!("{guest}.lock"));
+        match GuestLock::take(&path) {
+            Ok(Ok(lock)) => {
+                held.insert(guest, lock);
+                Ok(())
+            }
+            Ok(Err(Busy { pid })) => Err(RecordError::RunsHere { guest, pid }),
+            Err(source) => Err(RecordError::Io { guest, path, step: "lock", source }),
+        }
+    }
+
+    /// This process does not run `guest` any more, or never did.
+    pub fn let_go(&self, guest: Uuid) {
+        self.held().remove(&guest);
     }
 
     fn path(&self, guest: Uuid) -> PathBuf {
@@ -191,6 +247,7 @@ impl Records {
         }
     }
 
+<<<<<<< HEAD
     /// Makes the file of `guest`, if there is none, so that a later write is quick.
     ///
     /// # Errors
@@ -217,6 +274,14 @@ impl Records {
     ///
     /// # Errors
     /// The step that failed. What was there before then stands.
+=======
+    /// Puts a record on stable storage: written aside, synced, renamed, the directory synced. With
+    /// it the guest's lock is taken (owned, reclaimed) or given up (granted).
+    ///
+    /// # Errors
+    /// The step that failed. What was there before may then stand. [`RecordError::RunsHere`] if
+    /// another process of this host may run the guest that is to be owned.
+>>>>>>> itest
     pub fn write(
         &self,
         guest: Uuid,
@@ -224,8 +289,28 @@ impl Records {
         ownership: Ownership,
         peer: &str,
     ) -> Result<(), RecordError> {
+<<<<<<< HEAD
         self.prepare(guest)?;
         let sequence = self.newest(guest)?.map_or(1, |entry| entry.sequence + 1);
+=======
+        if matches!(ownership, Ownership::Owned | Ownership::Reclaimed) {
+            self.hold(guest)?;
+        }
+        self.store(guest, transfer, ownership, peer)?;
+        if ownership == Ownership::Granted {
+            self.let_go(guest);
+        }
+        Ok(())
+    }
+
+    fn store(
+        &self,
+        guest: Uuid,
+        transfer: u64,
+        ownership: Ownership,
+        peer: &str,
+    ) -> Result<(), RecordError> {
+>>>>>>> itest
         let at_unix_s = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |d| d.as_secs());
         let peer = peer.chars().filter(char::is_ascii_graphic).take(PEER_CHARS_MAX).collect();
         let record = Record { guest, transfer, ownership, peer, at_unix_s };
@@ -260,20 +345,31 @@ impl Records {
     /// What removing the file returned.
     pub fn forget(&self, guest: Uuid) -> Result<(), RecordError> {
         let path = self.path(guest);
-        match fs::remove_file(&path) {
+        let removed = match fs::remove_file(&path) {
             Err(source) if source.kind() != io::ErrorKind::NotFound => {
                 Err(RecordError::Io { guest, path, step: "remove", source })
             }
             _ => Ok(()),
-        }
+        };
+        self.let_go(guest);
+        removed
     }
 
     /// The number of the last transfer of `guest` that this host knows of, if it may be started
-    /// here.
+    /// here; it is then held.
     ///
     /// # Errors
-    /// A guest that was granted away, or a record that cannot be read.
+    /// A guest that was granted away or runs here already, or a record that cannot be read.
     pub fn may_run(&self, guest: Uuid) -> Result<u64, RecordError> {
+        self.hold(guest)?;
+        let allowed = self.last_transfer(guest);
+        if allowed.is_err() {
+            self.let_go(guest);
+        }
+        allowed
+    }
+
+    fn last_transfer(&self, guest: Uuid) -> Result<u64, RecordError> {
         match self.read(guest)? {
             None => Ok(0),
             Some(Record {
@@ -357,6 +453,25 @@ mod tests {
         records.write(guest, 2, Ownership::Owned, "y").unwrap();
         records.release(guest, 1).unwrap();
         assert_eq!(records.read(guest).unwrap().unwrap().ownership, Ownership::Owned);
+    }
+
+    #[test]
+    fn two_processes_with_one_directory_pass_a_guest_on_and_never_share_it() {
+        let dir = tempfile::tempdir().unwrap();
+        let [a, b] = [(); 2].map(|()| Records::open(dir.path()).unwrap());
+        let guest = Uuid::from_u128(5);
+        a.may_run(guest).unwrap();
+        assert!(matches!(b.may_run(guest), Err(RecordError::RunsHere { .. })));
+        let owned =
+            |records: &Records, transfer| records.write(guest, transfer, Ownership::Owned, "peer");
+        assert!(matches!(owned(&b, 1), Err(RecordError::RunsHere { .. })));
+        a.write(guest, 1, Ownership::Granted, "b").unwrap();
+        owned(&b, 1).unwrap();
+        assert!(matches!(a.may_run(guest), Err(RecordError::RunsHere { .. })));
+        b.forget(guest).unwrap();
+        assert_eq!(a.may_run(guest).unwrap(), 0);
+        a.forget(guest).unwrap();
+        assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 0);
     }
 
     #[test]

@@ -11,6 +11,8 @@ mod hostile_destination;
 mod hostile_source;
 mod matrix;
 mod moves;
+mod records;
+mod silence;
 
 use godwit_tests::Godwit;
 
