@@ -108,7 +108,6 @@ pub enum RecordError {
     },
 }
 
-<<<<<<< HEAD
 /// Bytes of a slot: no device tears a write of its smallest sector.
 const SLOT_BYTES: usize = 512;
 /// Most characters of a peer's name in a record, so that it fits its slot.
@@ -155,8 +154,6 @@ impl Slot {
     }
 }
 
-/// The records in one state directory.
-=======
 fn process(pid: Option<u32>) -> String {
     pid.map_or("another process".to_owned(), |pid| format!("process {pid}"))
 }
@@ -167,7 +164,6 @@ fn process(pid: Option<u32>) -> String {
 /// owns it, until the record that it was granted away, or until it is forgotten. So two processes
 /// that share a directory, the source and the destination of a move among them, never run one guest
 /// at the same time.
->>>>>>> itest
 #[derive(Clone, Debug)]
 pub struct Records {
     dir: PathBuf,
@@ -247,7 +243,6 @@ impl Records {
         }
     }
 
-<<<<<<< HEAD
     /// Makes the file of `guest`, if there is none, so that a later write is quick.
     ///
     /// # Errors
@@ -270,18 +265,12 @@ impl Records {
         dir.sync_all().map_err(failed("sync the directory"))
     }
 
-    /// Puts a record on stable storage.
+    /// Puts a record on stable storage. With it the guest's lock is taken (owned, reclaimed) or
+    /// given up (granted).
     ///
     /// # Errors
-    /// The step that failed. What was there before then stands.
-=======
-    /// Puts a record on stable storage: written aside, synced, renamed, the directory synced. With
-    /// it the guest's lock is taken (owned, reclaimed) or given up (granted).
-    ///
-    /// # Errors
-    /// The step that failed. What was there before may then stand. [`RecordError::RunsHere`] if
+    /// The step that failed; what was there before then stands. [`RecordError::RunsHere`] if
     /// another process of this host may run the guest that is to be owned.
->>>>>>> itest
     pub fn write(
         &self,
         guest: Uuid,
@@ -289,10 +278,6 @@ impl Records {
         ownership: Ownership,
         peer: &str,
     ) -> Result<(), RecordError> {
-<<<<<<< HEAD
-        self.prepare(guest)?;
-        let sequence = self.newest(guest)?.map_or(1, |entry| entry.sequence + 1);
-=======
         if matches!(ownership, Ownership::Owned | Ownership::Reclaimed) {
             self.hold(guest)?;
         }
@@ -310,7 +295,8 @@ impl Records {
         ownership: Ownership,
         peer: &str,
     ) -> Result<(), RecordError> {
->>>>>>> itest
+        self.prepare(guest)?;
+        let sequence = self.newest(guest)?.map_or(1, |entry| entry.sequence + 1);
         let at_unix_s = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |d| d.as_secs());
         let peer = peer.chars().filter(char::is_ascii_graphic).take(PEER_CHARS_MAX).collect();
         let record = Record { guest, transfer, ownership, peer, at_unix_s };

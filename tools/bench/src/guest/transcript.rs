@@ -48,8 +48,8 @@ impl Transcript {
         self.lock().lines.clone()
     }
 
-    /// The guest's TSC when the host's is 0, which is 0 on hosts that show the guest their own. Else
-    /// it is known to the time that the quickest line took, some tens of microseconds.
+    /// The guest's TSC when the host's is 0, which is 0 on hosts that show the guest their own.
+    /// Else it is known to the time that the quickest line took, some tens of microseconds.
     pub fn tsc_offset(&self, tsc_khz: u64) -> i64 {
         let ahead = self.lock().tsc_ahead.unwrap_or_default();
         let is_delay = (0..tsc_khz.cast_signed() * DELAY_MS_MAX).contains(&ahead);
