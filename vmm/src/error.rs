@@ -34,6 +34,9 @@ pub enum Error {
     /// The guest has ended, and cannot be run, saved or restored.
     #[error("the guest has ended: {0}")]
     Ended(crate::vm::GuestExit),
+    /// The guest was shut down from outside.
+    #[error("the guest was shut down")]
+    ShutDown,
     /// A vCPU did not stop in time.
     #[error("vcpu {cpu} did not stop within {waited_ms} ms; the guest goes on")]
     PauseTimeout {

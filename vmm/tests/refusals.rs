@@ -117,7 +117,7 @@ fn operations_at_the_wrong_time_are_refused() {
     assert!(matches!(vm.restore(&sections), Err(Error::AlreadyStarted)));
     assert_eq!(vm.guest_tsc().unwrap().len(), 1);
     vm.shutdown();
-    assert!(matches!(vm.resume(), Err(Error::Ended(_))));
+    assert!(matches!(vm.resume(), Err(Error::ShutDown)));
     vm.pause().unwrap();
 }
 

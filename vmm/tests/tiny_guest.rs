@@ -8,6 +8,7 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use common::{Protocol, Screen};
+use godwit_vmm::boot::KernelImage;
 use godwit_vmm::memory::Backing;
 use godwit_vmm::vm::{GuestExit, Vm};
 
@@ -37,6 +38,80 @@ fn guest_boots_by_both_protocols_and_says_hello() {
         );
     }
 }
+
+/// A bzImage of one setup sector whose 64-bit entry is `code`.
+fn bzimage(code: &[u8]) -> KernelImage {
+    let mut file = vec![0; 2 * 512 + 0x200];
+    let mut put = |at: usize, bytes: &[u8]| file[at..at + bytes.len()].copy_from_slice(bytes);
+    put(0x1f1, &[1]); // setup_sects
+    put(0x202, b"HdrS");
+    put(0x206, &0x20f_u16.to_le_bytes()); // version
+    put(0x211, &[1]); // loadflags: loaded high
+    put(0x214, &0x10_0000_u32.to_le_bytes()); // code32_start
+    put(0x22c, &0x7fff_ffff_u32.to_le_bytes()); // initrd_addr_max
+    put(0x236, &1_u16.to_le_bytes()); // xloadflags: has a 64-bit entry
+    put(0x238, &255_u32.to_le_bytes()); // cmdline_size
+    put(0x258, &0x10_0000_u64.to_le_bytes()); // pref_address
+    put(0x260, &0x20_0000_u32.to_le_bytes()); // init_size
+    file.extend_from_slice(code);
+    KernelImage::Embedded(file.leak())
+}
+
+fn half_word(vm: &Vm, at: u64) -> u64 {
+    common::read(vm, at) & 0xffff_ffff
+}
+
+#[test]
+fn bzimage_is_told_of_command_line_memory_and_initramfs() {
+    if !common::have_kvm() {
+        return;
+    }
+    let screen = Screen::default();
+    let config = common::config(1, 16, Backing::Anon);
+    let vm = Vm::create(&config, Box::new(screen.clone())).unwrap();
+    let mut initramfs = tempfile::NamedTempFile::new().unwrap();
+    initramfs.write_all(&[0x5a; 5000]).unwrap();
+    let kernel = bzimage(HELLO);
+    assert!(vm.boot(&kernel, None, &"x".repeat(256)).is_err());
+    vm.boot(&kernel, Some(initramfs.path()), "quiet=1").unwrap();
+    let place = half_word(&vm, ZERO_PAGE + 0x218);
+    assert_eq!((place, half_word(&vm, ZERO_PAGE + 0x21c)), ((16 << 20) - 8192, 5000));
+    assert_eq!(common::read(&vm, place), 0x5a5a_5a5a_5a5a_5a5a);
+    let line = half_word(&vm, ZERO_PAGE + 0x228);
+    assert_eq!(common::read(&vm, line).to_le_bytes(), *b"quiet=1\0");
+    assert_eq!(common::read(&vm, ZERO_PAGE + 0x1e8) & 0xff, 3, "lines of the memory map");
+    assert_eq!(common::read(&vm, ZERO_PAGE + 0x2d0 + 40), 0x10_0000);
+    assert_eq!(common::read(&vm, ZERO_PAGE + 0x2d0 + 48), 15 << 20);
+    assert_eq!(common::run(&vm, &screen).1, "hi\n");
+}
+
+#[test]
+fn pvh_kernel_is_told_of_command_line_memory_and_initramfs() {
+    if !common::have_kvm() {
+        return;
+    }
+    let config = common::config(1, 16, Backing::Anon);
+    let vm = Vm::create(&config, Box::new(Screen::default())).unwrap();
+    let mut initramfs = tempfile::NamedTempFile::new().unwrap();
+    initramfs.write_all(&[0x5a; 5000]).unwrap();
+    let kernel = common::elf(HELLO, Protocol::Pvh);
+    vm.boot(&kernel, Some(initramfs.path()), "quiet=1").unwrap();
+    assert_eq!(half_word(&vm, START_INFO), 0x336e_c578);
+    assert_eq!(half_word(&vm, START_INFO + 12), 1, "modules");
+    let module = common::read(&vm, START_INFO + 16);
+    assert_eq!(common::read(&vm, module + 8), 5000);
+    let place = common::read(&vm, module);
+    assert_eq!(common::read(&vm, place), 0x5a5a_5a5a_5a5a_5a5a);
+    let line = common::read(&vm, START_INFO + 24);
+    assert_eq!(common::read(&vm, line).to_le_bytes(), *b"quiet=1\0");
+    assert_eq!(half_word(&vm, START_INFO + 48), 3, "lines of the memory map");
+    let map = common::read(&vm, START_INFO + 40);
+    assert_eq!(common::read(&vm, map + 48), 0x10_0000);
+    assert_eq!(common::read(&vm, map + 56), 15 << 20);
+}
+
+const ZERO_PAGE: u64 = 0x7000;
+const START_INFO: u64 = 0x6000;
 
 /// Counts in memory at 2 MiB, for ever, in 64 bits.
 const COUNT: &[u8] = &[

@@ -200,8 +200,9 @@ impl Driver<'_> {
                 let _ = self.channel.flush();
                 self.setup.progress.ended(&outcome);
                 if let Outcome::Paused { .. } = outcome {
-                    // This thread goes on, so nobody else will.
+                    // This thread goes on, so nobody else will. The source learns it at once.
                     self.setup.progress.show_end();
+                    self.hang_up();
                 }
                 self.outcome = Some(outcome);
             }
@@ -219,7 +220,9 @@ impl Driver<'_> {
 
     fn prepare(&mut self, offer: &Offer) -> Result<Prepared, String> {
         let pages = offer.pages()?;
+        offer.check_transfer()?;
         self.setup.records.may_come(offer.guest, offer.transfer).map_err(|e| in_full(&e))?;
+        self.setup.records.prepare(offer.guest).map_err(|e| in_full(&e))?;
         let vm = self.host.prepare(offer, pages)?;
         let claims = Arc::new(Claims::new(pages));
         self.setup.progress.count_claims(Arc::clone(&claims));
@@ -380,18 +383,28 @@ impl Driver<'_> {
         }
     }
 
-    /// Everything that the migration needed is given back, in the reverse order.
-    fn end(mut self, outcome: &Outcome) {
+    fn hang_up(&self) {
         self.receiver.expect_no_bulk();
         self.channel.shutdown();
-        for (stream, thread) in self.bulk.drain(..) {
+        for (stream, _) in &self.bulk {
             stream.shutdown();
+        }
+    }
+
+    /// Everything that the migration needed is given back, in the reverse order.
+    fn end(mut self, outcome: &Outcome) {
+        self.hang_up();
+        for (_, thread) in self.bulk.drain(..) {
             thread.join().expect("a bulk thread does not panic");
         }
         if let Some(loading) = self.loading.take() {
             loading.join().expect("loading does not panic");
         }
-        if let (Outcome::Completed, Some(room)) = (outcome, &self.machine_room) {
+        // A guest that was ended is complete without all of its pages, and must never see zeros in
+        // their place: its memory stays registered until its vCPUs are gone.
+        if let (Outcome::Completed, Some(room)) = (outcome, &self.machine_room)
+            && room.installer.claims.remaining() == 0
+        {
             room.vm.settle();
         }
     }

@@ -2,6 +2,7 @@
 
 mod channel;
 mod destination;
+mod lock;
 mod notify;
 mod push;
 mod receiver;

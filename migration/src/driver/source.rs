@@ -80,10 +80,13 @@ impl Outgoing {
 
     /// Migrates `vm`; returns when it is over, whichever way.
     pub fn run(self, vm: &dyn OutgoingVm) -> Outcome {
-        let stream = match dial(&self.address, Channel::Urgent) {
+        let recorded = self.records.prepare(self.offer.guest).map_err(|e| in_full(&e));
+        let dialled =
+            recorded.and_then(|()| dial(&self.address, Channel::Urgent).map_err(|e| e.to_string()));
+        let stream = match dialled {
             Ok(stream) => Arc::new(stream),
-            Err(error) => {
-                let outcome = Outcome::Aborted { reason: error.to_string() };
+            Err(reason) => {
+                let outcome = Outcome::Aborted { reason };
                 self.progress.ended(&outcome);
                 return outcome;
             }

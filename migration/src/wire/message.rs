@@ -35,6 +35,18 @@ pub struct Offer {
 }
 
 impl Offer {
+    /// Whether the number of the transfer is one: the first is 1, and each has a next.
+    ///
+    /// # Errors
+    /// What is wrong with it.
+    pub fn check_transfer(&self) -> Result<(), &'static str> {
+        match self.transfer {
+            0 => Err("its transfer has no number"),
+            u64::MAX => Err("its transfer is the last that can be counted"),
+            _ => Ok(()),
+        }
+    }
+
     /// The number of pages of the guest.
     ///
     /// # Errors

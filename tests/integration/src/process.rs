@@ -25,7 +25,7 @@ pub enum Stream {
 }
 
 /// A process under test. Dropping it kills it and all that it has started; if the test is
-/// panicking then, its last lines are printed.
+/// panicking then, its last lines are printed; if not, the test fails if the process has panicked.
 #[derive(Debug)]
 pub struct Process {
     name: String,
@@ -210,7 +210,10 @@ impl Drop for Process {
         if std::thread::panicking() {
             let end = if was_running { "was running".to_owned() } else { status.to_string() };
             eprintln!("{}", self.failure(&end));
+            return;
         }
+        let panicked = self.text(Stream::Stderr).contains("panicked at");
+        assert!(!panicked, "{}", self.failure("has panicked"));
     }
 }
 

@@ -110,11 +110,21 @@ impl Stage {
     /// If it does not.
     #[track_caller]
     pub fn receive(&self, name: &str, transport: Transport) -> Node {
+        self.receive_with(name, transport, &[])
+    }
+
+    /// The same with more options of `godwit receive`.
+    ///
+    /// # Panics
+    /// If it does not listen.
+    #[track_caller]
+    pub fn receive_with(&self, name: &str, transport: Transport, options: &[&str]) -> Node {
         let address = match transport {
             Transport::Tcp => "tcp:127.0.0.1:0".to_owned(),
             Transport::Unix => format!("unix:{}", self.folder.path(name).display()),
         };
-        let mut node = self.start(name, &["receive".into(), address.into()]);
+        let words = ["receive", &address].into_iter().chain(options.iter().copied());
+        let mut node = self.start(name, &words.map(Into::into).collect::<Vec<_>>());
         let line = node
             .process
             .wait_line(Stream::Stderr, "where it listens", |line| line.contains("listening at "));

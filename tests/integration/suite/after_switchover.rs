@@ -1,7 +1,10 @@
 //! What breaks after the switchover is reported on both sides; the source keeps its pages and does
 //! not run the guest, and nobody hangs.
 
+use std::collections::HashSet;
+
 use godwit_migration::wire::Kind;
+use godwit_tests::guest::reports;
 use godwit_tests::proxy::{Fate, Proxy};
 use godwit_tests::stage::{Machine, Node, SMALL, Stage, Transport};
 use godwit_tests::{Process, Stream, require_kvm};
@@ -57,7 +60,7 @@ fn is_refused(stage: &Stage, verb: &str, node: &Node, why: &str) {
 fn a_destination_that_dies_leaves_the_guest_paused_with_its_pages_at_the_source() {
     require_kvm!();
     let stage = Stage::new(GODWIT);
-    let Moving { mut source, mut destination, mut migrate, .. } =
+    let Moving { mut source, mut destination, link: _link, mut migrate } =
         moving(&stage, &Machine { cpus: 2, ..SMALL });
     destination.process.kill();
     is_kept(&source, &mut migrate);
@@ -87,7 +90,7 @@ fn a_destination_that_dies_leaves_the_guest_paused_with_its_pages_at_the_source(
 fn a_source_that_dies_leaves_the_guest_under_control_at_the_destination() {
     require_kvm!();
     let stage = Stage::new(GODWIT);
-    let Moving { mut source, mut destination, mut migrate, .. } =
+    let Moving { mut source, mut destination, link: _link, mut migrate } =
         moving(&stage, &Machine { cpus: 2, ..SMALL });
     source.process.kill();
     migrate.wait_failure();
@@ -207,7 +210,11 @@ fn a_byte_that_changed_on_its_way_is_found_by_the_guest() {
         Fate::Forward
     });
     stage.migrate(&source, link.address()).wait_success();
+    // The pass in which it moved finds it, or the first whole one at the destination, or both.
     let verdict = destination.verdict(1);
-    assert_eq!(verdict.corrupt, 1, "{}", destination.process.failure("has not noticed"));
-    assert!(destination.wait_report("corrupt").contains(" page="));
+    assert!(verdict.corrupt > 0, "{}", destination.process.failure("has not noticed"));
+    let console = destination.process.text(Stream::Stdout);
+    let corrupt = reports(&console).into_iter().filter(|report| report.kind == "corrupt");
+    let pages: HashSet<u64> = corrupt.map(|report| report.number("page")).collect();
+    assert_eq!(pages.len(), 1, "one page was changed: {pages:?}");
 }

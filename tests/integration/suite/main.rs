@@ -4,8 +4,15 @@ mod after_switchover;
 mod api;
 mod before_switchover;
 mod binary;
+mod control;
 mod demo;
+mod hostile;
+mod hostile_destination;
+mod hostile_source;
 mod matrix;
+mod moves;
+mod records;
+mod silence;
 
 use godwit_tests::Godwit;
 

@@ -1,5 +1,6 @@
 //! What can go wrong with a measurement.
 
+use std::error::Error as _;
 use std::io;
 use std::time::Duration;
 
@@ -73,6 +74,12 @@ pub enum Error {
         /// The last line of its error output.
         last: String,
     },
+    /// Some measurements of a run failed.
+    #[error("{failed} measurements failed")]
+    Incomplete {
+        /// How many.
+        failed: u32,
+    },
     /// Something else printed what cannot be understood.
     #[error("{what} gave {text:?}, which is not understood")]
     NotUnderstood {
@@ -87,6 +94,17 @@ impl Error {
     /// For `map_err`: names what was being done when a system call failed.
     pub fn system<E: Into<io::Error>>(what: &'static str) -> impl FnOnce(E) -> Error {
         move |source| Error::System { what, source: source.into() }
+    }
+
+    /// The error and all that caused it, on one line.
+    pub fn chain(&self) -> String {
+        let mut text = self.to_string();
+        let mut cause = self.source();
+        while let Some(error) = cause {
+            text = format!("{text}: {error}");
+            cause = error.source();
+        }
+        text
     }
 
     /// For `map_err`: names what was being done when KVM failed.

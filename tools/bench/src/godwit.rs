@@ -74,9 +74,9 @@ pub fn measure(args: &GodwitArgs) -> Result<GodwitFigures, Error> {
         tsc_khz: timebase.khz(),
     };
     let begun = timebase.tsc_at(number(&sent, "began_monotonic_us")?);
-    args.guest.wait_for_figures(&transcript, &moments)?;
+    let guest = args.guest.figures(&transcript, &moments)?;
     Ok(GodwitFigures {
-        guest: GuestFigures::of(&transcript.lines(), &moments)?,
+        guest,
         total_us: moments.complete.saturating_sub(begun) as f64 * 1000.0 / timebase.khz() as f64,
         bytes_per_s: figure(&received, "/migration/drain_bytes_per_s"),
         blackout_us: figure(&sent, "/migration/blackout_us"),

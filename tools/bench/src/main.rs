@@ -12,7 +12,6 @@ mod size;
 mod table;
 mod workload;
 
-use std::error::Error as _;
 use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
@@ -66,7 +65,7 @@ fn main() -> ExitCode {
     match execute(cli.command.unwrap_or(Command::Run(cli.run))) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
-            eprintln!("godwit-bench: {}", chain(&error));
+            eprintln!("godwit-bench: {}", error.chain());
             ExitCode::FAILURE
         }
     }
@@ -87,15 +86,4 @@ fn print(figures: &impl Serialize) -> Result<(), Error> {
     let line = serde_json::to_string(figures).map_err(Error::system("writing JSON"))?;
     println!("{line}");
     Ok(())
-}
-
-/// The error and all that caused it.
-fn chain(error: &Error) -> String {
-    let mut text = error.to_string();
-    let mut cause = error.source();
-    while let Some(error) = cause {
-        text = format!("{text}: {error}");
-        cause = error.source();
-    }
-    text
 }

@@ -6,7 +6,7 @@ use std::path::PathBuf;
 
 use clap::Args;
 use serde::Serialize;
-use serde_json::Value;
+use serde_json::{Value, json};
 
 use crate::error::Error;
 use crate::floor::fault::{self, FaultArgs};
@@ -104,11 +104,11 @@ struct Record<'a> {
     figures: &'a Value,
 }
 
-/// Measures everything and prints the table.
+/// Measures everything and prints the table. A measurement that fails is told and left out.
 ///
 /// # Errors
 ///
-/// What a measurement fails with; only a QEMU that is absent is left out.
+/// [`Error::Incomplete`] if a measurement failed.
 pub fn run(args: &RunArgs) -> Result<(), Error> {
     let mut lines = open(&args.out)?;
     let qemu = match qemu::version(&args.qemu) {
@@ -122,17 +122,25 @@ pub fn run(args: &RunArgs) -> Result<(), Error> {
     let mut table = Table::new(qemu);
     let mut subjects = Subject::ALL.to_vec();
     subjects.retain(|subject| table.expects(*subject));
+    let mut failed = 0;
     for round in 1..=args.rounds {
         for &subject in &subjects {
             eprintln!("round {round} of {}: {}", args.rounds, subject.name());
-            let figures = args.measure(subject)?;
+            let figures = args.measure(subject).unwrap_or_else(|error| {
+                failed += 1;
+                eprintln!("godwit-bench: {}", error.chain());
+                json!({ "error": error.chain() })
+            });
             let record = Record { round, subject: subject.name(), figures: &figures };
             let line = serde_json::to_string(&record).map_err(Error::system("writing JSON"))?;
             writeln!(lines, "{line}").map_err(Error::system("writing the JSON lines"))?;
-            table.add(subject, figures);
+            table.add(round, subject, figures);
         }
     }
     print!("{table}");
+    if failed > 0 {
+        return Err(Error::Incomplete { failed });
+    }
     Ok(())
 }
 

@@ -6,10 +6,16 @@ use serde_json::Value;
 
 use crate::rounds::Subject;
 
+struct Measured {
+    round: u32,
+    subject: Subject,
+    figures: Value,
+}
+
 /// The measurements of all rounds.
 pub struct Table {
     qemu: Option<String>,
-    measured: Vec<(Subject, Value)>,
+    measured: Vec<Measured>,
 }
 
 impl Table {
@@ -24,22 +30,23 @@ impl Table {
     }
 
     /// Adds a measurement.
-    pub fn add(&mut self, subject: Subject, figures: Value) {
-        self.measured.push((subject, figures));
+    pub fn add(&mut self, round: u32, subject: Subject, figures: Value) {
+        self.measured.push(Measured { round, subject, figures });
     }
 
-    /// The values of one figure in the order of rounds, in the unit of the table.
-    fn values(&self, column: Column) -> Vec<f64> {
-        let figures = self.measured.iter().filter(|(subject, _)| *subject == column.subject);
-        let values = figures.filter_map(|(_, figures)| figures.pointer(column.pointer)?.as_f64());
-        values.map(|value| value / column.unit).collect()
+    /// The values of one figure, each with its round, in the unit of the table.
+    fn values(&self, column: Column) -> Vec<(u32, f64)> {
+        let rows = self.measured.iter().filter(|measured| measured.subject == column.subject);
+        rows.filter_map(|measured| {
+            let value = measured.figures.pointer(column.pointer)?.as_f64()?;
+            Some((measured.round, value / column.unit))
+        })
+        .collect()
     }
 
     fn cell(&self, subject: Subject, pointer: &'static str, unit: f64) -> String {
-        match Spread::of(&self.values(Column { subject, pointer, unit })) {
-            Some(spread) => spread.to_string(),
-            None => "-".to_owned(),
-        }
+        let values = self.values(Column { subject, pointer, unit });
+        Spread::text(values.into_iter().map(|(_, value)| value))
     }
 
     fn write_faults(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -113,11 +120,11 @@ impl Table {
         ];
         writeln!(f, "\n{:64}{:>20}", "Godwit, round by round", "ratio")?;
         for (label, ours, other) in rows {
-            let ratios = ratios(&self.values(ours), &self.values(other));
-            let cell = Spread::of(&ratios).map_or("-".to_owned(), |spread| spread.to_string());
+            let cell = Spread::text(ratios(&self.values(ours), &self.values(other)));
             writeln!(f, "  {label:62}{cell:>20}")?;
         }
-        Ok(())
+        let gap = self.cell(Subject::Godwit, "/gap_us", 1000.0);
+        writeln!(f, "  {:62}{gap:>20}", "largest gap at the switchover in ms (below 10)")
     }
 }
 
@@ -141,8 +148,11 @@ struct Column {
 }
 
 /// The ratios of figures that were measured in the same round.
-fn ratios(ours: &[f64], others: &[f64]) -> Vec<f64> {
-    ours.iter().zip(others).filter(|(_, other)| **other > 0.0).map(|(a, b)| a / b).collect()
+fn ratios(ours: &[(u32, f64)], others: &[(u32, f64)]) -> impl Iterator<Item = f64> {
+    ours.iter().filter_map(|(round, ours)| {
+        let (_, other) = others.iter().find(|(other, value)| other == round && *value > 0.0)?;
+        Some(ours / other)
+    })
 }
 
 /// The middle and the ends of some values.
@@ -154,9 +164,14 @@ struct Spread {
 }
 
 impl Spread {
+    /// The spread as it is printed, or a dash if there are no values.
+    fn text(values: impl Iterator<Item = f64>) -> String {
+        Spread::of(values).map_or("-".to_owned(), |spread| spread.to_string())
+    }
+
     /// `None` if there are no values.
-    fn of(values: &[f64]) -> Option<Spread> {
-        let mut sorted = values.to_vec();
+    fn of(values: impl Iterator<Item = f64>) -> Option<Spread> {
+        let mut sorted: Vec<f64> = values.collect();
         sorted.sort_by(f64::total_cmp);
         let (least, most) = (*sorted.first()?, *sorted.last()?);
         let (low, high) = (sorted[(sorted.len() - 1) / 2], sorted[sorted.len() / 2]);
@@ -193,23 +208,25 @@ mod tests {
 
     #[test]
     fn medians_are_in_the_middle() {
-        assert_eq!(Spread::of(&[]), None);
-        let spread = Spread::of(&[3.0, 1.0, 2.0]).unwrap();
+        assert_eq!(Spread::of([].into_iter()), None);
+        let spread = Spread::of([3.0, 1.0, 2.0].into_iter()).unwrap();
         assert_eq!(spread, Spread { median: 2.0, least: 1.0, most: 3.0 });
-        assert_eq!(Spread::of(&[4.0, 1.0]).unwrap().to_string(), "2.50 (1.00-4.00)");
-        assert_eq!(Spread::of(&[100.0]).unwrap().to_string(), "100 (100-100)");
+        assert_eq!(Spread::text([4.0, 1.0].into_iter()), "2.50 (1.00-4.00)");
+        assert_eq!(Spread::text([100.0].into_iter()), "100 (100-100)");
     }
 
     #[test]
     fn ratios_are_of_the_same_round() {
         let mut table = Table::new(None);
-        for (ours, floor) in [(130.0, 100.0), (300.0, 200.0)] {
-            table.add(Subject::Godwit, json!({ "faults": { "p50_us": ours } }));
-            table.add(Subject::FloorFaultBulk, json!({ "faults": { "p50_us": floor } }));
+        table.add(1, Subject::FloorFaultBulk, json!({ "error": "failed" }));
+        table.add(1, Subject::Godwit, json!({ "faults": { "p50_us": 200.0 } }));
+        for (round, ours, floor) in [(2, 130.0, 100.0), (3, 300.0, 200.0)] {
+            table.add(round, Subject::Godwit, json!({ "faults": { "p50_us": ours } }));
+            table.add(round, Subject::FloorFaultBulk, json!({ "faults": { "p50_us": floor } }));
         }
         let text = table.to_string();
         assert!(text.contains("1.40 (1.30-1.50)"), "{text}");
-        assert!(text.contains("215 (130-300)"), "{text}");
+        assert!(text.contains("200 (130-300)"), "{text}");
         assert!(text.contains("QEMU is absent"), "{text}");
         assert!(!text.contains("postcopy-preempt"), "{text}");
     }

@@ -12,7 +12,7 @@ use godwit_vmm::vm::VmConfig;
 
 use crate::error::Error;
 use crate::guest::report::{gaps_reach, windows_reach};
-use crate::guest::{Line, Moments, Transcript};
+use crate::guest::{GuestFigures, Line, Moments, Transcript};
 use crate::size;
 
 /// The guest that is measured.
@@ -100,24 +100,26 @@ impl GuestArgs {
         })
     }
 
-    /// Waits until the guest has printed what it remembers of a move.
+    /// Waits until the guest has printed what it remembers of a move, and makes figures of it.
+    /// `moments` are by the host's counter.
     ///
     /// # Errors
     ///
-    /// [`Error::GuestSilent`] if it does not.
-    pub fn wait_for_figures(
+    /// [`Error::GuestSilent`] if it does not, [`Error::GuestCorrupt`] if it has lost a byte.
+    pub fn figures(
         &self,
         transcript: &Transcript,
         moments: &Moments,
-    ) -> Result<(), Error> {
-        if !self.is_timed() {
-            return Ok(());
-        }
+    ) -> Result<GuestFigures, Error> {
+        let moments = moments.shifted(transcript.tsc_offset(moments.tsc_khz));
         let cpus = u64::from(self.cpus);
         let second = moments.resumed + moments.tsc_khz * 1000;
-        transcript.wait_until("what it saw of the move", PATIENCE, |lines| {
-            windows_reach(lines, cpus, moments.complete) && gaps_reach(lines, cpus, second)
-        })
+        if self.is_timed() {
+            transcript.wait_until("what it saw of the move", PATIENCE, |lines| {
+                windows_reach(lines, cpus, moments.complete) && gaps_reach(lines, cpus, second)
+            })?;
+        }
+        GuestFigures::of(&transcript.lines(), &moments)
     }
 
     /// The guest times what it reads and prints it.

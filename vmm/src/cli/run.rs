@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::sync::Arc;
 
-use godwit_migration::driver::Records;
+use godwit_migration::driver::{RecordError, Records};
 use uuid::Uuid;
 
 use super::Failure;
@@ -23,6 +23,14 @@ pub fn run(args: &Run) -> Result<ExitCode, Failure> {
     let records = open_records(args.state_dir.as_deref())?;
     let id = args.id.unwrap_or_else(Uuid::new_v4);
     let transfer = last_transfer(&records, id, args.override_grant)?;
+    let ended = run_guest(args, records.clone(), id, transfer);
+    if ended.is_err() {
+        records.let_go(id);
+    }
+    ended
+}
+
+fn run_guest(args: &Run, records: Records, id: Uuid, transfer: u64) -> Result<ExitCode, Failure> {
     let config = VmConfig {
         cpus: args.cpus,
         memory_bytes: args.memory,
@@ -58,8 +66,9 @@ fn kernel(args: &Run, tsc_khz: u32) -> (KernelImage, String) {
 fn last_transfer(records: &Records, id: Uuid, override_grant: bool) -> Result<u64, Failure> {
     match records.may_run(id) {
         Ok(transfer) => Ok(transfer),
-        Err(error) if override_grant => {
+        Err(error @ RecordError::GrantedAway { .. }) if override_grant => {
             tracing::warn!(%error, "OVERRIDDEN: if the guest runs there, there are now two of it");
+            records.hold(id).map_err(|e| Failure::new(&e))?;
             let record = records.read(id).map_err(|e| Failure::new(&e))?;
             Ok(record.map_or(0, |record| record.transfer))
         }

@@ -7,9 +7,9 @@ use std::ptr::from_mut;
 use std::slice;
 
 use kvm_bindings::{
-    KVM_EXIT_HLT, KVM_EXIT_INTERNAL_ERROR, KVM_EXIT_INTR, KVM_EXIT_IO, KVM_EXIT_IO_IN,
-    KVM_EXIT_IRQ_WINDOW_OPEN, KVM_EXIT_MMIO, KVM_EXIT_SHUTDOWN, KVM_INTERNAL_ERROR_EMULATION,
-    kvm_run,
+    KVM_EXIT_FAIL_ENTRY, KVM_EXIT_HLT, KVM_EXIT_INTERNAL_ERROR, KVM_EXIT_INTR, KVM_EXIT_IO,
+    KVM_EXIT_IO_IN, KVM_EXIT_IRQ_WINDOW_OPEN, KVM_EXIT_MMIO, KVM_EXIT_SHUTDOWN,
+    KVM_INTERNAL_ERROR_EMULATION, kvm_run,
 };
 
 /// The direction of a port access, as seen by the guest.
@@ -71,6 +71,7 @@ pub(super) fn decode(run: &mut kvm_run, page_bytes: usize) -> Exit<'_> {
         KVM_EXIT_SHUTDOWN => Exit::Shutdown,
         KVM_EXIT_HLT => Exit::Halted,
         KVM_EXIT_INTERNAL_ERROR => decode_internal(run),
+        KVM_EXIT_FAIL_ENTRY => decode_fail_entry(run),
         other => Exit::Unexpected(format!("exit reason {other}")),
     }
 }
@@ -114,6 +115,12 @@ fn decode_internal(run: &mut kvm_run) -> Exit<'_> {
         internal.suberror,
         &internal.data[..words]
     ))
+}
+
+fn decode_fail_entry(run: &mut kvm_run) -> Exit<'_> {
+    // SAFETY: the exit reason says that the kernel filled this member.
+    let reason = unsafe { run.__bindgen_anon_1.fail_entry.hardware_entry_failure_reason };
+    Exit::Unexpected(format!("the processor refused to enter the guest, reason {reason:#x}"))
 }
 
 /// The bytes of the memory-mapped access that is under way.

@@ -1,10 +1,11 @@
 //! /dev/kvm, what it can do, and the virtual machine made with it.
 
+use std::ffi::CStr;
 use std::io;
 
 use kvm_bindings::{
     KVM_API_VERSION, KVM_CAP_EXCEPTION_PAYLOAD, KVM_CAP_EXIT_ON_EMULATION_FAILURE, KVM_CAP_SREGS2,
-    kvm_enable_cap, kvm_pit_config,
+    KVM_PIT_SPEAKER_DUMMY, kvm_enable_cap, kvm_pit_config,
 };
 use kvm_ioctls::{Cap, Kvm, VmFd};
 
@@ -96,8 +97,10 @@ impl Machine {
             exception_payload: enable(&vm, KVM_CAP_EXCEPTION_PAYLOAD)?,
             ..ask(&kvm, &vm)
         };
+        // Port 0x61 belongs to the timer: kernels read from it whether a channel has run out.
+        let pit = kvm_pit_config { flags: KVM_PIT_SPEAKER_DUMMY, ..Default::default() };
         vm.create_irq_chip().map_err(failed("KVM_CREATE_IRQCHIP"))?;
-        vm.create_pit2(kvm_pit_config::default()).map_err(failed("KVM_CREATE_PIT2"))?;
+        vm.create_pit2(pit).map_err(failed("KVM_CREATE_PIT2"))?;
         Ok(Machine { kvm, vm, capabilities })
     }
 }
@@ -107,11 +110,7 @@ impl Machine {
 /// # Errors
 /// [`KvmError`], which says what to do about it.
 pub(crate) fn open() -> Result<Kvm, KvmError> {
-    let kvm = Kvm::new().map_err(|errno| match errno.errno() {
-        libc::ENOENT | libc::ENODEV | libc::ENXIO => KvmError::NoDevice,
-        libc::EACCES | libc::EPERM => KvmError::Forbidden,
-        _ => KvmError::Open(errno.into()),
-    })?;
+    let kvm = open_node(c"/dev/kvm")?;
     let found = kvm.get_api_version();
     if u32::try_from(found) != Ok(KVM_API_VERSION) {
         return Err(KvmError::Version { found });
@@ -136,6 +135,19 @@ pub(crate) fn open() -> Result<Kvm, KvmError> {
         return Err(KvmError::Lacks { capability: "KVM_CAP_SREGS2" });
     }
     Ok(kvm)
+}
+
+fn open_node(path: &CStr) -> Result<Kvm, KvmError> {
+    Kvm::new_with_path(path).map_err(|errno| why_not_open(errno.errno()))
+}
+
+/// What an error number of open(2) means here.
+fn why_not_open(errno: i32) -> KvmError {
+    match errno {
+        libc::ENOENT | libc::ENODEV | libc::ENXIO => KvmError::NoDevice,
+        libc::EACCES | libc::EPERM => KvmError::Forbidden,
+        _ => KvmError::Open(io::Error::from_raw_os_error(errno)),
+    }
 }
 
 fn ask(kvm: &Kvm, vm: &VmFd) -> Capabilities {
@@ -164,3 +176,16 @@ fn enable(vm: &VmFd, capability: u32) -> Result<bool, KvmError> {
 const XSAVE_BYTES_MIN: usize = 4096;
 const IDENTITY_MAP_GPA: u64 = 0xfffb_c000;
 const TSS_GPA: usize = 0xfffb_d000;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn missing_and_forbidden_nodes_say_what_to_do() {
+        let missing = open_node(c"/nonexistent/kvm").err().unwrap().to_string();
+        assert!(missing.contains("modprobe"), "{missing}");
+        let forbidden = why_not_open(libc::EACCES).to_string();
+        assert!(forbidden.contains("setfacl"), "{forbidden}");
+    }
+}

@@ -61,12 +61,15 @@ impl Host {
         let mut state = self.state();
         let granted_to = state.migration.as_ref().and_then(Migration::granted_to);
         let refuse = |why: &str, hint| Err(ControlError::wrong_state(step, why, hint));
+        let moved_to = state.moved.as_ref().map(|moved| moved.to.clone());
         match &mut state.guest {
-            None => refuse("there is no guest in this process", None),
-            Some(Guest { moved_to: Some(to), .. }) => {
-                let hint = Some("ask the process that received it");
-                refuse(&format!("the guest has moved to {to}"), hint)
-            }
+            None => match moved_to {
+                Some(to) => {
+                    let hint = Some("ask the process that received it");
+                    refuse(&format!("the guest has moved to {to}"), hint)
+                }
+                None => refuse("there is no guest in this process", None),
+            },
             Some(Guest { exit: Some(exit), .. }) => refuse(&format!("the guest {exit}"), None),
             Some(Guest { owned: false, .. }) => {
                 refuse("this process does not own the guest", Some("see `godwit status`"))
@@ -130,11 +133,12 @@ impl Host {
         let state = self.state();
         if let Some(migration) = state.migration.as_ref().filter(|m| Migration::active(m)) {
             match &migration.levers {
-                Levers::Outgoing { give_up } => give_up(reason.to_owned()),
-                Levers::Incoming { guest_ended, stop } => {
+                Some(Levers::Outgoing { give_up }) => give_up(reason.to_owned()),
+                Some(Levers::Incoming { guest_ended, stop }) => {
                     guest_ended();
                     stop();
                 }
+                None => {}
             }
         }
     }

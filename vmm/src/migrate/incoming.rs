@@ -64,7 +64,7 @@ impl IncomingHost for Builder {
         let vm = Arc::new(vm);
         let mut guest = Guest::new(offer.guest, Arc::clone(&vm), offer.transfer, tsc_khz);
         guest.memory = Some(Arc::clone(&memory));
-        self.host.state().guest = Some(guest);
+        self.host.keep(guest);
         self.host.events.send(HostEvent::GuestCame);
         Ok(Arc::new(Arriving { host: Arc::clone(&self.host), vm, memory }))
     }

@@ -23,7 +23,7 @@ use godwit_uffd::guest::GuestUffd;
 use godwit_uffd::kernel::KernelUffd;
 use uuid::Uuid;
 
-use crate::api::types::{Direction, Role};
+use crate::api::types::{Direction, Role, VmInfo};
 use crate::vm::{GuestExit, Vm};
 
 pub use control::Controlled;
@@ -66,6 +66,8 @@ pub struct Host {
 #[derive(Default)]
 struct State {
     guest: Option<Guest>,
+    /// The guest that was here last, if it has moved away and no other came.
+    moved: Option<Moved>,
     migration: Option<Migration>,
 }
 
@@ -85,15 +87,23 @@ struct Guest {
     /// The last transfer that was tried or done.
     transfer: u64,
     exit: Option<GuestExit>,
-    moved_to: Option<String>,
     tsc_khz: u32,
+}
+
+/// What is still known of a guest that is elsewhere. Its machine and its memory are given back.
+struct Moved {
+    id: Uuid,
+    to: String,
+    transfer: u64,
+    vm: VmInfo,
 }
 
 /// The latest migration of the guest.
 struct Migration {
     direction: Direction,
     progress: Arc<Progress>,
-    levers: Levers,
+    /// Gone when it is over, with the descriptor behind them.
+    levers: Option<Levers>,
     thread: Option<JoinHandle<()>>,
     /// Its thread has ended, and what follows from that is done.
     over: bool,
@@ -160,8 +170,13 @@ impl Host {
     /// Takes over a guest that was booted here; `transfer` is the last one known of it.
     pub fn adopt(&self, id: Uuid, vm: Arc<Vm>, transfer: u64) {
         let tsc_khz = vm.tsc_khz();
-        let guest = Guest { owned: true, ..Guest::new(id, vm, transfer, tsc_khz) };
-        self.state().guest = Some(guest);
+        self.keep(Guest { owned: true, ..Guest::new(id, vm, transfer, tsc_khz) });
+    }
+
+    fn keep(&self, guest: Guest) {
+        let mut state = self.state();
+        state.guest = Some(guest);
+        state.moved = None;
     }
 
     fn state(&self) -> MutexGuard<'_, State> {
@@ -199,7 +214,7 @@ impl Host {
         let mut state = self.state();
         let thread = Some(std::thread::Builder::new().name(name.into()).spawn(run)?);
         self.outcome_seen.store(false, Ordering::Release);
-        let (over, paused_tsc) = (false, None);
+        let (levers, over, paused_tsc) = (Some(levers), false, None);
         state.migration = Some(Migration { direction, progress, levers, thread, over, paused_tsc });
         Ok(())
     }
@@ -216,7 +231,6 @@ impl Guest {
             owned: false,
             transfer,
             exit: None,
-            moved_to: None,
             tsc_khz,
         }
     }

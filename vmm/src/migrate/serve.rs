@@ -8,12 +8,15 @@ use godwit_migration::driver::Receiver;
 use godwit_migration::proto::{MigrationState, Outcome};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 
-use super::{Host, HostEvent, Migration, receive_from};
+use super::status::vm_info;
+use super::{Host, HostEvent, Migration, Moved, receive_from};
 use crate::api::types::{Direction, Role};
 use crate::vm::{GuestExit, Vm};
 
 /// How long a process whose guest has moved away stays to tell its operator.
 const TELL_WITHIN: Duration = Duration::from_secs(2);
+/// How long it stays once somebody was told: whoever waits for the end asks more often than this.
+const TELL_OTHERS_WITHIN: Duration = Duration::from_millis(500);
 
 /// Why a process has nothing left to do.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -120,9 +123,9 @@ impl Host {
             HostEvent::MigrationEnded(outcome) => self.migration_ended(&outcome, intent, receiver),
             HostEvent::End { force } => self.end(force, intent),
             HostEvent::OutcomeSeen => {
-                if intent.tell_until.is_some() {
-                    intent.tell_until = Some(Instant::now());
-                }
+                // Others may look as well, and each looks again and again.
+                let soon = Instant::now() + TELL_OTHERS_WITHIN;
+                intent.tell_until = intent.tell_until.map(|until| until.min(soon));
             }
             // The next wait includes its end.
             HostEvent::GuestCame => {}
@@ -139,6 +142,7 @@ impl Host {
         self.follow_up(direction, &peer, outcome, intent, receiver);
         if let Some(migration) = &mut self.state().migration {
             migration.over = true;
+            migration.levers = None;
             migration.progress.show_end();
         }
         self.over.notify_all();
@@ -176,10 +180,14 @@ impl Host {
                 );
             }
             (Direction::Incoming, Outcome::Aborted { reason }) => {
-                tracing::warn!(peer, reason, "no guest came; listening again");
+                // Before it is said: whoever reads it may come at once.
                 if let Some(receiver) = receiver {
                     receiver.open();
                 }
+                tracing::warn!(peer, reason, "no guest came; listening again");
+            }
+            (Direction::Incoming, Outcome::Completed) if intent.end || intent.exit.is_some() => {
+                tracing::info!(peer, "the guest has ended and needs no more pages");
             }
             (Direction::Incoming, Outcome::Completed) => {
                 tracing::info!(peer, "the guest is here with all its pages");
@@ -213,14 +221,15 @@ impl Host {
 
     /// The destination has all pages: nothing of the guest is needed here.
     fn guest_moved(&self, peer: &str) {
-        let vm = {
+        let guest = {
             let mut state = self.state();
-            let Some(guest) = &mut state.guest else { return };
-            guest.moved_to = Some(peer.to_owned());
-            guest.owned = false;
-            Arc::clone(&guest.vm)
+            let Some(guest) = state.guest.take() else { return };
+            let (id, transfer, vm) = (guest.id, guest.transfer, vm_info(&guest));
+            state.moved = Some(Moved { id, to: peer.to_owned(), transfer, vm });
+            guest
         };
-        vm.shutdown();
+        guest.vm.shutdown();
+        drop(guest);
         tracing::info!(peer, "the guest has moved");
     }
 

@@ -17,20 +17,22 @@ use crate::vm::GuestExit;
 impl Host {
     pub(super) fn status(&self) -> Status {
         let state = self.state();
-        let guest = state.guest.as_ref();
+        let (guest, moved) = (state.guest.as_ref(), state.moved.as_ref());
+        let elsewhere =
+            moved.map_or(GuestState::None, |moved| GuestState::Moved { to: moved.to.clone() });
         let migration = state.migration.as_ref().map(migration_status);
         let ended = migration.as_ref().is_some_and(|migration| migration.state.is_final());
         let granted_away = state.migration.as_ref().is_some_and(|m| m.granted_to().is_some());
         let status = Status {
-            id: guest.map(|guest| guest.id),
+            id: guest.map(|guest| guest.id).or(moved.map(|moved| moved.id)),
             role: self.role,
-            guest: guest.map_or(GuestState::None, guest_state),
+            guest: guest.map_or(elsewhere, guest_state),
             owner: Ownership {
                 owns: guest.is_some_and(|g| g.owned && g.exit.is_none()) && !granted_away,
-                grant: guest.map_or(0, |guest| guest.transfer),
+                grant: guest.map_or(moved.map_or(0, |moved| moved.transfer), |g| g.transfer),
                 record: None,
             },
-            vm: guest.map(vm_info),
+            vm: guest.map(vm_info).or(moved.map(|moved| moved.vm)),
             migration,
         };
         drop(state);
@@ -59,18 +61,17 @@ fn record_line(record: &Record) -> String {
 }
 
 fn guest_state(guest: &Guest) -> GuestState {
-    match (&guest.moved_to, &guest.exit) {
-        (Some(to), _) => GuestState::Moved { to: to.clone() },
-        (None, Some(GuestExit::PowerOff { code })) => GuestState::PoweredOff { code: *code },
-        (None, Some(GuestExit::Reset)) => GuestState::PoweredOff { code: 0 },
-        (None, Some(GuestExit::Crash(reason))) => GuestState::Crashed { reason: reason.clone() },
-        (None, None) if !guest.owned => GuestState::Created,
-        (None, None) if guest.paused || guest.vm.is_paused() => GuestState::Paused,
-        (None, None) => GuestState::Running,
+    match &guest.exit {
+        Some(GuestExit::PowerOff { code }) => GuestState::PoweredOff { code: *code },
+        Some(GuestExit::Reset) => GuestState::PoweredOff { code: 0 },
+        Some(GuestExit::Crash(reason)) => GuestState::Crashed { reason: reason.clone() },
+        None if !guest.owned => GuestState::Created,
+        None if guest.paused || guest.vm.is_paused() => GuestState::Paused,
+        None => GuestState::Running,
     }
 }
 
-fn vm_info(guest: &Guest) -> VmInfo {
+pub(super) fn vm_info(guest: &Guest) -> VmInfo {
     let config = guest.vm.config();
     VmInfo {
         cpus: config.cpus,

@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 
 use kvm_ioctls::VmFd;
 
-use super::{Exits, GuestExit, VmConfig};
+use super::{Exits, VmConfig};
 use crate::arch::x86_64::msr;
 use crate::boot::KernelImage;
 use crate::devices::Devices;
@@ -98,7 +98,7 @@ impl Vm {
     /// Lets a paused guest go on. Does nothing to one that runs.
     ///
     /// # Errors
-    /// [`Error::Ended`] if the guest has ended.
+    /// [`Error::Ended`] if the guest has ended, [`Error::ShutDown`] after [`Vm::shutdown`].
     pub fn resume(&self) -> Result<(), Error> {
         self.started.store(true, Ordering::Release);
         if self.control.run() { Ok(()) } else { Err(self.ended()) }
@@ -176,8 +176,7 @@ impl Vm {
 
     /// The error for a guest that cannot run any more.
     pub(super) fn ended(&self) -> Error {
-        let stopped = || GuestExit::Crash("it was shut down".to_owned());
-        Error::Ended(self.exits.peek().unwrap_or_else(stopped))
+        self.exits.peek().map_or(Error::ShutDown, Error::Ended)
     }
 }
 

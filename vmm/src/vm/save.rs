@@ -62,6 +62,7 @@ impl Vm {
         let saved = Saved::read(sections, self.cpus.len())?;
         saved.machine.check_fits(&self.machine_state())?;
         saved.vcpus.iter().try_for_each(|state| check_vcpu(state, &self.capabilities))?;
+        (0..CHIP_COUNT).try_for_each(|index| saved.chips.chip(index).map(drop))?;
         self.devices.restore_serial(&saved.serial)?;
         self.restore_chips(&saved.chips)?;
         for (cpu, state) in self.cpus.iter().zip(&saved.vcpus) {

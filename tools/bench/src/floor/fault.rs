@@ -30,7 +30,7 @@ use crate::floor::mapping;
 use crate::floor::receive::receive;
 use crate::floor::server::{Role, Server};
 use crate::floor::tsc;
-use crate::guest::{GuestFigures, Latencies, Moments, Transcript};
+use crate::guest::{Latencies, Moments, Transcript};
 use crate::workload::GuestArgs;
 
 /// Serves a guest's faults over TCP without any protocol.
@@ -114,8 +114,7 @@ fn run(
     }
     let tsc_khz = u64::from(vm.tsc_khz());
     let moments = Moments { stopped: stopped.at, resumed, complete, tsc_khz };
-    args.guest.wait_for_figures(transcript, &moments)?;
-    let figures = GuestFigures::of(&transcript.lines(), &moments)?;
+    let figures = args.guest.figures(transcript, &moments)?;
     vm.shutdown();
     let total_us = (complete - resumed) as f64 * 1000.0 / tsc_khz as f64;
     let bytes_per_s = args.guest.memory as f64 * 1e6 / total_us;

@@ -8,6 +8,7 @@ use std::sync::Arc;
 
 use clap::Args;
 use godwit_uffd::page::PageSize;
+use rustix::net::sockopt::{set_socket_recv_buffer_size, set_socket_send_buffer_size};
 
 use crate::error::Error;
 use crate::floor::mapping::Image;
@@ -86,6 +87,10 @@ impl Server {
         let mut stream = TcpStream::connect(self.address)
             .and_then(|stream| stream.set_nodelay(true).map(|()| stream))
             .map_err(Error::system("connecting to the page server"))?;
+        if role == Role::Everything {
+            set_socket_recv_buffer_size(&stream, BULK_BUFFER_BYTES)
+                .map_err(Error::system("setting a socket's buffer"))?;
+        }
         stream.write_all(&[role.byte()]).map_err(Error::system("asking the page server"))?;
         Ok(stream)
     }
@@ -148,6 +153,7 @@ fn serve_connection(mut stream: TcpStream, bytes: &[u8]) -> io::Result<()> {
     if role[0] == Role::OnDemand.byte() {
         serve_on_demand(stream, bytes)
     } else {
+        set_socket_send_buffer_size(&stream, BULK_BUFFER_BYTES)?;
         bytes.chunks(WRITE_BYTES).try_for_each(|piece| stream.write_all(piece))
     }
 }
@@ -163,6 +169,10 @@ fn serve_on_demand(mut stream: TcpStream, bytes: &[u8]) -> io::Result<()> {
         stream.write_all(page)?;
     }
 }
+
+/// Buffer of the bulk stream's sockets: as Godwit has it, so that what is between them is the
+/// protocol. The kernel takes less if its limit is lower.
+const BULK_BUFFER_BYTES: usize = 1 << 20;
 
 /// Bytes of one write of the bulk stream.
 const WRITE_BYTES: usize = 256 << 10;

@@ -6,7 +6,7 @@ use crate::error::Error;
 use crate::guest::latency::{Histogram, Latencies};
 use crate::guest::line::Line;
 
-/// When things happened, in the guest's TSC cycles.
+/// When things happened, in TSC cycles.
 #[derive(Clone, Copy, Debug)]
 pub struct Moments {
     /// The guest had stopped, or was just stopping, at its old host.
@@ -17,6 +17,20 @@ pub struct Moments {
     pub complete: u64,
     /// TSC cycles in a millisecond.
     pub tsc_khz: u64,
+}
+
+impl Moments {
+    /// The same moments by the guest's counter, which is `offset` when the host's is 0.
+    #[must_use]
+    pub fn shifted(self, offset: i64) -> Moments {
+        let shift = |moment: u64| moment.wrapping_add_signed(offset);
+        Moments {
+            stopped: shift(self.stopped),
+            resumed: shift(self.resumed),
+            complete: shift(self.complete),
+            tsc_khz: self.tsc_khz,
+        }
+    }
 }
 
 /// What the guest saw of its move.

@@ -5,6 +5,7 @@ use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use crate::error::Error;
+use crate::floor::tsc;
 use crate::guest::line::Line;
 
 /// The lines of one guest, on all hosts that it has run on. Clones share them.
@@ -20,6 +21,9 @@ struct Shared {
 #[derive(Default)]
 struct State {
     lines: Vec<Line>,
+    /// By how much the host's TSC was ahead of a line's date when the line came: the difference of
+    /// the counters, and the time that the line took. The least so far.
+    tsc_ahead: Option<i64>,
     /// Consoles on which the guest may still print.
     consoles: u32,
 }
@@ -42,6 +46,14 @@ impl Transcript {
     /// The lines so far.
     pub fn lines(&self) -> Vec<Line> {
         self.lock().lines.clone()
+    }
+
+    /// The guest's TSC when the host's is 0, which is 0 on hosts that show the guest their own.
+    /// Else it is known to the time that the quickest line took, some tens of microseconds.
+    pub fn tsc_offset(&self, tsc_khz: u64) -> i64 {
+        let ahead = self.lock().tsc_ahead.unwrap_or_default();
+        let is_delay = (0..tsc_khz.cast_signed() * DELAY_MS_MAX).contains(&ahead);
+        if is_delay { 0 } else { ahead.wrapping_neg() }
     }
 
     /// Waits until `enough` is true of the lines.
@@ -70,10 +82,15 @@ impl Transcript {
     }
 
     fn add(&self, text: &str) {
-        if let Some(line) = Line::parse(text) {
-            self.lock().lines.push(line);
-            self.0.changed.notify_all();
+        let Some(line) = Line::parse(text) else { return };
+        let mut state = self.lock();
+        if let Some(dated) = line.number("tsc").or_else(|| line.number("at")) {
+            let ahead = tsc::now().wrapping_sub(dated).cast_signed();
+            state.tsc_ahead = Some(state.tsc_ahead.map_or(ahead, |least| least.min(ahead)));
         }
+        state.lines.push(line);
+        drop(state);
+        self.0.changed.notify_all();
     }
 
     fn lock(&self) -> MutexGuard<'_, State> {
@@ -109,6 +126,9 @@ impl Write for Console {
     }
 }
 
+/// The time in milliseconds that the quickest line of a guest may take at most.
+const DELAY_MS_MAX: i64 = 1000;
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -123,6 +143,22 @@ mod tests {
         let lines = transcript.lines();
         assert_eq!(lines.len(), 1);
         assert_eq!(lines[0].number("pages"), Some(7));
+    }
+
+    #[test]
+    fn a_counter_of_the_guests_own_is_told_from_a_delay() {
+        let khz = 2_000_000;
+        let transcript = Transcript::default();
+        let mut console = transcript.console();
+        let mut print = |tsc: u64| {
+            writeln!(console, "godwit-guest: filled pages=1 tsc={tsc}").unwrap();
+            transcript.tsc_offset(khz)
+        };
+        assert_eq!(print(tsc::now()), 0);
+        let behind = 3_600_000 * khz.cast_signed();
+        let offset = print(tsc::now().wrapping_add(behind.cast_unsigned()));
+        let error = offset - behind;
+        assert!((-khz.cast_signed() * 1000..=0).contains(&error), "{error}");
     }
 
     #[test]

@@ -67,12 +67,12 @@ pub fn measure(args: &QemuArgs) -> Result<QemuFigures, Error> {
         complete: moved.complete,
         tsc_khz,
     };
-    args.guest.wait_for_figures(&transcript, &moments)?;
+    let guest = args.guest.figures(&transcript, &moments)?;
     let answer = source.qmp.execute("query-migrate", &json!({}))?;
     let seconds = (moved.complete - moved.begun) as f64 / (tsc_khz as f64 * 1000.0);
     Ok(QemuFigures {
         version,
-        guest: GuestFigures::of(&transcript.lines(), &moments)?,
+        guest,
         total_us: seconds * 1e6,
         bytes_per_s: number(&answer, "/ram/transferred") / seconds,
         downtime_claimed_us: number(&answer, "/downtime") * 1000.0,
