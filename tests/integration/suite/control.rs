@@ -281,7 +281,9 @@ fn a_migration_that_many_watch_succeeds_for_whoever_started_it() {
     thread::scope(|scope| {
         for _ in 0..2 {
             scope.spawn(|| {
-                while !ended.load(Ordering::Relaxed) && source.client().status().is_ok() {}
+                while !ended.load(Ordering::Relaxed) && source.client().status().is_ok() {
+                    std::thread::yield_now();
+                }
             });
         }
         let mut migrate = stage.migrate(&source, destination.address());
