@@ -129,7 +129,10 @@ fn a_grant_that_cannot_be_recorded_is_not_given() {
     let stage = Stage::new(GODWIT);
     let source = stage.launch_filled("source", &SMALL);
     let destination = stage.receive("destination", Transport::Tcp);
-    std::fs::remove_dir(stage.folder().path("source.state")).expect("an empty folder");
+    // A folder in the place of the record can be prepared for and cannot be written.
+    let id = source.client().status().expect("answers").id.expect("a guest");
+    let record = stage.folder().path("source.state").join(format!("{id}.json"));
+    std::fs::create_dir(&record).expect("no record yet");
     let mut migrate = stage.migrate(&source, destination.address());
     migrate.wait_failure();
     let stderr = migrate.text(Stream::Stderr);
@@ -137,6 +140,6 @@ fn a_grant_that_cannot_be_recorded_is_not_given() {
     runs_on(&source, 1);
     destination.wait_log("listening again");
 
-    std::fs::create_dir(stage.folder().path("source.state")).expect("an empty folder");
+    std::fs::remove_dir(&record).expect("an empty folder");
     moves_after_all(&stage, source, &destination, 1);
 }

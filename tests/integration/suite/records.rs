@@ -110,14 +110,14 @@ fn a_record_that_cannot_be_read_forbids_what_it_may_forbid() {
     let record = state.join(format!("{ID}.json"));
     std::fs::write(&record, b"{\"guest\": 1").expect("writes");
     let path = record.to_str().expect("a plain path");
-    is_refused(run_again(&stage, "destination.state", &[]), &[path, "cannot be read"]);
+    is_refused(run_again(&stage, "destination.state", &[]), &[path, "is damaged"]);
 
     let source = stage.launch_with("source", &SMALL, &["--id", ID]);
     let destination = stage.receive("destination", Transport::Tcp);
     let mut migrate = stage.migrate(&source, destination.address());
     migrate.wait_failure();
     let stderr = migrate.text(Stream::Stderr);
-    assert!(stderr.contains("cannot be read"), "{}", migrate.failure("does not say why"));
+    assert!(stderr.contains("is damaged"), "{}", migrate.failure("does not say why"));
     destination.wait_log("listening again");
     std::fs::remove_file(&record).expect("removes");
     stage.migrate(&source, destination.address()).wait_success();
