@@ -60,8 +60,9 @@ pub fn has_kvm_and_userfaultfd() -> bool {
     })
 }
 
-/// One line, past the test harness's capture: a skip that nobody sees is a lie.
-fn say_skipped(why: &str) {
+/// Says that the test of this thread is skipped, and why: in one line, past the test harness's
+/// capture, because a skip that nobody sees is a lie.
+pub fn say_skipped(why: &str) {
     let thread = std::thread::current();
     let test = thread.name().unwrap_or("a test");
     // One write on a line of its own, whatever the test harness is in the middle of. Without a

@@ -2,6 +2,7 @@
 
 mod after_switchover;
 mod api;
+mod bad_input;
 mod before_switchover;
 mod binary;
 mod control;
@@ -11,6 +12,7 @@ mod hostile_destination;
 mod hostile_source;
 mod matrix;
 mod moves;
+mod no_device;
 mod records;
 mod silence;
 

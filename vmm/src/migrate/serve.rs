@@ -169,8 +169,7 @@ impl Host {
                 tracing::warn!(peer, reason, "migration failed; the guest runs on here");
             }
             (Direction::Outgoing, Outcome::Paused { reason }) => {
-                // Whoever wanted this process to end after the drain did not want to lose the
-                // guest.
+                // Whoever wanted it to end after the drain did not want to lose the guest.
                 intent.end = intent.force;
                 tracing::error!(
                     peer,
