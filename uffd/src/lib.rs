@@ -2,6 +2,7 @@
 //! behind one trait, [`Uffd`], which the running kernel implements as [`kernel::KernelUffd`].
 //! [`guest`] gives the same operations on pages of a guest.
 
+pub mod abi;
 pub mod error;
 pub mod event;
 pub mod features;
