@@ -63,6 +63,17 @@ pub trait Uffd: Send + Sync {
     /// there is no memory for a page.
     fn copy(&self, at: Hva, bytes: &[u8], wake: Wake) -> Result<Installed, Error>;
 
+    /// Installs the pages that hold `staged`, whole pages of private anonymous memory, at `at`.
+    /// Nothing is allocated and no byte is copied; `staged` holds zeros afterwards, or what it held
+    /// where a page was not moved.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Operation`] as for [`copy`](Uffd::copy), where the kernel or the memory's kind has
+    /// no MOVE, and if a page of `staged` is pinned or shared with a child. Pages that were moved
+    /// before it stay moved.
+    fn move_in(&self, at: Hva, staged: &mut [u8], wake: Wake) -> Result<Installed, Error>;
+
     /// Installs pages of zeros.
     ///
     /// # Errors

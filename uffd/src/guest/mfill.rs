@@ -56,14 +56,27 @@ impl<U: Uffd> GuestUffd<U> {
     /// [`Error::OutsideGuest`] and [`Error::WrongLength`] before anything is done, and what
     /// [`Uffd::copy`] fails with.
     pub fn copy(&self, run: PageRun, bytes: &[u8], wake: Wake) -> Result<Filled, Error> {
+        self.check_length(run, bytes.len())?;
         let page = self.space.page_size();
-        let (needed, given) = (page.bytes_of(run.count), bytes.len() as u64);
-        if given != needed {
-            return Err(Error::WrongLength { run, needed, given });
-        }
         self.fill(run, |range, part| {
             let piece = &bytes[page.length_of(part.start)..page.length_of(part.end)];
             self.uffd.copy(range.start, piece, wake)
+        })
+    }
+
+    /// Installs the pages of `run` by moving the pages that hold `staged`. The run may span
+    /// memslots.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::OutsideGuest`] and [`Error::WrongLength`] before anything is done, and what
+    /// [`Uffd::move_in`] fails with; then some of the pages may have been moved.
+    pub fn move_in(&self, run: PageRun, staged: &mut [u8], wake: Wake) -> Result<Filled, Error> {
+        self.check_length(run, staged.len())?;
+        let page = self.space.page_size();
+        self.fill(run, |range, part| {
+            let piece = &mut staged[page.length_of(part.start)..page.length_of(part.end)];
+            self.uffd.move_in(range.start, piece, wake)
         })
     }
 
@@ -101,7 +114,7 @@ impl<U: Uffd> GuestUffd<U> {
     fn fill(
         &self,
         run: PageRun,
-        install: impl Fn(Range, ops::Range<u32>) -> Result<Installed, Error>,
+        mut install: impl FnMut(Range, ops::Range<u32>) -> Result<Installed, Error>,
     ) -> Result<Filled, Error> {
         self.check(run)?;
         let page = self.space.page_size();
@@ -123,6 +136,14 @@ impl<U: Uffd> GuestUffd<U> {
             }
         }
         Ok(Filled::All)
+    }
+
+    fn check_length(&self, run: PageRun, bytes: usize) -> Result<(), Error> {
+        let (needed, given) = (self.space.page_size().bytes_of(run.count), bytes as u64);
+        if given != needed {
+            return Err(Error::WrongLength { run, needed, given });
+        }
+        Ok(())
     }
 
     fn check(&self, run: PageRun) -> Result<(), Error> {

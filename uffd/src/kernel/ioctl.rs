@@ -148,6 +148,26 @@ pub(super) fn copy(fd: BorrowedFd<'_>, at: Hva, bytes: &[u8], wake: Wake) -> io:
     classify(result, request.done)
 }
 
+/// Moves the pages that hold `staged` to `at`.
+pub(super) fn move_in(
+    fd: BorrowedFd<'_>,
+    at: Hva,
+    staged: &mut [u8],
+    wake: Wake,
+) -> io::Result<Installed> {
+    let mut request = Transfer {
+        to: at.0,
+        from: staged.as_mut_ptr() as u64,
+        bytes: staged.len() as u64,
+        mode: mode(wake),
+        done: 0,
+    };
+    // SAFETY: the structure is the one that this number takes; the kernel takes the pages of
+    // `staged`, which is borrowed for writing, and leaves zeros there.
+    let result = check(unsafe { libc::ioctl(fd.as_raw_fd(), MOVE, &raw mut request) });
+    classify(result, request.done)
+}
+
 /// Installs pages of zeros.
 pub(super) fn zero(fd: BorrowedFd<'_>, range: Range, wake: Wake) -> io::Result<Installed> {
     let mut request = Fill { span: span(range), mode: mode(wake), done: 0 };

@@ -7,6 +7,7 @@
 #![expect(unsafe_code)]
 
 mod ioctl;
+mod staging;
 #[cfg(test)]
 pub(crate) mod tests;
 
@@ -23,6 +24,8 @@ use crate::event::{Event, Fault, FaultKind};
 use crate::features::{Features, Ioctls, RegisterMode};
 use crate::page::Hva;
 use crate::uffd::{Installed, Range, Uffd, Wake};
+
+pub use staging::{Populator, Staging};
 
 #[cfg(not(all(target_os = "linux", target_pointer_width = "64")))]
 compile_error!("userfaultfd needs 64-bit Linux");
@@ -122,6 +125,12 @@ impl Uffd for KernelUffd {
 
     fn zero(&self, range: Range, wake: Wake) -> Result<Installed, Error> {
         ioctl::zero(self.as_fd(), range, wake).map_err(|source| failed("ZEROPAGE", range, source))
+    }
+
+    fn move_in(&self, at: Hva, staged: &mut [u8], wake: Wake) -> Result<Installed, Error> {
+        ioctl::move_in(self.as_fd(), at, staged, wake).map_err(|source| {
+            failed("MOVE", Range { start: at, bytes: staged.len() as u64 }, source)
+        })
     }
 
     fn wake(&self, range: Range) -> Result<(), Error> {

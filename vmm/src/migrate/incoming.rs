@@ -5,6 +5,7 @@ use std::sync::Arc;
 use godwit_migration::driver::{Arrival, Incoming, IncomingHost, IncomingVm, Receiver};
 use godwit_migration::metrics::Progress;
 use godwit_migration::wire::{MemslotLayout, Offer, Section};
+use godwit_uffd::Features;
 use godwit_uffd::guest::{GuestSpace, GuestUffd};
 use godwit_uffd::kernel::KernelUffd;
 use godwit_uffd::page::PageSize;
@@ -12,7 +13,7 @@ use godwit_uffd::page::PageSize;
 use super::outgoing::{OPERATOR_SECTION, OPERATOR_VERSION, OperatorState};
 use super::{Guest, Host, HostEvent, Levers, in_full};
 use crate::api::types::Direction;
-use crate::memory::GuestMemory;
+use crate::memory::{Backing, GuestMemory};
 use crate::vm::{Vm, VmConfig};
 
 /// Begins to receive the guest of `arrival`; its thread goes on by itself.
@@ -102,6 +103,12 @@ impl Arriving {
 impl IncomingVm for Arriving {
     fn memory(&self) -> Arc<GuestUffd<KernelUffd>> {
         Arc::clone(&self.memory)
+    }
+
+    fn takes_moves(&self) -> bool {
+        // The kernel moves private anonymous pages only.
+        let moves = self.memory.uffd().offered().contains(Features::MOVE);
+        moves && self.vm.memory().backing() == Backing::Anon
     }
 
     fn load(&self, mut sections: Vec<Section>) -> Result<(), String> {
