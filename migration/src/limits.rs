@@ -7,6 +7,9 @@ use std::time::Duration;
 pub const DATA_PAGES_PER_RUN_MAX: u32 = 64;
 /// Most pages in one run of zero pages, which carries no contents.
 pub const ZERO_PAGES_PER_RUN_MAX: u32 = 1 << 20;
+/// Most zero pages that a source has found and not sent. A fault on one of them waits meanwhile, so
+/// the number is that of pages looked at in about a millisecond.
+pub const ZERO_PAGES_HELD_MAX: u32 = 2048;
 /// Most bytes of page contents in one frame.
 pub const RUN_BYTES_MAX: usize = DATA_PAGES_PER_RUN_MAX as usize * 4096;
 /// Most bytes of a control message: offer, accept, and so on.
@@ -41,6 +44,7 @@ pub const ALIVE_INTERVAL: Duration = Duration::from_secs(1);
 /// How long a silent peer is waited for before its channel counts as lost.
 pub const PEER_TIMEOUT: Duration = Duration::from_secs(10);
 
+const _: () = assert!(ZERO_PAGES_HELD_MAX <= ZERO_PAGES_PER_RUN_MAX);
 const _: () = assert!(RUN_BYTES_MAX < CONTROL_BYTES_MAX);
 const _: () = assert!(RUN_BYTES_MAX <= STAGING_STEP_BYTES);
 const _: () = assert!(STAGED_AHEAD_BYTES_MAX.is_multiple_of(STAGING_STEP_BYTES));
