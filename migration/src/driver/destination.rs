@@ -239,6 +239,10 @@ impl Driver<'_> {
         };
         self.guest = offer.guest;
         let stage = vm.takes_moves().then(|| stage(pages)).flatten();
+        if let Err(error) = self.setup.records.settle(offer.guest) {
+            vm.discard();
+            return Err(in_full(&error));
+        }
         self.machine_room = Some(MachineRoom { vm, installer, faults: Vec::new(), stage });
         let session = *Uuid::new_v4().as_bytes();
         let events = Arc::clone(&self.setup.events);

@@ -265,6 +265,17 @@ impl Records {
         dir.sync_all().map_err(failed("sync the directory"))
     }
 
+    /// Waits until the disk has what others have written to it. A sync waits for all of that, and
+    /// the guest stands still while its record is synced; so this is done while it still runs.
+    ///
+    /// # Errors
+    /// The step that failed: no record of this guest can be written.
+    pub fn settle(&self, guest: Uuid) -> Result<(), RecordError> {
+        let path = self.path(guest);
+        let synced = File::open(&path).and_then(|file| file.sync_data());
+        synced.map_err(|source| RecordError::Io { guest, path, step: "sync", source })
+    }
+
     /// Puts a record on stable storage. With it the guest's lock is taken (owned, reclaimed) or
     /// given up (granted).
     ///

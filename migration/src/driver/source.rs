@@ -186,8 +186,7 @@ impl Driver<'_> {
                 self.input(SourceInput::BulkConnected(connected));
             }
             SourceOutput::PauseAndSave => {
-                self.setup.progress.reached(Phase::Paused);
-                let saved = self.vm.pause().and_then(|()| self.vm.save());
+                let saved = self.pause_and_save();
                 self.input(SourceInput::Saved(saved));
             }
             SourceOutput::RecordGrant(transfer) => {
@@ -210,6 +209,13 @@ impl Driver<'_> {
                 self.outcome = Some(outcome);
             }
         }
+    }
+
+    fn pause_and_save(&self) -> Result<Vec<Section>, String> {
+        self.setup.records.settle(self.setup.offer.guest).map_err(|e| in_full(&e))?;
+        self.setup.progress.reached(Phase::Paused);
+        self.vm.pause()?;
+        self.vm.save()
     }
 
     fn record(&self, transfer: u64, ownership: Ownership) -> Result<(), RecordError> {
