@@ -14,7 +14,7 @@ use std::ptr;
 use std::sync::OnceLock;
 
 use rustix::fs::{FallocateFlags, MemfdFlags, fallocate, ftruncate, memfd_create};
-use rustix::mm::{MapFlags, ProtFlags, mmap, mmap_anonymous, munmap};
+use rustix::mm::{Advice, MapFlags, ProtFlags, madvise, mmap, mmap_anonymous, munmap};
 
 use super::{KernelUffd, ioctl, word};
 use crate::abi::{Answer, Call, Errno, WRITEPROTECT_WP};
@@ -120,7 +120,11 @@ impl Scratch {
                 }
             }
         };
-        Ok(Scratch { kind, start: start.map_err(failed)?, file })
+        let scratch = Scratch { kind, start: start.map_err(failed)?, file };
+        // A page that a child shares cannot be moved, and other threads may fork.
+        // SAFETY: the mapping is this value's own, and the advice changes none of its pages.
+        unsafe { madvise(scratch.start, word(bytes), Advice::LinuxDontFork) }.map_err(failed)?;
+        Ok(scratch)
     }
 
     fn page(&self, index: u64) -> Range {

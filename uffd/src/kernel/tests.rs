@@ -90,7 +90,16 @@ impl Memory {
             (None, start)
         };
         let start = NonNull::new(start.cast()).unwrap();
-        Ok(Memory { start, pages, kind, file })
+        let memory = Memory { start, pages, kind, file };
+        // A page that a child shares, even for a moment, cannot be moved.
+        memory.advise(Advice::LinuxDontFork);
+        Ok(memory)
+    }
+
+    fn advise(&self, advice: Advice) {
+        let bytes = self.pages * self.page_bytes();
+        // SAFETY: the mapping is this value's own, and the advice changes none of its pages.
+        unsafe { madvise(self.start.as_ptr().cast(), bytes, advice).unwrap() }
     }
 
     pub(crate) fn page_bytes(&self) -> usize {
@@ -643,6 +652,7 @@ fn the_memory_of_a_forked_child_is_ordinary() {
         Err(error) => return println!("skipped: {error}"),
     };
     let memory = Memory::anonymous(1);
+    memory.advise(Advice::LinuxDoFork);
     memory.register(&uffd);
     thread::scope(|scope| {
         let forker = scope.spawn(|| {

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use godwit_migration::driver::{Arrival, Incoming, IncomingHost, IncomingVm, Receiver};
 use godwit_migration::metrics::Progress;
 use godwit_migration::wire::{MemslotLayout, Offer, Section};
-use godwit_uffd::guest::{GuestSpace, GuestUffd};
+use godwit_uffd::guest::GuestUffd;
 use godwit_uffd::kernel::KernelUffd;
 use godwit_uffd::page::PageSize;
 
@@ -84,11 +84,7 @@ fn register(
             "the guest's memory is laid out in a way that this version does not know".into()
         );
     }
-    memory.forbid_huge_pages().map_err(|e| in_full(&e))?;
-    let uffd = memory.register_missing().map_err(|e| in_full(&e))?;
-    let layout = regions.iter().map(|region| (region.gpa, region.hva, region.bytes));
-    let space = GuestSpace::new(PageSize::BASE, layout).map_err(|e| in_full(&e))?;
-    Ok(GuestUffd::new(uffd, space))
+    memory.register_missing().map_err(|e| in_full(&e))
 }
 
 impl Arriving {
