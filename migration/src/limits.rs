@@ -7,6 +7,9 @@ use std::time::Duration;
 pub const DATA_PAGES_PER_RUN_MAX: u32 = 64;
 /// Most pages in one run of zero pages, which carries no contents.
 pub const ZERO_PAGES_PER_RUN_MAX: u32 = 1 << 20;
+/// Most zero pages that a source has found and not sent. A fault on one of them waits meanwhile, so
+/// the number is that of pages looked at in about a millisecond.
+pub const ZERO_PAGES_HELD_MAX: u32 = 2048;
 /// Most bytes of page contents in one frame.
 pub const RUN_BYTES_MAX: usize = DATA_PAGES_PER_RUN_MAX as usize * 4096;
 /// Most bytes of a control message: offer, accept, and so on.
@@ -22,8 +25,16 @@ pub const GUEST_PAGES_MAX: u64 = u32::MAX as u64;
 /// Most requests that a source keeps unanswered before it answers; a vCPU has one fault at a time.
 pub const REQUESTS_IN_FLIGHT_MAX: usize = 4096;
 
+/// Most bytes of pages that a destination has allocated ahead of the pages that come.
+pub const STAGED_AHEAD_BYTES_MAX: usize = 1 << 30;
+/// Bytes of pages that are allocated ahead in one step, between two looks at what is wanted.
+pub const STAGING_STEP_BYTES: usize = 2 << 20;
+
 /// How long either side waits for the next step of the set-up.
 pub const SETUP_TIMEOUT: Duration = Duration::from_secs(60);
+/// How long a destination waits for its first pages to be allocated before it accepts a guest; it
+/// then goes on without them.
+pub const STAGING_TIMEOUT: Duration = Duration::from_secs(5);
 /// How long the guest may stand still before the grant: then it runs on at the source.
 pub const SWITCHOVER_TIMEOUT: Duration = Duration::from_secs(20);
 /// How long a connection may take to say what it is.
@@ -33,6 +44,10 @@ pub const ALIVE_INTERVAL: Duration = Duration::from_secs(1);
 /// How long a silent peer is waited for before its channel counts as lost.
 pub const PEER_TIMEOUT: Duration = Duration::from_secs(10);
 
+const _: () = assert!(ZERO_PAGES_HELD_MAX <= ZERO_PAGES_PER_RUN_MAX);
 const _: () = assert!(RUN_BYTES_MAX < CONTROL_BYTES_MAX);
+const _: () = assert!(RUN_BYTES_MAX <= STAGING_STEP_BYTES);
+const _: () = assert!(STAGED_AHEAD_BYTES_MAX.is_multiple_of(STAGING_STEP_BYTES));
+const _: () = assert!(STAGING_TIMEOUT.as_secs() * 4 < SETUP_TIMEOUT.as_secs());
 const _: () = assert!(PACKAGE_BYTES_MAX < u32::MAX as usize);
 const _: () = assert!(ALIVE_INTERVAL.as_secs() * 3 < PEER_TIMEOUT.as_secs());

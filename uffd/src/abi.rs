@@ -61,8 +61,7 @@ pub enum Call {
     Continue { start: u64, len: u64, mode: u64 },
     /// UFFDIO_POISON.
     Poison { start: u64, len: u64, mode: u64 },
-    /// Any other command, as the whole number that ioctl takes, of the type 0xAA, with a structure
-    /// of zeros.
+    /// Any other number (its low byte counts) of the type 0xAA, with a structure of four zeros.
     Other { number: u64 },
 }
 

@@ -155,14 +155,6 @@ pub trait Uffd: Send + Sync {
     /// there is no memory for a page.
     fn copy(&self, at: Hva, bytes: &[u8], mode: impl Into<Mode>) -> Result<Installed, Error>;
 
-    /// Installs pages with the bytes that the memory of the userfaultfd's process has from `from`
-    /// on. Waits if a page there is missing and some userfaultfd has it.
-    ///
-    /// # Errors
-    ///
-    /// As [`copy`](Uffd::copy).
-    fn copy_from(&self, to: Range, from: Hva, mode: impl Into<Mode>) -> Result<Installed, Error>;
-
     /// Installs pages of zeros.
     ///
     /// # Errors
@@ -184,6 +176,21 @@ pub trait Uffd: Send + Sync {
     ///
     /// As [`copy`](Uffd::copy).
     fn poison(&self, range: Range, wake: Wake) -> Result<Installed, Error>;
+
+    /// Installs the pages that hold `staged`, whole pages of private anonymous memory, at `at`.
+    /// Nothing is allocated and no byte is copied; `staged` holds zeros afterwards, or what it held
+    /// where a page was not moved.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Operation`] as for [`copy`](Uffd::copy), where the kernel or the memory's kind has
+    /// no MOVE, and if a page of `staged` is pinned or shared with a child. Pages that were moved
+    /// before it stay moved.
+    fn move_in(&self, at: Hva, staged: &mut [u8], wake: Wake) -> Result<Installed, Error>;
+
+    /// Gives the pages of `staged` up, as far as they are whole pages of private anonymous memory;
+    /// see [`Backend::give_up`].
+    fn give_up(&self, staged: &mut [u8]);
 
     /// Moves pages from `from` to `to`, without copying them, and leaves nothing at `from`, which
     /// must have been lent. Both are private anonymous memory of this process.
@@ -214,14 +221,6 @@ pub trait Uffd: Send + Sync {
     ///
     /// As [`protect`](Uffd::protect).
     fn unprotect(&self, range: Range, wake: Wake) -> Result<Changed, Error>;
-
-    /// Gives the pages of a range up, which must have been lent: they read as zero, or are missing
-    /// where they are registered. See [`Backend::give_up`] for who may call this.
-    ///
-    /// # Errors
-    ///
-    /// [`Error::Operation`] if the range was not lent, or is not whole pages.
-    fn give_up(&self, range: Range) -> Result<(), Error>;
 
     /// Wakes all threads whose faults were reported in the range. Each repeats its access, and
     /// raises a new fault if the page is still not there.
@@ -262,9 +261,14 @@ impl<B: Backend> Uffd for B {
             .map_err(|errno| Error::of_call(Call::Copy { dst: at.0, src, len, mode }, errno))
     }
 
-    fn copy_from(&self, to: Range, from: Hva, mode: impl Into<Mode>) -> Result<Installed, Error> {
-        let (dst, src, len) = (to.start.0, from.0, to.bytes);
-        install(self, Call::Copy { dst, src, len, mode: mode.into().bits() })
+    fn move_in(&self, at: Hva, staged: &mut [u8], wake: Wake) -> Result<Installed, Error> {
+        let (src, len, mode) = (staged.as_ptr() as u64, staged.len() as u64, wake.bits());
+        meaning::installed(self.move_bytes(at, staged, mode))
+            .map_err(|errno| Error::of_call(Call::Move { dst: at.0, src, len, mode }, errno))
+    }
+
+    fn give_up(&self, staged: &mut [u8]) {
+        Backend::give_up(self, staged);
     }
 
     fn zero(&self, range: Range, wake: Wake) -> Result<Installed, Error> {
@@ -307,14 +311,6 @@ impl<B: Backend> Uffd for B {
             Wake::Later => abi::WRITEPROTECT_DONTWAKE,
         };
         change(self, range, mode)
-    }
-
-    fn give_up(&self, range: Range) -> Result<(), Error> {
-        Backend::give_up(self, range).map_err(|errno| Error::Operation {
-            operation: "madvise",
-            range,
-            source: std::io::Error::from_raw_os_error(errno.0),
-        })
     }
 
     fn wake(&self, range: Range) -> Result<(), Error> {

@@ -9,7 +9,7 @@ use std::time::Instant;
 
 use godwit_uffd::guest::GuestUffd;
 use godwit_uffd::kernel::KernelUffd;
-use godwit_uffd::page::PageRun;
+use godwit_uffd::page::{PageRun, PageSize};
 use godwit_uffd::{Event as UffdEvent, Uffd};
 use uuid::Uuid;
 
@@ -18,14 +18,16 @@ use super::notify::Notifier;
 use super::receiver::{Arrival, Receiver};
 use super::records::{Ownership, RecordError, Records};
 use super::source::in_full;
+use super::stage::Stage;
 use super::take::{Failed, Installer, take_pushed};
+use crate::limits::{STAGED_AHEAD_BYTES_MAX, STAGING_TIMEOUT};
 use crate::metrics::Progress;
-use crate::page::Claims;
+use crate::page::{Claims, Contents};
 use crate::proto::{
     Destination, DestinationInput, DestinationOutput, Outcome, PeerError, Prepared,
 };
 use crate::transport::Stream;
-use crate::wire::{Message, Offer, Section};
+use crate::wire::{Encoding, Message, Offer, Section};
 
 /// The host that a guest comes to: makes the machine.
 pub trait IncomingHost: Send + Sync {
@@ -41,6 +43,8 @@ pub trait IncomingHost: Send + Sync {
 pub trait IncomingVm: Send + Sync {
     /// Its memory.
     fn memory(&self) -> Arc<GuestUffd<KernelUffd>>;
+    /// Whether pages of this process can be moved into its memory, instead of being copied.
+    fn takes_moves(&self) -> bool;
     /// Loads the state of vCPUs and devices. May touch guest memory, which is served meanwhile.
     ///
     /// # Errors
@@ -121,6 +125,8 @@ struct MachineRoom {
     vm: Arc<dyn IncomingVm>,
     installer: Installer<KernelUffd>,
     faults: Vec<UffdEvent>,
+    /// Where the bulk thread will receive; none if pages cannot be moved.
+    stage: Option<Stage>,
 }
 
 struct Driver<'a> {
@@ -232,7 +238,8 @@ impl Driver<'_> {
             progress: Arc::clone(&self.setup.progress),
         };
         self.guest = offer.guest;
-        self.machine_room = Some(MachineRoom { vm, installer, faults: Vec::new() });
+        let stage = vm.takes_moves().then(|| stage(pages)).flatten();
+        self.machine_room = Some(MachineRoom { vm, installer, faults: Vec::new(), stage });
         let session = *Uuid::new_v4().as_bytes();
         let events = Arc::clone(&self.setup.events);
         self.receiver
@@ -335,6 +342,10 @@ impl Driver<'_> {
         self.machine.handle(DestinationInput::Message(message), now);
         if let (Some(head), Some(room)) = (self.machine.poll_install(), &self.machine_room) {
             room.installer.progress.pages_urgent(head.run.count);
+            let contents = match head.encoding {
+                Encoding::Raw => Contents::Data(contents),
+                Encoding::Zero => Contents::Zero,
+            };
             if room.installer.install(head, contents).map_err(Failed::into_peer_error)? {
                 self.machine.handle(DestinationInput::AllInstalled, now);
             }
@@ -362,13 +373,14 @@ impl Driver<'_> {
 
     fn start_bulk(&mut self, stream: Stream) {
         let stream = Arc::new(stream);
-        let installer = self.room().installer.clone();
+        let room = self.room();
+        let (installer, stage) = (room.installer.clone(), room.stage.take());
         let events = Arc::clone(&self.setup.events);
         let take = {
             let stream = Arc::clone(&stream);
             move || {
                 let last = || events.send(Event::AllInstalled);
-                match take_pushed(&stream, &installer, last) {
+                match take_pushed(&stream, &installer, stage, last) {
                     Ok(()) => events.send(Event::PushEnded),
                     Err(error) => events.send(Event::BulkFailed(error)),
                 }
@@ -406,6 +418,20 @@ impl Driver<'_> {
             && room.installer.claims.remaining() == 0
         {
             room.vm.settle();
+        }
+    }
+}
+
+/// Pages for the push, allocated before the guest stops. Without them the guest comes as well.
+fn stage(pages: u32) -> Option<Stage> {
+    match Stage::begin(PageSize::BASE.length_of(pages), STAGED_AHEAD_BYTES_MAX) {
+        Ok(stage) => {
+            stage.wait(STAGING_TIMEOUT);
+            Some(stage)
+        }
+        Err(error) => {
+            tracing::warn!(%error, "pages cannot be allocated ahead: the drain is slower");
+            None
         }
     }
 }

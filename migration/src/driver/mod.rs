@@ -8,6 +8,7 @@ mod push;
 mod receiver;
 mod records;
 mod source;
+mod stage;
 mod take;
 
 pub use destination::{Incoming, IncomingHost, IncomingVm};

@@ -5,7 +5,7 @@ use std::sync::atomic::{AtomicU32, Ordering};
 
 use godwit_uffd::page::{PageIndex, PageRun};
 
-use crate::limits::ZERO_PAGES_PER_RUN_MAX;
+use crate::limits::ZERO_PAGES_HELD_MAX;
 use crate::metrics::Progress;
 use crate::page::{Class, Sent};
 use crate::provider::GuestPages;
@@ -49,7 +49,9 @@ pub(super) struct Push<'a> {
     pub shared: &'a PushShared,
     pub stream: &'a Stream,
     pub progress: &'a Progress,
-    /// Zero pages that were found and not sent yet: they cost the wire a head however many.
+    /// Zero pages that were found and not sent yet: they cost the wire a head however many. Whoever
+    /// asks for one of them waits, because it counts as sent; so there are few, and nothing is sent
+    /// before them.
     pub zeros: Option<PageRun>,
 }
 
@@ -89,6 +91,7 @@ impl Push<'_> {
         if run.count == 0 {
             return Ok(());
         }
+        self.flush_zeros()?;
         let head = RunHead { run, encoding: Encoding::Raw };
         self.stream.send(&PushFrame::Pages(head).encode(), true)?;
         self.pages.write_to(run, self.stream)?;
@@ -99,7 +102,7 @@ impl Push<'_> {
 
     fn add_zero(&mut self, page: PageIndex) -> io::Result<()> {
         match &mut self.zeros {
-            Some(run) if run.end() == u64::from(page.0) && run.count < ZERO_PAGES_PER_RUN_MAX => {
+            Some(run) if run.end() == u64::from(page.0) && run.count < ZERO_PAGES_HELD_MAX => {
                 run.count += 1;
                 Ok(())
             }
@@ -120,5 +123,69 @@ impl Push<'_> {
         self.progress.pages_sent(Class::Zero, run.count);
         self.progress.bytes(RUN_HEAD_BYTES);
         Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::net::UnixStream;
+    use std::sync::Arc;
+
+    use vm_memory::{Bytes, GuestAddress, GuestMemoryMmap};
+
+    use super::*;
+
+    /// The heads that are pushed for a guest of `pages` pages, of which `data` are not zero.
+    fn pushed(pages: u32, data: &[u32]) -> Vec<(u32, u32, Encoding)> {
+        let bytes = pages as usize * 4096;
+        let memory = GuestMemoryMmap::from_ranges(&[(GuestAddress(0), bytes)]).unwrap();
+        for page in data {
+            memory.write_obj(1u8, GuestAddress(u64::from(*page) * 4096)).unwrap();
+        }
+        let (source, destination) = UnixStream::pair().unwrap();
+        let source = Stream::new(source.into(), "destination".into()).unwrap();
+        let destination = Stream::new(destination.into(), "source".into()).unwrap();
+        let (pages, sent) = (GuestPages::new(Arc::new(memory)), Sent::new(pages));
+        let (shared, progress) = (PushShared::new(), Progress::new("destination".into()));
+        std::thread::scope(|scope| {
+            let push = Push {
+                pages: &pages,
+                sent: &sent,
+                shared: &shared,
+                stream: &source,
+                progress: &progress,
+                zeros: None,
+            };
+            scope.spawn(move || assert!(push.run().unwrap()));
+            heads(&destination, pages.page_count())
+        })
+    }
+
+    fn heads(stream: &Stream, pages: u32) -> Vec<(u32, u32, Encoding)> {
+        let (mut heads, mut head) = (Vec::new(), [0; RUN_HEAD_BYTES]);
+        loop {
+            assert!(stream.receive_exact(&mut head).unwrap());
+            let PushFrame::Pages(head) = PushFrame::decode(&head, pages).unwrap() else {
+                return heads;
+            };
+            stream.receive_exact(&mut vec![0; head.content_bytes()]).unwrap();
+            heads.push((head.run.first.0, head.run.count, head.encoding));
+        }
+    }
+
+    #[test]
+    fn zero_pages_are_not_held_back_for_data_behind_them() {
+        use Encoding::{Raw, Zero};
+        assert_eq!(
+            pushed(70, &[2, 3, 66]),
+            [(0, 2, Zero), (2, 2, Raw), (4, 62, Zero), (66, 1, Raw), (67, 3, Zero)]
+        );
+    }
+
+    #[test]
+    fn many_zero_pages_are_one_run_up_to_a_limit() {
+        use Encoding::Zero;
+        let (most, more) = (ZERO_PAGES_HELD_MAX, 5);
+        assert_eq!(pushed(most + more, &[]), [(0, most, Zero), (most, more, Zero)]);
     }
 }

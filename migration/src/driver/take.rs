@@ -7,6 +7,7 @@ use godwit_uffd::Uffd;
 use godwit_uffd::guest::GuestUffd;
 
 use super::source::in_full;
+use super::stage::Stage;
 use crate::limits::RUN_BYTES_MAX;
 use crate::metrics::Progress;
 use crate::page::{Claims, Contents, InstallError, install};
@@ -40,11 +41,7 @@ impl<U> Clone for Installer<U> {
 
 impl<U: Uffd> Installer<U> {
     /// Installs the pages of `head`; true if they were the guest's last.
-    pub fn install(&self, head: RunHead, contents: &[u8]) -> Result<bool, Failed> {
-        let contents = match head.encoding {
-            Encoding::Raw => Contents::Data(contents),
-            Encoding::Zero => Contents::Zero,
-        };
+    pub fn install(&self, head: RunHead, contents: Contents<'_>) -> Result<bool, Failed> {
         self.progress.bytes(RUN_HEAD_BYTES + head.content_bytes());
         let faults = self.progress.faults();
         install(&self.claims, &self.memory, head.run, contents, |page| {
@@ -72,24 +69,38 @@ impl Failed {
 pub(super) fn take_pushed<U: Uffd>(
     stream: &Stream,
     installer: &Installer<U>,
+    mut stage: Option<Stage>,
     mut last: impl FnMut(),
 ) -> Result<(), PeerError> {
     let lost = |what: String| PeerError::Lost(format!("bulk channel: {what}"));
     let mut head = [0; RUN_HEAD_BYTES];
-    let mut contents = vec![0; RUN_BYTES_MAX];
+    let mut buffer = vec![0; RUN_BYTES_MAX];
     loop {
         if !stream.receive_exact(&mut head).map_err(|e| lost(e.to_string()))? {
             return Err(lost("it ended before the push did".into()));
         }
-        match PushFrame::decode(&head, installer.claims.page_count())? {
+        let head = match PushFrame::decode(&head, installer.claims.page_count())? {
             PushFrame::End => return Ok(()),
-            PushFrame::Pages(head) => {
-                let contents = &mut contents[..head.content_bytes()];
-                stream.receive_exact(contents).map_err(|e| lost(e.to_string()))?;
-                if installer.install(head, contents).map_err(Failed::into_peer_error)? {
-                    last();
+            PushFrame::Pages(head) => head,
+        };
+        let bytes = head.content_bytes();
+        let receive =
+            |bytes: &mut [u8]| stream.receive_exact(bytes).map_err(|e| lost(e.to_string()));
+        let contents = match head.encoding {
+            Encoding::Zero => Contents::Zero,
+            Encoding::Raw => match stage.as_mut().and_then(|stage| stage.take(bytes)) {
+                Some(staged) => {
+                    receive(staged)?;
+                    Contents::Staged(staged)
                 }
-            }
+                None => {
+                    receive(&mut buffer[..bytes])?;
+                    Contents::Data(&buffer[..bytes])
+                }
+            },
+        };
+        if installer.install(head, contents).map_err(Failed::into_peer_error)? {
+            last();
         }
     }
 }

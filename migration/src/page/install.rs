@@ -35,19 +35,21 @@ pub enum InstallError {
 }
 
 /// What the pages of a run are.
-#[derive(Clone, Copy, Debug)]
+#[derive(Debug)]
 pub enum Contents<'a> {
     /// Zero.
     Zero,
     /// These bytes.
     Data(&'a [u8]),
+    /// The bytes of these pages, which may become the guest's.
+    Staged(&'a mut [u8]),
 }
 
 impl Contents<'_> {
-    fn class(self) -> Class {
+    fn class(&self) -> Class {
         match self {
             Contents::Zero => Class::Zero,
-            Contents::Data(_) => Class::Data,
+            Contents::Data(_) | Contents::Staged(_) => Class::Data,
         }
     }
 }
@@ -61,14 +63,14 @@ pub fn install<U: Uffd>(
     claims: &Claims,
     memory: &GuestUffd<U>,
     run: PageRun,
-    contents: Contents<'_>,
+    mut contents: Contents<'_>,
     was_requested: impl FnMut(PageIndex),
 ) -> Result<bool, InstallError> {
     claims.begin(run)?;
     let mut rest = run;
     let mut retries = 0;
     while rest.count > 0 {
-        let filled = fill(memory, run, rest, contents)
+        let filled = fill(memory, run, rest, &mut contents)
             .map_err(|source| InstallError::Kernel { run: rest, source })?;
         let done = match filled {
             Filled::All => rest.count,
@@ -98,14 +100,17 @@ fn fill<U: Uffd>(
     memory: &GuestUffd<U>,
     run: PageRun,
     rest: PageRun,
-    contents: Contents<'_>,
+    contents: &mut Contents<'_>,
 ) -> Result<Filled, godwit_uffd::Error> {
+    let done = memory.space().page_size().bytes_of(rest.first.0 - run.first.0);
+    let done = usize::try_from(done).expect("inside the run's bytes");
     match contents {
         Contents::Zero => memory.zero(rest, Wake::Now),
-        Contents::Data(bytes) => {
-            let done = memory.space().page_size().bytes_of(rest.first.0 - run.first.0);
-            let done = usize::try_from(done).expect("inside the run's bytes");
-            memory.copy(rest, &bytes[done..], Wake::Now)
-        }
+        Contents::Data(bytes) => memory.copy(rest, &bytes[done..], Wake::Now),
+        // A page that cannot be moved, because something holds on to it, can still be copied. Those
+        // that were moved are present by now, and no copy replaces what is present.
+        Contents::Staged(bytes) => memory
+            .move_in(rest, &mut bytes[done..], Wake::Now)
+            .or_else(|_| memory.copy(rest, &bytes[done..], Wake::Now)),
     }
 }

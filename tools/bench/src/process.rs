@@ -86,37 +86,42 @@ impl Drop for Process {
 
 #[cfg(test)]
 mod tests {
+    use tempfile::TempDir;
+
     use super::*;
 
-    fn shell(script: &str) -> Process {
+    /// A shell that runs `script`, and the folder that its complaints are in.
+    fn shell(script: &str) -> (Process, TempDir) {
         let mut command = Command::new("sh");
         command.args(["-c", script]);
-        let folder = std::env::temp_dir();
-        let name = format!("godwit-bench-test-{}-{}", std::process::id(), script.len());
-        Process::start(command, &folder, &name).unwrap()
+        let folder = TempDir::new().unwrap();
+        (Process::start(command, folder.path(), "shell").unwrap(), folder)
     }
 
     #[test]
     fn a_program_is_heard_out() {
-        assert_eq!(shell("echo 5").finish(PATIENCE).unwrap(), "5\n");
+        let (process, _folder) = shell("echo 5");
+        assert_eq!(process.finish(PATIENCE).unwrap(), "5\n");
     }
 
     #[test]
     fn a_failure_has_the_programs_last_words() {
-        let error = shell("echo a >&2; echo bad >&2; exit 3").finish(PATIENCE).unwrap_err();
+        let (process, _folder) = shell("echo a >&2; echo bad >&2; exit 3");
+        let error = process.finish(PATIENCE).unwrap_err();
         assert_eq!(error.to_string(), "sh: exit status: 3; the last that it said is \"bad\"");
     }
 
     #[test]
     fn a_program_that_hangs_is_ended() {
-        let error = shell("exec sleep 1000").finish(Duration::ZERO).unwrap_err();
+        let (process, _folder) = shell("exec sleep 1000");
+        let error = process.finish(Duration::ZERO).unwrap_err();
         assert!(error.to_string().contains("did not end in 0ns"), "{error}");
     }
 
     #[test]
     fn a_missing_program_is_named() {
-        let missing = Command::new("/no/such/program");
-        let error = Process::start(missing, &std::env::temp_dir(), "missing").err().unwrap();
+        let (missing, folder) = (Command::new("/no/such/program"), TempDir::new().unwrap());
+        let error = Process::start(missing, folder.path(), "missing").err().unwrap();
         assert_eq!(error.to_string(), "/no/such/program is not installed");
     }
 

@@ -51,7 +51,8 @@ pub enum Zero {
 pub enum Moving {
     /// By MOVE (Linux 6.8), which wants anonymous memory on both sides.
     Move,
-    /// By COPY, and the source is given up.
+    /// By COPY from a staging area, whose pages are given up. Pages of the guest itself are not
+    /// moved.
     CopyAndGiveUp,
 }
 

@@ -53,10 +53,7 @@ impl<U: Uffd> GuestUffd<U> {
         }
         let begin = self.snapshot();
         let page = begin.space.page_size();
-        let (needed, given) = (page.bytes_of(run.count), bytes.len() as u64);
-        if given != needed {
-            return Err(Error::WrongLength { run, needed, given });
-        }
+        begin.space.check_length(run, bytes.len())?;
         self.walk_and_wake(&begin, run, mode.wake, |piece, wake| {
             let pages = page.length_of(piece.pages.start)..page.length_of(piece.pages.end);
             self.uffd().copy(piece.range.start, &bytes[pages], Mode { wake, ..mode })

@@ -18,6 +18,5 @@ pub use change::Change;
 pub use fallback::Methods;
 pub use memory::GuestUffd;
 pub use mfill::Filled;
-pub use move_pages::Source;
 pub use protect::Protected;
 pub use space::{GuestSpace, Memslot, Region, SpaceError};

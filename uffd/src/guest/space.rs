@@ -280,6 +280,12 @@ impl GuestSpace {
         Err(Error::OutsideGuest { run, pages: self.page_count })
     }
 
+    /// `bytes` bytes are as long as the run.
+    pub(super) fn check_length(&self, run: PageRun, bytes: usize) -> Result<(), Error> {
+        let (needed, given) = (self.page_size.bytes_of(run.count), bytes as u64);
+        if given == needed { Ok(()) } else { Err(Error::WrongLength { run, needed, given }) }
+    }
+
     /// All pages of the run are the guest's, and it neither begins nor ends inside a page of the
     /// memory.
     pub(super) fn check(&self, run: PageRun) -> Result<(), Error> {

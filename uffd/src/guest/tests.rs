@@ -13,7 +13,7 @@ use crate::features::{Features, RegisterMode};
 use crate::kernel::tests::{
     Memory, next_event, next_fault, nothing_waits, open, source_errno, wait_readable,
 };
-use crate::kernel::{KernelUffd, trials};
+use crate::kernel::{KernelUffd, Staging, trials};
 use crate::memory::MemoryKind;
 use crate::page::{Gpa, Hva, PageIndex, PageRun, PageSize};
 use crate::trial::{Operation, Trial, Trials};
@@ -217,58 +217,63 @@ fn pages_move_between_memslots_that_are_cut_elsewhere() {
     let Some(guest) = guest_of(&low, &high, RegisterMode::MISSING) else { return };
     assert_eq!(guest.copy(run(4, 3), &numbered(4, 3), Wake::Now).unwrap(), Filled::All);
     // From one page of the first memslot and two of the second, to three of the first.
-    let moved = guest.move_pages(run(1, 3), Source::Guest(run(4, 3)), Holes::Refused, Wake::Now);
+    let moved = guest.move_pages(run(1, 3), run(4, 3), Holes::Refused, Wake::Now);
     assert_eq!(moved.unwrap(), Filled::All);
     assert_eq!([1, 2, 3].map(|page| low.read(page)), [4, 5, 6]);
     // Nothing is left where they were.
     assert_eq!(guest.zero(run(4, 3), Wake::Now).unwrap(), Filled::All);
-    let moved = guest.move_pages(run(7, 1), Source::Guest(run(0, 1)), Holes::Refused, Wake::Now);
+    let moved = guest.move_pages(run(7, 1), run(0, 1), Holes::Refused, Wake::Now);
     assert_eq!(source_errno(&moved.unwrap_err()), Some(libc::ENOENT));
-    let source = Source::Guest(run(0, 2));
-    let error = guest.move_pages(run(7, 1), source, Holes::Refused, Wake::Now).unwrap_err();
+    let error = guest.move_pages(run(7, 1), run(0, 2), Holes::Refused, Wake::Now).unwrap_err();
     assert!(matches!(error, Error::WrongLength { needed: 4096, given: 8192, .. }), "{error}");
 }
 
 #[test]
-fn a_staging_area_is_moved_or_copied_and_empty_afterwards() {
-    for lacking in [Trial::Works, Trial::Fails(Errno(libc::EINVAL))] {
-        if lacking == Trial::Works && lacks(Operation::Move) {
+fn staged_pages_are_moved_or_copied_and_gone_afterwards() {
+    for moves in [Trial::Works, Trial::Fails(Errno(libc::EINVAL))] {
+        if moves == Trial::Works && lacks(Operation::Move) {
             continue;
         }
         let Some(uffd) = open() else { return };
-        let (memory, staging) = (Memory::anonymous(3), Memory::anonymous(3));
+        let memory = Memory::anonymous(3);
         memory.lend(&uffd);
-        staging.lend(&uffd);
-        (0..3).for_each(|page| staging.write(page, 7));
         let space = GuestSpace::of([region(0, &memory)]).unwrap();
         let (mode, enabled) = (RegisterMode::MISSING, uffd.enabled());
-        let told = |kind| trials(kind).with(Operation::Move, lacking);
+        let told = |kind| trials(kind).with(Operation::Move, moves);
         let guest = GuestUffd::register(uffd, space, mode, enabled, told).unwrap();
+        let (mut staging, mut populator) = Staging::new(3 * PAGE).unwrap();
+        populator.populate(3 * PAGE).unwrap();
+        let staged = staging.take(3 * PAGE).unwrap();
+        staged.fill(7);
         thread::scope(|scope| {
             let reader = scope.spawn(|| memory.read(2));
             assert_eq!(next_fault(guest.uffd()).address, memory.page(2));
-            let source = Source::Staging(staging.page(0));
-            let moved = guest.move_pages(run(0, 3), source, Holes::Refused, Wake::Now).unwrap();
+            let moved = guest.move_in(run(0, 3), staged, Wake::Now).unwrap();
             assert_eq!((moved, reader.join().unwrap()), (Filled::All, 7));
         });
         assert_eq!(memory.bytes_of_pages(), [7, 7, 7]);
-        assert_eq!(staging.bytes_of_pages(), [0, 0, 0]);
+        assert!(staged.iter().all(|&byte| byte == 0));
+        let again = guest.move_in(run(2, 1), &mut staged[..PAGE], Wake::Now).unwrap();
+        assert_eq!(again, Filled::AlreadyPresent { done: 0 });
+        let error = guest.move_in(run(0, 3), &mut staged[..PAGE], Wake::Now).unwrap_err();
+        assert!(matches!(error, Error::WrongLength { given: 4096, .. }), "{error}");
     }
 }
 
 #[test]
-fn memory_that_cannot_be_moved_to_takes_copies_of_a_staging_area_only() {
+fn memory_that_cannot_be_moved_to_takes_copies_of_staged_pages_only() {
     let Some((guest, low, high)) = guest() else { return };
-    let staging = Memory::anonymous(1);
-    staging.lend(guest.uffd());
-    staging.write(0, 8);
-    let source = Source::Staging(staging.page(0));
-    let moved = guest.move_pages(run(5, 1), source, Holes::Refused, Wake::Now).unwrap();
-    assert_eq!((moved, high.read(1), staging.read(0)), (Filled::All, 8, 0));
+    let (mut staging, mut populator) = Staging::new(2 * PAGE).unwrap();
+    populator.populate(2 * PAGE).unwrap();
+    let staged = staging.take(2 * PAGE).unwrap();
+    staged.fill(8);
+    // One page of anonymous memory and one of a memfd.
+    assert_eq!(guest.move_in(run(3, 2), staged, Wake::Now).unwrap(), Filled::All);
+    assert_eq!((low.read(3), high.read(0), staged[PAGE]), (8, 8, 0));
     assert_eq!(guest.zero(run(0, 1), Wake::Now).unwrap(), Filled::All);
-    let source = Source::Guest(run(0, 1));
-    let error = guest.move_pages(run(4, 1), source, Holes::Refused, Wake::Now).unwrap_err();
-    let Error::Stopped { gpa: Gpa(HIGH), done: 0, source } = error else { panic!("{error}") };
+    let error = guest.move_pages(run(5, 1), run(0, 1), Holes::Refused, Wake::Now).unwrap_err();
+    let Error::Stopped { gpa, done: 0, source } = error else { panic!("{error}") };
+    assert_eq!(gpa, Gpa(HIGH + PAGE as u64));
     assert!(matches!(*source, Error::NoMethod { operation: "MOVE", .. }), "{source}");
     assert_eq!(low.read(0), 0);
 }
@@ -352,8 +357,13 @@ impl Backend for Scripted {
         Ok(())
     }
 
-    fn give_up(&self, _range: Range) -> Result<(), Errno> {
-        Ok(())
+    fn move_bytes(&self, at: Hva, staged: &mut [u8], mode: u64) -> Answer {
+        let (src, len) = (u64::from(staged[0]), staged.len() as u64);
+        self.call(Call::Move { dst: at.0, src, len, mode })
+    }
+
+    fn give_up(&self, staged: &mut [u8]) {
+        staged.fill(0);
     }
 
     fn enabled(&self) -> Features {

@@ -10,6 +10,7 @@
 mod ioctl;
 mod lent;
 mod probe;
+mod staging;
 #[cfg(test)]
 pub(crate) mod tests;
 
@@ -26,12 +27,14 @@ use crate::backend::Backend;
 use crate::error::Error;
 use crate::features::{Features, Ioctls, RegisterMode};
 use crate::message;
-use crate::page::Hva;
+use crate::page::{Hva, PageSize};
 use crate::uffd::{Range, Uffd};
 
 pub use probe::{Doors, Survey, doors, survey, trials};
 
 use lent::Lent;
+
+pub use staging::{Populator, Staging};
 
 #[cfg(not(all(target_os = "linux", target_pointer_width = "64")))]
 compile_error!("userfaultfd needs 64-bit Linux");
@@ -94,8 +97,8 @@ impl KernelUffd {
         self.enabled
     }
 
-    /// Lends a range to this userfaultfd, which may then register it, move pages out of it and
-    /// give its pages up. Until then it refuses to, because safe code could pull memory from under
+    /// Lends a range to this userfaultfd, which may then register it and move pages out of
+    /// it. Until then it refuses to, because safe code could pull memory from under
     /// somebody's feet.
     ///
     /// # Safety
@@ -178,6 +181,24 @@ impl Backend for KernelUffd {
         self.call(Call::Copy { dst: at.0, src, len, mode })
     }
 
+    fn move_bytes(&self, at: Hva, staged: &mut [u8], mode: u64) -> Answer {
+        let (src, len) = (staged.as_mut_ptr() as u64, staged.len() as u64);
+        let call = Call::Move { dst: at.0, src, len, mode };
+        // SAFETY: the source is borrowed for writing, and bytes may hold anything afterwards.
+        unsafe { ioctl::call(self.as_fd(), call) }
+    }
+
+    fn give_up(&self, staged: &mut [u8]) {
+        let (start, bytes) = (staged.as_mut_ptr(), staged.len());
+        // madvise refuses an odd start, and makes up what is missing from the last page.
+        if !PageSize::BASE.divides(start as u64 | bytes as u64) {
+            return;
+        }
+        let start = start.cast();
+        // SAFETY: the bytes are whole pages, borrowed for writing, and may hold anything afterwards.
+        let _ = unsafe { rustix::mm::madvise(start, bytes, rustix::mm::Advice::LinuxDontNeed) };
+    }
+
     fn read(&self, each: &mut dyn FnMut(RawMessage)) -> Result<(), Error> {
         let mut buffer = [0; MESSAGES_PER_READ * MESSAGE_BYTES];
         let bytes = match rustix::io::read(&self.inner, &mut buffer) {
@@ -198,14 +219,6 @@ impl Backend for KernelUffd {
             }
         }
         understood
-    }
-
-    fn give_up(&self, range: Range) -> Result<(), Errno> {
-        let (start, bytes) = (address(range.start), word(range.bytes));
-        let dont_need = rustix::mm::Advice::LinuxDontNeed;
-        // SAFETY: the range was lent, so nobody relies on what its pages hold.
-        let give_up = || unsafe { rustix::mm::madvise(start, bytes, dont_need) };
-        self.with_lent(range, give_up)?.map_err(|errno| Errno(errno.raw_os_error()))
     }
 
     fn enabled(&self) -> Features {

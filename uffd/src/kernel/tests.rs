@@ -18,7 +18,6 @@ use rustix::mm::{Advice, MapFlags, ProtFlags, madvise, mmap, mmap_anonymous, mun
 use super::*;
 use crate::event::{Event, Fault, FaultKind};
 use crate::memory::MemoryKind;
-use crate::page::PageSize;
 use crate::trial::{Operation, Trial};
 use crate::uffd::{Changed, Holes, Installed, Mode, Wake};
 
@@ -596,7 +595,6 @@ fn memory_that_was_not_lent_is_left_alone() {
     let (to, from) = (memory.range(), foreign.range());
     refused(uffd.move_pages(to, from.start, Holes::Refused, Wake::Now).unwrap_err());
     refused(Uffd::register(&uffd, from, RegisterMode::MISSING).unwrap_err());
-    refused(Uffd::give_up(&uffd, from).unwrap_err());
     assert_eq!(foreign.read(0), 3);
     uffd.unregister(to).unwrap();
     // What is unregistered is given back.
@@ -604,23 +602,17 @@ fn memory_that_was_not_lent_is_left_alone() {
 }
 
 #[test]
-fn lent_pages_can_be_given_up() {
+fn only_whole_pages_are_given_up() {
     let Some(uffd) = open() else { return };
-    let memory = Memory::anonymous(2);
-    memory.lend(&uffd);
-    (0..2).for_each(|page| memory.write(page, 5));
-    Uffd::give_up(&uffd, memory.range_of(1, 1)).unwrap();
-    assert_eq!(memory.bytes_of_pages(), [5, 0]);
-}
-
-#[test]
-fn bytes_can_come_from_memory_that_is_known_by_its_address() {
-    let Some(uffd) = open() else { return };
-    let (memory, from) = (Memory::anonymous(1), Memory::anonymous(1));
-    from.write(0, 8);
-    memory.register(&uffd);
-    let copied = uffd.copy_from(memory.range(), from.page(0), Wake::Now).unwrap();
-    assert_eq!((copied, memory.read(0), from.read(0)), (Installed::All, 8, 8));
+    let (mut staging, mut populator) = Staging::new(2 * PAGE).unwrap();
+    populator.populate(2 * PAGE).unwrap();
+    let staged = staging.take(2 * PAGE).unwrap();
+    staged.fill(5);
+    Uffd::give_up(&uffd, &mut staged[..100]);
+    Uffd::give_up(&uffd, &mut staged[1..=PAGE]);
+    assert!(staged.iter().all(|&byte| byte == 5));
+    Uffd::give_up(&uffd, &mut staged[..PAGE]);
+    assert_eq!((staged[0], staged[PAGE - 1], staged[PAGE]), (0, 0, 5));
 }
 
 #[test]

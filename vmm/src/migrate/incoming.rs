@@ -6,6 +6,7 @@ use godwit_migration::driver::{Arrival, Incoming, IncomingHost, IncomingVm, Rece
 use godwit_migration::metrics::Progress;
 use godwit_migration::wire::{MemslotLayout, Offer, Section};
 use godwit_uffd::guest::GuestUffd;
+use godwit_uffd::guest::fallback::Moving;
 use godwit_uffd::kernel::KernelUffd;
 use godwit_uffd::page::PageSize;
 
@@ -98,6 +99,11 @@ impl Arriving {
 impl IncomingVm for Arriving {
     fn memory(&self) -> Arc<GuestUffd<KernelUffd>> {
         Arc::clone(&self.memory)
+    }
+
+    fn takes_moves(&self) -> bool {
+        let kind = self.vm.memory().kind();
+        self.memory.methods(kind).moving == Moving::Move
     }
 
     fn load(&self, mut sections: Vec<Section>) -> Result<(), String> {

@@ -81,6 +81,21 @@ impl Target {
     }
 }
 
+/// Touches as much memory and gives it up again, so that a host which has its memory from another
+/// hypervisor has it at hand: a floor is about this machine, not about the one below.
+///
+/// # Errors
+///
+/// [`Error::System`] if there is not as much.
+pub fn warm(bytes: usize) -> Result<(), Error> {
+    let access = ProtFlags::READ | ProtFlags::WRITE;
+    let flags = MapFlags::PRIVATE | MapFlags::POPULATE;
+    // SAFETY: a new mapping at an address that the kernel chooses.
+    let start = unsafe { mmap_anonymous(ptr::null_mut(), bytes, access, flags) };
+    drop(Mapping { start: start.map_err(Error::system("touching memory"))?, bytes });
+    Ok(())
+}
+
 /// Registers the empty memory of a guest for missing pages.
 ///
 /// # Errors

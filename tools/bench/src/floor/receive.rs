@@ -14,7 +14,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::error::Error;
 use crate::floor::load::BusyVcpus;
-use crate::floor::mapping::Target;
+use crate::floor::mapping::{self, Target};
 use crate::floor::server::{Role, Server, made_up};
 use crate::size;
 use crate::workload::ImageArgs;
@@ -53,6 +53,7 @@ pub fn measure(args: &ReceiveArgs) -> Result<ReceiveFigures, Error> {
     let target = Target::new(size::length(args.memory))?;
     let _busy = BusyVcpus::start(&args.image.kernel(), args.busy)?;
     let stream_bytes_per_s = rate(args.memory, || discard(server.connect(Role::Everything)?))?;
+    mapping::warm(size::length(args.memory))?;
     let receive_bytes_per_s =
         rate(args.memory, || receive(server.connect(Role::Everything)?, target.memory()))?;
     let memory_copy_bytes_per_s = copy_memory(args.memory)?;

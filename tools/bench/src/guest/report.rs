@@ -60,13 +60,17 @@ impl GuestFigures {
     }
 }
 
-/// Every one of `vcpus` has printed windows that reach beyond `moment`.
+/// Every one of `vcpus` has printed what it has recorded up to `moment`: windows that reach beyond
+/// it, or, as windows in which nothing took long are not printed, the end of a pass behind it.
 pub fn windows_reach(lines: &[Line], vcpus: u64, moment: u64) -> bool {
-    (0..vcpus).all(|vcpu| {
-        lines.iter().any(|line| {
-            line.number("vcpu") == Some(vcpu) && window(line).is_some_and(|(_, end)| end > moment)
-        })
-    })
+    let reaches = |line: &Line| {
+        let window = window(line).is_some_and(|(_, end)| end > moment);
+        // The line that ends a pass comes after the windows of the pass, and only it has this.
+        let pass_ended = line.kind == "pass" && line.number("verified").is_some();
+        window || pass_ended && line.number("tsc").is_some_and(|tsc| tsc > moment)
+    };
+    (0..vcpus)
+        .all(|vcpu| lines.iter().any(|line| line.number("vcpu") == Some(vcpu) && reaches(line)))
 }
 
 /// Every one of `vcpus` has printed its gaps up to `moment`.
@@ -154,6 +158,17 @@ mod tests {
         assert!(windows_reach(&lines, 2, 9_000_000));
         assert!(!windows_reach(&lines, 3, 9_000_000));
         assert!(!windows_reach(&lines, 1, 9_600_000));
+    }
+
+    #[test]
+    fn a_pass_that_ended_had_no_other_windows_worth_printing() {
+        let lines = lines(&[
+            "pass vcpu=0 n=7 begin tsc=9500000",
+            "pass vcpu=0 n=7 end tsc=9700000 verified=0 zero=0 corrupt=0 generations=0",
+        ]);
+        assert!(!windows_reach(&lines[..1], 1, 9_000_000));
+        assert!(windows_reach(&lines, 1, 9_600_000));
+        assert!(!windows_reach(&lines, 1, 9_700_000));
     }
 
     #[test]

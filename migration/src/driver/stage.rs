@@ -1,0 +1,154 @@
+//! Staging at the destination: pages that exist before the guest stops, to receive the push in.
+//!
+//! Allocating and accounting a page costs more than receiving it, and on a host that gets its
+//! memory from another hypervisor much more. A thread does it ahead, beginning while the guest
+//! still runs at its source; the bulk thread receives into these pages and moves them into the
+//! guest, where they stay.
+
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::thread::JoinHandle;
+use std::time::Duration;
+
+use godwit_uffd::kernel::{Populator, Staging};
+
+use super::source::in_full;
+use crate::limits::STAGING_STEP_BYTES;
+
+/// Pages to receive in, with the thread that makes them.
+#[derive(Debug)]
+pub(super) struct Stage {
+    staging: Staging,
+    shared: Arc<Shared>,
+    populating: Option<JoinHandle<()>>,
+}
+
+/// What the bulk thread and the populating thread tell each other.
+#[derive(Debug)]
+struct Shared {
+    /// Most bytes that are populated and not taken.
+    ahead_max: usize,
+    state: Mutex<State>,
+    changed: Condvar,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum State {
+    /// Pages are made when fewer than may be are ahead.
+    Populating,
+    /// As many are ahead as may be.
+    Full,
+    /// No more are made: all are, or the host has no more memory, or nobody wants them.
+    Ended,
+}
+
+impl Stage {
+    /// Begins to populate pages for `bytes` bytes, never more than `ahead_max` ahead of their use.
+    ///
+    /// # Errors
+    /// No address space or thread to be had.
+    pub fn begin(bytes: usize, ahead_max: usize) -> std::io::Result<Stage> {
+        let (staging, populator) = Staging::new(bytes)?;
+        let state = Mutex::new(State::Populating);
+        let shared = Arc::new(Shared { ahead_max, state, changed: Condvar::new() });
+        let populate = {
+            let shared = Arc::clone(&shared);
+            move || shared.populate(populator)
+        };
+        let populating = std::thread::Builder::new().name("godwit-stage".into()).spawn(populate)?;
+        Ok(Stage { staging, shared, populating: Some(populating) })
+    }
+
+    /// Waits until as much is populated as may be ahead, or for `patience`.
+    pub fn wait(&self, patience: Duration) {
+        let populating = |state: &mut State| *state == State::Populating;
+        let state = self.shared.state();
+        let waited = self.shared.changed.wait_timeout_while(state, patience, populating);
+        drop(waited.unwrap_or_else(PoisonError::into_inner));
+    }
+
+    /// The next `bytes` of populated pages, if there are.
+    pub fn take(&mut self, bytes: usize) -> Option<&mut [u8]> {
+        let taken = self.staging.take(bytes)?;
+        let mut state = self.shared.state();
+        if *state == State::Full {
+            *state = State::Populating;
+            self.shared.changed.notify_all();
+        }
+        drop(state);
+        Some(taken)
+    }
+}
+
+impl Drop for Stage {
+    fn drop(&mut self) {
+        self.shared.set(State::Ended);
+        if let Some(populating) = self.populating.take() {
+            populating.join().expect("populating does not panic");
+        }
+    }
+}
+
+impl Shared {
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn set(&self, state: State) {
+        *self.state() = state;
+        self.changed.notify_all();
+    }
+
+    fn populate(&self, mut populator: Populator) {
+        while self.wait_for_room(&populator) {
+            match populator.populate(STAGING_STEP_BYTES) {
+                Ok(true) => {}
+                Ok(false) => break,
+                Err(error) => {
+                    let error = in_full(&error);
+                    tracing::warn!(error, "pages are not allocated ahead: the drain is slower");
+                    break;
+                }
+            }
+        }
+        self.set(State::Ended);
+    }
+
+    /// False if nobody wants more pages.
+    fn wait_for_room(&self, populator: &Populator) -> bool {
+        let mut state = self.state();
+        if *state == State::Populating && populator.ahead() >= self.ahead_max {
+            *state = State::Full;
+            self.changed.notify_all();
+        }
+        let full = |state: &mut State| *state == State::Full;
+        let state = self.changed.wait_while(state, full).unwrap_or_else(PoisonError::into_inner);
+        *state != State::Ended
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const PATIENCE: Duration = Duration::from_secs(60);
+
+    #[test]
+    fn pages_are_made_ahead_up_to_the_limit_and_on_as_they_are_used() {
+        let (all, ahead) = (6 * STAGING_STEP_BYTES, 4 * STAGING_STEP_BYTES);
+        let mut stage = Stage::begin(all, ahead).unwrap();
+        stage.wait(PATIENCE);
+        assert_eq!(*stage.shared.state(), State::Full);
+        assert!(stage.take(ahead + STAGING_STEP_BYTES).is_none());
+        let mut left = all;
+        while left > 0 {
+            stage.wait(PATIENCE);
+            left -= stage.take(STAGING_STEP_BYTES).unwrap().len();
+        }
+        assert!(stage.take(1).is_none());
+    }
+
+    #[test]
+    fn a_stage_that_nobody_wants_ends_at_once() {
+        drop(Stage::begin(1 << 40, 1 << 30).unwrap());
+    }
+}
