@@ -2,9 +2,12 @@
 //!
 //! Both backends answer these, the running kernel and the model, so that one suite can hold them
 //! equal down to the error number and the bytes of the out field. What the numbers mean for a
-//! caller is decided once, above them, by [`Uffd`](crate::Uffd).
+//! caller is decided once, above them, in [`meaning`](crate::meaning).
 
 use std::fmt;
+
+use crate::page::Hva;
+use crate::uffd::Range;
 
 /// The only version of the interface, the first field of UFFDIO_API.
 pub const API_VERSION: u64 = 0xAA;
@@ -58,8 +61,44 @@ pub enum Call {
     Continue { start: u64, len: u64, mode: u64 },
     /// UFFDIO_POISON.
     Poison { start: u64, len: u64, mode: u64 },
-    /// Any other number of the type 0xAA, with a structure of four zeros.
+    /// Any other number (its low byte counts) of the type 0xAA, with a structure of four zeros.
     Other { number: u64 },
+}
+
+impl Call {
+    /// The call as its ioctl is named, without the prefix.
+    pub const fn name(&self) -> &'static str {
+        match self {
+            Call::Api { .. } => "API",
+            Call::Register { .. } => "REGISTER",
+            Call::Unregister { .. } => "UNREGISTER",
+            Call::Wake { .. } => "WAKE",
+            Call::Copy { .. } => "COPY",
+            Call::Zeropage { .. } => "ZEROPAGE",
+            Call::Move { .. } => "MOVE",
+            Call::WriteProtect { .. } => "WRITEPROTECT",
+            Call::Continue { .. } => "CONTINUE",
+            Call::Poison { .. } => "POISON",
+            Call::Other { .. } => "ioctl",
+        }
+    }
+
+    /// The range that the call is about: of COPY and MOVE the destination. Empty where there is
+    /// none.
+    pub const fn range(&self) -> Range {
+        let (start, bytes) = match *self {
+            Call::Api { .. } | Call::Other { .. } => (0, 0),
+            Call::Register { start, len, .. }
+            | Call::Unregister { start, len }
+            | Call::Wake { start, len }
+            | Call::Zeropage { start, len, .. }
+            | Call::WriteProtect { start, len, .. }
+            | Call::Continue { start, len, .. }
+            | Call::Poison { start, len, .. } => (start, len),
+            Call::Copy { dst, len, .. } | Call::Move { dst, len, .. } => (dst, len),
+        };
+        Range { start: Hva(start), bytes }
+    }
 }
 
 /// What a call has written behind its arguments.

@@ -4,7 +4,11 @@ use std::io;
 
 use thiserror::Error;
 
-use crate::page::PageRun;
+use crate::abi::{Call, Errno};
+use crate::features::RegisterMode;
+use crate::memory::MemoryKind;
+use crate::message::MessageError;
+use crate::page::{Gpa, PageRun, PageSize};
 use crate::uffd::Range;
 
 /// A userfaultfd could not be opened or an operation failed.
@@ -48,6 +52,17 @@ pub enum Error {
     /// The descriptor could not be read.
     #[error("cannot read userfaultfd events")]
     Read(#[source] io::Error),
+    /// A message was read that has no meaning here.
+    #[error("cannot understand a userfaultfd message")]
+    Message(#[from] MessageError),
+    /// Memory to try operations on could not be had.
+    #[error("no {memory} to try userfaultfd on")]
+    Scratch {
+        /// Its kind.
+        memory: MemoryKind,
+        /// What the kernel said.
+        source: io::Error,
+    },
     /// A run of pages lies wholly or partly outside of the guest.
     #[error("{run} are outside of the guest, which has {pages} pages")]
     OutsideGuest {
@@ -66,4 +81,67 @@ pub enum Error {
         /// The number of bytes that were given.
         given: u64,
     },
+    /// The guest has no memory at an address that a range needs. The kernel says ENOENT.
+    #[error("the guest has no memory at {gpa}")]
+    NotMemory {
+        /// The first address without memory.
+        gpa: Gpa,
+    },
+    /// A range begins or ends inside a page of the memory there. The kernel says EINVAL.
+    #[error("{gpa} is inside a page of {} bytes, and pages are installed whole", page_size.bytes())]
+    InsidePage {
+        /// Where the range begins or ends.
+        gpa: Gpa,
+        /// The size of the pages there.
+        page_size: PageSize,
+    },
+    /// The memory was registered without the mode that an operation needs. The kernel says ENOENT
+    /// or EINVAL.
+    #[error("guest memory at {gpa} is not registered for {needed:?}")]
+    NotRegisteredFor {
+        /// The first page of the operation.
+        gpa: Gpa,
+        /// The mode that is missing.
+        needed: RegisterMode,
+    },
+    /// Neither the running kernel nor anything that stands in for it can do this to such memory.
+    #[error("{operation} does not work on {memory} here: {reason}")]
+    NoMethod {
+        /// The operation.
+        operation: &'static str,
+        /// The kind of memory.
+        memory: MemoryKind,
+        /// Why, in words.
+        reason: &'static str,
+    },
+    /// An operation on pages of a guest failed on its way. What is done stays done and was woken
+    /// if that was asked.
+    #[error("stopped at {gpa} with {done} pages done")]
+    Stopped {
+        /// The first page that is not done.
+        gpa: Gpa,
+        /// Pages done, counted from the first of the run.
+        done: u32,
+        /// What went wrong there.
+        source: Box<Error>,
+    },
+}
+
+impl Error {
+    /// The failure of `call`.
+    pub(crate) fn of_call(call: Call, errno: Errno) -> Error {
+        Error::Operation {
+            operation: call.name(),
+            range: call.range(),
+            source: io::Error::from_raw_os_error(errno.0),
+        }
+    }
+
+    /// Pages of a guest that were done before it failed.
+    pub fn pages_done(&self) -> u32 {
+        match self {
+            Error::Stopped { done, .. } => *done,
+            _ => 0,
+        }
+    }
 }

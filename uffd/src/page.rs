@@ -53,6 +53,18 @@ impl PageRun {
         self.first.0 as u64 + self.count as u64
     }
 
+    /// The run without its first `count` pages, of which it has as many.
+    #[must_use]
+    pub const fn without(self, count: u32) -> PageRun {
+        PageRun { first: PageIndex(self.first.0 + count), count: self.count - count }
+    }
+
+    /// The first `count` pages of the run, of which it has as many.
+    #[must_use]
+    pub const fn first_pages(self, count: u32) -> PageRun {
+        PageRun { first: self.first, count }
+    }
+
     /// The pages that both runs have, or `None` if there is none.
     pub fn intersection(self, other: PageRun) -> Option<PageRun> {
         let first = self.first.max(other.first);
@@ -74,7 +86,7 @@ impl fmt::Display for PageRun {
 }
 
 /// The size of a page: a power of two, in bytes.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct PageSize {
     shift: u8,
 }
@@ -82,6 +94,8 @@ pub struct PageSize {
 impl PageSize {
     /// The base page, 4 KiB.
     pub const BASE: PageSize = PageSize { shift: 12 };
+    /// The huge page, 2 MiB.
+    pub const HUGE: PageSize = PageSize { shift: 21 };
 
     /// Bytes in one page.
     pub const fn bytes(self) -> usize {
@@ -101,6 +115,11 @@ impl PageSize {
     /// `value` is a multiple of the page size.
     pub const fn divides(self, value: u64) -> bool {
         value & (self.bytes() as u64 - 1) == 0
+    }
+
+    /// The number of `smaller` pages that make up one page of this size.
+    pub const fn in_units_of(self, smaller: PageSize) -> u32 {
+        1 << (self.shift - smaller.shift)
     }
 
     /// Whole pages in `bytes`, or `None` if `bytes` is not a multiple of the page size or the

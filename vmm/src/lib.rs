@@ -9,6 +9,7 @@ pub mod boot;
 pub mod cli;
 pub mod demo;
 pub mod devices;
+pub mod doctor;
 mod error;
 pub mod guest_image;
 pub mod kvm;

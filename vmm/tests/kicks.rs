@@ -17,9 +17,10 @@ use std::thread;
 use std::thread::JoinHandle;
 
 use common::{Prng, Protocol, Screen, read, write};
+use godwit_uffd::guest::{Filled, GuestUffd};
 use godwit_uffd::kernel::KernelUffd;
-use godwit_uffd::page::Hva;
-use godwit_uffd::{Event, Installed, Range, Uffd, Wake};
+use godwit_uffd::page::{PageIndex, PageRun};
+use godwit_uffd::{Event, Wake};
 use godwit_vmm::Error;
 use godwit_vmm::boot::KernelImage;
 use godwit_vmm::guest_image::BARE;
@@ -178,11 +179,10 @@ struct Resolver {
 }
 
 impl Resolver {
-    fn start(vm: &Vm, uffd: KernelUffd, pages: Vec<[u8; PAGE]>, seed: u64) -> Resolver {
+    fn start(memory: GuestUffd<KernelUffd>, pages: Vec<[u8; PAGE]>, seed: u64) -> Resolver {
         let finish = Arc::new(AtomicBool::new(false));
         let faults = Arc::new(AtomicU64::new(0));
-        let start = vm.memory().regions()[0].hva;
-        let serve = Serve { uffd, pages, start, prng: Prng(seed), done: HashMap::new() };
+        let serve = Serve { memory, pages, prng: Prng(seed), done: HashMap::new() };
         let thread = {
             let (finish, faults) = (Arc::clone(&finish), Arc::clone(&faults));
             thread::spawn(move || serve.run(&finish, &faults))
@@ -198,9 +198,8 @@ impl Resolver {
 }
 
 struct Serve {
-    uffd: KernelUffd,
+    memory: GuestUffd<KernelUffd>,
     pages: Vec<[u8; PAGE]>,
-    start: Hva,
     prng: Prng,
     done: HashMap<usize, ()>,
 }
@@ -209,15 +208,15 @@ impl Serve {
     fn run(mut self, finish: &AtomicBool, faults: &AtomicU64) {
         let mut events = Vec::new();
         while !finish.load(Ordering::SeqCst) {
-            let mut fds = [PollFd::new(&self.uffd, PollFlags::IN)];
+            let mut fds = [PollFd::new(&self.memory, PollFlags::IN)];
             poll(&mut fds, Some(&Timespec { tv_sec: 0, tv_nsec: 1_000_000 })).unwrap();
-            self.uffd.read_events(&mut events).unwrap();
+            self.memory.read_events(&mut events).unwrap();
             for event in events.drain(..) {
                 let Event::Fault(fault) = event else { panic!("{event:?}") };
                 faults.fetch_add(1, Ordering::SeqCst);
                 self.prng.dawdle(20_000);
-                let offset = usize::try_from(fault.address.0 - self.start.0).unwrap();
-                self.install(offset / PAGE);
+                let page = self.memory.space().page_at(fault.address).unwrap();
+                self.install(usize::try_from(page.0).unwrap());
             }
         }
         for page in 0..self.pages.len() {
@@ -226,14 +225,13 @@ impl Serve {
     }
 
     fn install(&mut self, page: usize) {
-        let at = Hva(self.start.0 + (page * PAGE) as u64);
-        let range = Range { start: at, bytes: PAGE as u64 };
+        let run = PageRun::one(PageIndex(u32::try_from(page).unwrap()));
         if self.done.insert(page, ()).is_some() {
-            self.uffd.wake(range).unwrap();
+            self.memory.wake(run).unwrap();
             return;
         }
-        let installed = self.uffd.copy(at, &self.pages[page], Wake::Now).unwrap();
-        assert_eq!(installed, Installed::All);
+        let filled = self.memory.copy(run, &self.pages[page], Wake::Now).unwrap();
+        assert_eq!(filled, Filled::All);
     }
 }
 
@@ -242,7 +240,7 @@ fn hop(from: &Vm, seed: u64, screen: &Screen) -> (Vm, u64) {
     let sections = from.save().unwrap();
     let next = Vm::create(from.config(), Box::new(screen.clone())).unwrap();
     let uffd = next.memory().register_missing().unwrap();
-    let resolver = Resolver::start(&next, uffd, pages(from), seed);
+    let resolver = Resolver::start(uffd, pages(from), seed);
     next.restore(&sections).unwrap();
     next.start();
     let mut prng = Prng(!seed);
@@ -318,7 +316,7 @@ fn kicked_programs_with_missing_memory_find_every_byte() {
 }
 
 /// A guest of which nothing has arrived and nothing is served, started.
-fn starving() -> (Vm, KernelUffd, Vec<[u8; PAGE]>) {
+fn starving() -> (Vm, GuestUffd<KernelUffd>, Vec<[u8; PAGE]>) {
     let first = prepare();
     let sections = first.save().unwrap();
     let vm = Vm::create(first.config(), Box::new(Screen::default())).unwrap();
@@ -349,7 +347,7 @@ fn pause_does_not_wait_for_a_page_but_save_refuses() {
         Ok(_) | Err(Error::AccessUnfinished { cpu: 0 }) => {}
         Err(error) => panic!("{error}"),
     }
-    let resolver = Resolver::start(&vm, uffd, pages, 1);
+    let resolver = Resolver::start(uffd, pages, 1);
     resolver.finish();
     vm.memory().set_complete().unwrap();
     // The page has come, and the guest is still paused.

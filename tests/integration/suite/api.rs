@@ -24,6 +24,7 @@ impl Control for Empty {
             guest: GuestState::None,
             owner: Ownership { owns: false, grant: 0, record: None },
             vm: None,
+            memory: None,
             migration: None,
         }
     }

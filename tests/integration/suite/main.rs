@@ -7,6 +7,7 @@ mod before_switchover;
 mod binary;
 mod control;
 mod demo;
+mod doctor;
 mod hostile;
 mod hostile_destination;
 mod hostile_source;

@@ -2,8 +2,31 @@
 
 use thiserror::Error;
 
+use crate::error::Error;
+use crate::memory::MemoryKind;
 use crate::page::{Gpa, Hva, PageIndex, PageRun, PageSize};
 use crate::uffd::Range;
+
+/// Guest memory that is to be a memslot.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Region {
+    /// Where the guest sees it.
+    pub gpa: Gpa,
+    /// Where this process has it.
+    pub hva: Hva,
+    /// Its length in bytes.
+    pub bytes: u64,
+    /// What it is made of.
+    pub memory: MemoryKind,
+}
+
+/// Pages that lie in one memslot.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Place {
+    pub gpa: Gpa,
+    pub range: Range,
+    pub kind: MemoryKind,
+}
 
 /// Guest memory that is contiguous for the guest and in this process.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -16,6 +39,8 @@ pub struct Memslot {
     pub first: PageIndex,
     /// The number of its pages.
     pub count: u32,
+    /// What it is made of.
+    pub memory: MemoryKind,
 }
 
 impl Memslot {
@@ -55,7 +80,8 @@ pub enum SpaceError {
 }
 
 /// All memory of a guest. Pages are numbered over the memslots in the order of guest addresses,
-/// without the holes between them.
+/// without the holes between them. They all have one size in this count, also where the memory is
+/// made of larger ones.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct GuestSpace {
     memslots: Vec<Memslot>,
@@ -64,28 +90,45 @@ pub struct GuestSpace {
 }
 
 impl GuestSpace {
-    /// Numbers the pages of `regions`: for each its guest address, its address here and its
-    /// length in bytes, in the order of guest addresses.
+    /// Numbers the pages of `regions`, which are all private anonymous memory of one page size:
+    /// for each its guest address, its address here and its length in bytes, in the order of guest
+    /// addresses.
     ///
     /// # Errors
     ///
-    /// [`SpaceError`] if a region is not whole pages, overlaps another, is out of order or too
-    /// large.
+    /// As [`of`](GuestSpace::of).
     pub fn new(
         page_size: PageSize,
         regions: impl IntoIterator<Item = (Gpa, Hva, u64)>,
     ) -> Result<GuestSpace, SpaceError> {
+        let huge = page_size == PageSize::HUGE;
+        let memory = if huge { MemoryKind::HugetlbAnonymous } else { MemoryKind::Anonymous };
         let mut space = GuestSpace { memslots: Vec::new(), page_size, page_count: 0 };
         for (gpa, hva, bytes) in regions {
-            space.push(gpa, hva, bytes)?;
+            space.push(Region { gpa, hva, bytes, memory })?;
         }
         Ok(space)
     }
 
-    fn push(&mut self, gpa: Gpa, hva: Hva, bytes: u64) -> Result<(), SpaceError> {
-        let page_bytes = self.page_size.bytes();
+    /// Numbers the base pages of `regions`, in the order of guest addresses.
+    ///
+    /// # Errors
+    ///
+    /// [`SpaceError`] if a region is not made of whole pages of its kind, overlaps another, is out
+    /// of order or too large.
+    pub fn of(regions: impl IntoIterator<Item = Region>) -> Result<GuestSpace, SpaceError> {
+        let page_size = PageSize::BASE;
+        let mut space = GuestSpace { memslots: Vec::new(), page_size, page_count: 0 };
+        regions.into_iter().try_for_each(|region| space.push(region))?;
+        Ok(space)
+    }
+
+    fn push(&mut self, region: Region) -> Result<(), SpaceError> {
+        let Region { gpa, hva, bytes, memory } = region;
+        let page_size = self.page_size.max(memory.page_size());
+        let page_bytes = page_size.bytes();
         let too_large = SpaceError::TooLarge { gpa, bytes };
-        if bytes == 0 || !self.page_size.divides(gpa.0 | hva.0 | bytes) {
+        if bytes == 0 || !page_size.divides(gpa.0 | hva.0 | bytes) {
             return Err(SpaceError::NotWholePages { gpa, bytes, page_bytes });
         }
         if gpa.0.checked_add(bytes).is_none() || hva.0.checked_add(bytes).is_none() {
@@ -98,7 +141,7 @@ impl GuestSpace {
         {
             return Err(SpaceError::Order { gpa });
         }
-        self.memslots.push(Memslot { gpa, hva, first: PageIndex(self.page_count), count });
+        self.memslots.push(Memslot { gpa, hva, first: PageIndex(self.page_count), count, memory });
         self.page_count = page_count;
         Ok(())
     }
@@ -108,7 +151,7 @@ impl GuestSpace {
         &self.memslots
     }
 
-    /// The size of every page.
+    /// The size of the pages that are counted.
     pub fn page_size(&self) -> PageSize {
         self.page_size
     }
@@ -158,10 +201,140 @@ impl GuestSpace {
             .take_while(move |memslot| u64::from(memslot.first.0) < run.end())
             .filter_map(move |memslot| {
                 let part = memslot.run().intersection(run)?;
-                let offset = self.page_size.bytes_of(part.first.0 - memslot.first.0);
-                let start = Hva(memslot.hva.0 + offset);
-                Some((Range { start, bytes: self.page_size.bytes_of(part.count) }, part))
+                Some((self.place_in(memslot, part)?.range, part))
             })
+    }
+
+    /// The pages of `bytes` bytes from `gpa` on, all of which must be memory.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::NotMemory`] with the first address that is not memory, and [`Error::InsidePage`].
+    pub fn run_at(&self, gpa: Gpa, bytes: u64) -> Result<PageRun, Error> {
+        let mut whole = PageRun { first: PageIndex(0), count: 0 };
+        let mut next = gpa;
+        for part in self.runs_in(gpa, bytes)? {
+            let start = self.gpa_of(part.first).unwrap_or(next);
+            if start != next {
+                break;
+            }
+            let first = if whole.count == 0 { part.first } else { whole.first };
+            whole = PageRun { first, count: whole.count + part.count };
+            next = Gpa(start.0 + self.page_size.bytes_of(part.count));
+        }
+        if next.0 - gpa.0 < bytes { Err(Error::NotMemory { gpa: next }) } else { Ok(whole) }
+    }
+
+    /// The pages that `bytes` bytes from `gpa` on have, a run for each memslot; holes are skipped.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::InsidePage`] if the range does not begin and end at pages.
+    pub fn runs_in(
+        &self,
+        gpa: Gpa,
+        bytes: u64,
+    ) -> Result<impl Iterator<Item = PageRun> + '_, Error> {
+        let end = Gpa(gpa.0.saturating_add(bytes));
+        if let Some(odd) = [gpa, end].into_iter().find(|at| !self.page_size.divides(at.0)) {
+            return Err(Error::InsidePage { gpa: odd, page_size: self.page_size });
+        }
+        Ok(self.memslots.iter().filter_map(move |memslot| {
+            let memslot_end = memslot.gpa.0 + self.page_size.bytes_of(memslot.count);
+            let (from, to) = (gpa.0.max(memslot.gpa.0), end.0.min(memslot_end));
+            let count = self.page_size.pages_in(to.checked_sub(from)?)?;
+            let skipped = self.page_size.pages_in(from - memslot.gpa.0)?;
+            let first = PageIndex(memslot.first.0 + skipped);
+            (count > 0).then_some(PageRun { first, count })
+        }))
+    }
+
+    /// The run made wider, so that it has every page of the memory that it has a part of: what must
+    /// be installed at once for a fault on a page of it.
+    #[must_use]
+    pub fn whole_pages(&self, run: PageRun) -> PageRun {
+        let Some(last) = run.count.checked_sub(1) else { return run };
+        let first = self.whole_page(run.first).first;
+        let end = self.whole_page(PageIndex(run.first.0 + last)).end();
+        PageRun { first, count: u32::try_from(end).map_or(run.count, |end| end - first.0) }
+    }
+
+    /// The page of the memory that `page` is a part of.
+    fn whole_page(&self, page: PageIndex) -> PageRun {
+        let memslot = self.memslot_of(page);
+        let count = memslot.map_or(1, |memslot| self.counted_in_page(memslot.memory));
+        let inside = memslot.map_or(0, |memslot| (page.0 - memslot.first.0) % count);
+        PageRun { first: PageIndex(page.0 - inside), count }
+    }
+
+    /// How many of the pages that are counted make one page of a kind of memory.
+    fn counted_in_page(&self, kind: MemoryKind) -> u32 {
+        self.page_size.max(kind.page_size()).in_units_of(self.page_size)
+    }
+
+    /// All pages of the run are the guest's.
+    pub(super) fn check_inside(&self, run: PageRun) -> Result<(), Error> {
+        if self.contains(run) {
+            return Ok(());
+        }
+        Err(Error::OutsideGuest { run, pages: self.page_count })
+    }
+
+    /// `bytes` bytes are as long as the run.
+    pub(super) fn check_length(&self, run: PageRun, bytes: usize) -> Result<(), Error> {
+        let (needed, given) = (self.page_size.bytes_of(run.count), bytes as u64);
+        if given == needed { Ok(()) } else { Err(Error::WrongLength { run, needed, given }) }
+    }
+
+    /// All pages of the run are the guest's, and it neither begins nor ends inside a page of the
+    /// memory.
+    pub(super) fn check(&self, run: PageRun) -> Result<(), Error> {
+        self.check_inside(run)?;
+        let whole = self.whole_pages(run);
+        let odd = if whole.first != run.first {
+            run.first
+        } else if whole.end() != run.end() {
+            PageIndex(run.first.0 + run.count)
+        } else {
+            return Ok(());
+        };
+        let memslot = self.memslot_of(odd).expect("inside a page of a memslot");
+        let gpa = self.gpa_of(odd).expect("as above");
+        Err(Error::InsidePage { gpa, page_size: memslot.memory.page_size() })
+    }
+
+    /// The run is empty or lies in one memslot.
+    pub(super) fn is_in_one_memslot(&self, run: PageRun) -> bool {
+        self.memslot_of(run.first).is_none_or(|memslot| run.end() <= memslot.run().end())
+    }
+
+    /// Where the first pages of the run are: as many as lie in one memslot. `None` if the guest
+    /// lacks the first.
+    pub(super) fn place_of(&self, run: PageRun) -> Option<Place> {
+        let memslot = self.memslot_of(run.first)?;
+        self.place_in(memslot, memslot.run().intersection(run)?)
+    }
+
+    /// Where the first pages of `bytes` bytes at `gpa` are, as above.
+    pub(super) fn place_at(&self, gpa: Gpa, bytes: u64) -> Option<Place> {
+        self.memslots.iter().find_map(|memslot| {
+            let skipped = self.page_size.index_at(gpa.0.checked_sub(memslot.gpa.0)?)?;
+            let count = memslot.count.checked_sub(skipped)?.min(self.page_size.pages_in(bytes)?);
+            let first = PageIndex(memslot.first.0 + skipped);
+            if count == 0 { None } else { self.place_in(memslot, PageRun { first, count }) }
+        })
+    }
+
+    /// Where this process has a memslot.
+    pub(super) fn range_of(&self, memslot: &Memslot) -> Range {
+        Range { start: memslot.hva, bytes: self.page_size.bytes_of(memslot.count) }
+    }
+
+    fn place_in(&self, memslot: &Memslot, part: PageRun) -> Option<Place> {
+        let offset = self.page_size.bytes_of(part.first.0.checked_sub(memslot.first.0)?);
+        let bytes = self.page_size.bytes_of(part.count);
+        let range = self.range_of(memslot).behind(offset).first(bytes);
+        Some(Place { gpa: Gpa(memslot.gpa.0 + offset), range, kind: memslot.memory })
     }
 
     fn memslot_of(&self, page: PageIndex) -> Option<&Memslot> {
@@ -241,5 +414,70 @@ mod tests {
         assert_eq!(new(&[(gpa, Hva(PAGE), bytes)]), SpaceError::TooLarge { gpa, bytes });
         let top = Hva(u64::MAX - PAGE + 1);
         assert_eq!(new(&[(gpa, top, PAGE)]), SpaceError::TooLarge { gpa, bytes: PAGE });
+    }
+
+    #[test]
+    fn guest_addresses_become_runs_without_holes() {
+        let space = two_memslots();
+        assert_eq!(space.run_at(Gpa(PAGE), 3 * PAGE).unwrap(), run(1, 3));
+        assert_eq!(space.run_at(Gpa(1 << 32), 2 * PAGE).unwrap(), run(4, 2));
+        assert_eq!(space.run_at(Gpa(PAGE), 0).unwrap().count, 0);
+        let hole = Gpa(4 * PAGE);
+        for (gpa, bytes, missing) in [
+            (Gpa(3 * PAGE), 2 * PAGE, hole),
+            (hole, PAGE, hole),
+            (Gpa(0), (1 << 32) + PAGE, hole),
+            (Gpa(1 << 32), 3 * PAGE, Gpa((1 << 32) + 2 * PAGE)),
+            (Gpa(u64::MAX - PAGE + 1), PAGE, Gpa(u64::MAX - PAGE + 1)),
+        ] {
+            match space.run_at(gpa, bytes) {
+                Err(Error::NotMemory { gpa }) => assert_eq!(gpa, missing),
+                Err(Error::InsidePage { .. }) => assert_eq!(gpa.0.wrapping_add(bytes), 0),
+                other => panic!("{other:?}"),
+            }
+        }
+        let odd = space.run_at(Gpa(PAGE + 1), PAGE).unwrap_err();
+        assert!(matches!(odd, Error::InsidePage { gpa, .. } if gpa == Gpa(PAGE + 1)), "{odd}");
+    }
+
+    #[test]
+    fn guest_addresses_become_a_run_over_memslots_that_touch() {
+        let low = (Gpa(0), Hva(1 << 30), PAGE);
+        let high = (Gpa(PAGE), Hva(1 << 40), PAGE);
+        let space = GuestSpace::new(PageSize::BASE, [low, high]).unwrap();
+        assert_eq!(space.run_at(Gpa(0), 2 * PAGE).unwrap(), run(0, 2));
+        assert!(!space.is_in_one_memslot(run(0, 2)) && space.is_in_one_memslot(run(1, 1)));
+    }
+
+    #[test]
+    fn holes_between_guest_addresses_are_skipped_on_request() {
+        let space = two_memslots();
+        let runs = |gpa, bytes| space.runs_in(Gpa(gpa), bytes).unwrap().collect::<Vec<_>>();
+        assert_eq!(runs(2 * PAGE, 1 << 32), [run(2, 2), run(4, 2)]);
+        assert_eq!(runs(4 * PAGE, PAGE), []);
+    }
+
+    #[test]
+    fn pages_of_a_memslot_may_be_huge() {
+        let huge = PageSize::HUGE.bytes() as u64;
+        let region =
+            |gpa, hva, bytes, memory| Region { gpa: Gpa(gpa), hva: Hva(hva), bytes, memory };
+        let low = region(0, PAGE, 3 * PAGE, MemoryKind::Anonymous);
+        let high = region(huge, huge, 2 * huge, MemoryKind::HugetlbMemfd);
+        let space = GuestSpace::of([low, high]).unwrap();
+        assert_eq!(space.page_count(), 3 + 1024);
+        assert_eq!(space.whole_pages(run(2, 1)), run(2, 1));
+        assert_eq!(space.whole_pages(run(2, 2)), run(2, 513));
+        assert_eq!(space.whole_pages(run(600, 1)), run(515, 512));
+        assert_eq!(space.whole_pages(run(600, 0)), run(600, 0));
+        space.check(run(0, 515)).unwrap();
+        for (odd, at) in [(run(0, 4), 4), (run(4, 511), 4), (run(3, 513), 516)] {
+            let error = space.check(odd).unwrap_err();
+            let gpa = space.gpa_of(PageIndex(at)).unwrap();
+            assert!(matches!(error, Error::InsidePage { gpa: g, .. } if g == gpa), "{error}");
+        }
+        let odd = region(huge, PAGE, huge, MemoryKind::HugetlbAnonymous);
+        let error = GuestSpace::of([odd]).unwrap_err();
+        assert!(matches!(error, SpaceError::NotWholePages { page_bytes: 0x20_0000, .. }));
     }
 }

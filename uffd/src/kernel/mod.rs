@@ -1,12 +1,15 @@
 //! [`KernelUffd`]: the running kernel's userfaultfd.
 //!
-//! The `userfaultfd` crate opens, negotiates, registers and reads events; the module `ioctl` has
-//! what the crate lacks or reports imprecisely.
+//! The `userfaultfd` crate opens, negotiates, registers and unregisters; the module `ioctl` makes
+//! the calls that the crate lacks or reports imprecisely. Messages are read here and decoded by
+//! [`message`](crate::message), which says why.
 
 // UNSAFETY: registering memory lets later calls change what its pages hold.
 #![expect(unsafe_code)]
 
 mod ioctl;
+mod lent;
+mod probe;
 mod staging;
 #[cfg(test)]
 pub(crate) mod tests;
@@ -15,15 +18,21 @@ use std::ffi::c_void;
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, FromRawFd, IntoRawFd};
 use std::ptr;
-use std::sync::Mutex;
+use std::sync::{PoisonError, RwLock};
 
-use userfaultfd::{EventBuffer, FeatureFlags, ReadWrite, UffdBuilder};
+use userfaultfd::{FeatureFlags, UffdBuilder};
 
+use crate::abi::{Answer, Call, Errno, MESSAGE_BYTES, Out, RawMessage};
+use crate::backend::Backend;
 use crate::error::Error;
-use crate::event::{Event, Fault, FaultKind};
 use crate::features::{Features, Ioctls, RegisterMode};
-use crate::page::Hva;
-use crate::uffd::{Installed, Range, Uffd, Wake};
+use crate::message;
+use crate::page::{Hva, PageSize};
+use crate::uffd::{Range, Uffd};
+
+pub use probe::{Doors, Survey, doors, survey, trials};
+
+use lent::Lent;
 
 pub use staging::{Populator, Staging};
 
@@ -36,7 +45,8 @@ pub struct KernelUffd {
     inner: userfaultfd::Uffd,
     offered: Features,
     enabled: Features,
-    messages: Mutex<EventBuffer>,
+    /// What calls may do more to than fill pages that are missing.
+    lent: RwLock<Lent>,
 }
 
 impl KernelUffd {
@@ -74,8 +84,7 @@ impl KernelUffd {
             Err(userfaultfd::Error::OpenDevUserfaultfd(_)) => open_without_crate(enabled)?,
             Err(error) => return Err(open_error(crate_error(error))),
         };
-        let messages = Mutex::new(EventBuffer::new(MESSAGES_PER_READ));
-        Ok(KernelUffd { inner, offered, enabled, messages })
+        Ok(KernelUffd { inner, offered, enabled, lent: RwLock::default() })
     }
 
     /// All features that the kernel offers.
@@ -88,25 +97,60 @@ impl KernelUffd {
         self.enabled
     }
 
-    /// Lets accesses to a range wait for this userfaultfd, and returns what can be done with the
-    /// range.
-    ///
-    /// # Errors
-    ///
-    /// [`Error::Operation`] if the range is not whole pages, its memory's kind lacks the mode, or
-    /// another userfaultfd has it.
+    /// Lends a range to this userfaultfd, which may then register it and move pages out of
+    /// it. Until then it refuses to, because safe code could pull memory from under
+    /// somebody's feet.
     ///
     /// # Safety
     ///
-    /// Until it is unregistered the range must be memory that only raw pointers, other processes
-    /// or guests access: a page that Rust holds a reference to must not change under it. A thread
-    /// that serves the faults must not touch the range.
+    /// Until it is unregistered, or the userfaultfd is dropped, the range must be memory that only
+    /// raw pointers, other processes or guests access: a page that Rust holds a reference to must
+    /// not change under it. A thread that serves the faults of registered memory must not touch it.
+    pub unsafe fn lend(&self, range: Range) {
+        self.lent.write().unwrap_or_else(PoisonError::into_inner).add(range);
+    }
+
+    /// Lends a range and [registers](Uffd::register) it.
+    ///
+    /// # Errors
+    ///
+    /// As [`Uffd::register`].
+    ///
+    /// # Safety
+    ///
+    /// As [`lend`](KernelUffd::lend).
     pub unsafe fn register(&self, range: Range, mode: RegisterMode) -> Result<Ioctls, Error> {
-        let mode = userfaultfd::RegisterMode::from_bits_retain(mode.bits());
-        self.inner
-            .register_with_mode(address(range.start), length(range), mode)
-            .map(|ioctls| Ioctls::from_bits_retain(ioctls.bits()))
-            .map_err(|error| failed("REGISTER", range, crate_error(error)))
+        // SAFETY: the caller promises it.
+        unsafe { self.lend(range) };
+        Uffd::register(self, range, mode)
+    }
+
+    /// Calls `work` if the range is lent, and keeps it from being given back meanwhile.
+    fn with_lent<T>(&self, range: Range, work: impl FnOnce() -> T) -> Result<T, Errno> {
+        let lent = self.lent.read().unwrap_or_else(PoisonError::into_inner);
+        if lent.has(range) { Ok(work()) } else { Err(Errno(libc::EPERM)) }
+    }
+
+    fn register_lent(&self, range: Range, mode: u64) -> Answer {
+        let mode = userfaultfd::RegisterMode::from_bits_retain(mode);
+        let registered = self.with_lent(range, || {
+            self.inner.register_with_mode(address(range.start), word(range.bytes), mode)
+        });
+        match registered {
+            Ok(Ok(mask)) => Answer { result: Ok(()), out: Out::Ioctls(mask.bits()) },
+            Ok(Err(error)) => refused(crate_errno(&error)),
+            Err(errno) => refused(errno),
+        }
+    }
+
+    fn unregister_lent(&self, range: Range) -> Answer {
+        match self.inner.unregister(address(range.start), word(range.bytes)) {
+            Ok(()) => {
+                self.lent.write().unwrap_or_else(PoisonError::into_inner).remove(range);
+                Answer { result: Ok(()), out: Out::Untouched }
+            }
+            Err(error) => refused(crate_errno(&error)),
+        }
     }
 }
 
@@ -116,74 +160,74 @@ impl AsFd for KernelUffd {
     }
 }
 
-impl Uffd for KernelUffd {
-    fn copy(&self, at: Hva, bytes: &[u8], wake: Wake) -> Result<Installed, Error> {
-        ioctl::copy(self.as_fd(), at, bytes, wake).map_err(|source| {
-            failed("COPY", Range { start: at, bytes: bytes.len() as u64 }, source)
-        })
-    }
-
-    fn zero(&self, range: Range, wake: Wake) -> Result<Installed, Error> {
-        ioctl::zero(self.as_fd(), range, wake).map_err(|source| failed("ZEROPAGE", range, source))
-    }
-
-    fn move_in(&self, at: Hva, staged: &mut [u8], wake: Wake) -> Result<Installed, Error> {
-        ioctl::move_in(self.as_fd(), at, staged, wake).map_err(|source| {
-            failed("MOVE", Range { start: at, bytes: staged.len() as u64 }, source)
-        })
-    }
-
-    fn wake(&self, range: Range) -> Result<(), Error> {
-        ioctl::wake(self.as_fd(), range).map_err(|source| failed("WAKE", range, source))
-    }
-
-    fn unregister(&self, range: Range) -> Result<(), Error> {
-        self.inner
-            .unregister(address(range.start), length(range))
-            .map_err(|error| failed("UNREGISTER", range, crate_error(error)))
-    }
-
-    fn read_events(&self, into: &mut Vec<Event>) -> Result<(), Error> {
-        let mut messages = self.messages.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
-        let read_error = |error| Error::Read(crate_error(error));
-        for event in self.inner.read_events(&mut messages).map_err(read_error)? {
-            into.push(self.translate(event.map_err(read_error)?));
+impl Backend for KernelUffd {
+    fn call(&self, call: Call) -> Answer {
+        match call {
+            Call::Register { mode, .. } => self.register_lent(call.range(), mode),
+            Call::Unregister { .. } => self.unregister_lent(call.range()),
+            Call::Move { src, len, .. } => {
+                let source = Range { start: Hva(src), bytes: len };
+                // SAFETY: the source was lent.
+                self.with_lent(source, || unsafe { ioctl::call(self.as_fd(), call) })
+                    .unwrap_or_else(refused)
+            }
+            // SAFETY: it registers nothing and moves nothing.
+            call => unsafe { ioctl::call(self.as_fd(), call) },
         }
-        Ok(())
+    }
+
+    fn copy_bytes(&self, at: Hva, bytes: &[u8], mode: u64) -> Answer {
+        let (src, len) = (bytes.as_ptr() as u64, bytes.len() as u64);
+        self.call(Call::Copy { dst: at.0, src, len, mode })
+    }
+
+    fn move_bytes(&self, at: Hva, staged: &mut [u8], mode: u64) -> Answer {
+        let (src, len) = (staged.as_mut_ptr() as u64, staged.len() as u64);
+        let call = Call::Move { dst: at.0, src, len, mode };
+        // SAFETY: the source is borrowed for writing, and bytes may hold anything afterwards.
+        unsafe { ioctl::call(self.as_fd(), call) }
+    }
+
+    fn give_up(&self, staged: &mut [u8]) {
+        let (start, bytes) = (staged.as_mut_ptr(), staged.len());
+        // madvise refuses an odd start, and makes up what is missing from the last page.
+        if !PageSize::BASE.divides(start as u64 | bytes as u64) {
+            return;
+        }
+        let start = start.cast();
+        // SAFETY: the bytes are whole pages, borrowed for writing, and may hold anything afterwards.
+        let _ = unsafe { rustix::mm::madvise(start, bytes, rustix::mm::Advice::LinuxDontNeed) };
+    }
+
+    fn read(&self, each: &mut dyn FnMut(RawMessage)) -> Result<(), Error> {
+        let mut buffer = [0; MESSAGES_PER_READ * MESSAGE_BYTES];
+        let bytes = match rustix::io::read(&self.inner, &mut buffer) {
+            Ok(bytes) => &buffer[..bytes],
+            Err(rustix::io::Errno::AGAIN) => &[],
+            Err(errno) => return Err(Error::Read(errno.into())),
+        };
+        let mut understood = Ok(());
+        for message in message::decode_all(bytes) {
+            match message {
+                Ok(message) => {
+                    if let RawMessage::Fork { fd } = message {
+                        ioctl::close_child(fd);
+                    }
+                    each(message);
+                }
+                Err(error) => understood = Err(Error::Message(error)),
+            }
+        }
+        understood
+    }
+
+    fn enabled(&self) -> Features {
+        self.enabled
     }
 }
 
-impl KernelUffd {
-    fn translate(&self, event: userfaultfd::Event) -> Event {
-        match event {
-            userfaultfd::Event::Pagefault { kind, rw, addr, thread_id } => Event::Fault(Fault {
-                address: hva(addr),
-                kind: match kind {
-                    userfaultfd::FaultKind::Missing => FaultKind::Missing,
-                    userfaultfd::FaultKind::WriteProtected => FaultKind::WriteProtect,
-                    userfaultfd::FaultKind::Minor => FaultKind::Minor,
-                },
-                write: rw == ReadWrite::Write,
-                thread: self
-                    .enabled
-                    .contains(Features::THREAD_ID)
-                    .then_some(thread_id.as_raw().cast_unsigned()),
-            }),
-            userfaultfd::Event::Remove { start, end } => {
-                Event::Remove { start: hva(start), end: hva(end) }
-            }
-            userfaultfd::Event::Unmap { start, end } => {
-                Event::Unmap { start: hva(start), end: hva(end) }
-            }
-            userfaultfd::Event::Remap { from, to, len } => {
-                Event::Remap { from: hva(from), to: hva(to), len: len as u64 }
-            }
-            userfaultfd::Event::Fork { uffd } => {
-                drop(uffd);
-                Event::Fork
-            }
-        }
-    }
+fn refused(errno: Errno) -> Answer {
+    Answer { result: Err(errno), out: Out::Untouched }
 }
 
 /// The kernel tells what it offers only in the handshake, of which there is one per descriptor,
@@ -211,10 +255,6 @@ fn open_error(source: io::Error) -> Error {
     }
 }
 
-fn failed(operation: &'static str, range: Range, source: io::Error) -> Error {
-    Error::Operation { operation, range, source }
-}
-
 fn crate_error(error: userfaultfd::Error) -> io::Error {
     match error {
         userfaultfd::Error::SystemError(errno) => io::Error::from_raw_os_error(errno as i32),
@@ -222,16 +262,16 @@ fn crate_error(error: userfaultfd::Error) -> io::Error {
     }
 }
 
+fn crate_errno(error: &userfaultfd::Error) -> Errno {
+    match error {
+        userfaultfd::Error::SystemError(errno) => Errno(*errno as i32),
+        // A call has no other reason to fail: the rest is about opening and reading.
+        other => unreachable!("{other}"),
+    }
+}
+
 fn address(at: Hva) -> *mut c_void {
-    ptr::without_provenance_mut(word(at.0))
-}
-
-fn hva(address: *mut c_void) -> Hva {
-    Hva(address as u64)
-}
-
-fn length(range: Range) -> usize {
-    word(range.bytes)
+    ptr::with_exposed_provenance_mut(word(at.0))
 }
 
 #[expect(clippy::cast_possible_truncation, reason = "words have 64 bits here, see above")]

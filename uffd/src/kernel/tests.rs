@@ -4,16 +4,22 @@
 #![expect(unsafe_code)]
 
 use std::io;
+use std::os::fd::OwnedFd;
+use std::path::Path;
 use std::ptr::NonNull;
 use std::sync::mpsc;
 use std::thread;
+use std::time::{Duration, Instant};
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::fs::{MemfdFlags, ftruncate, memfd_create};
 use rustix::mm::{Advice, MapFlags, ProtFlags, madvise, mmap, mmap_anonymous, munmap};
 
 use super::*;
-use crate::page::PageSize;
+use crate::event::{Event, Fault, FaultKind};
+use crate::memory::MemoryKind;
+use crate::trial::{Operation, Trial};
+use crate::uffd::{Changed, Holes, Installed, Mode, Wake};
 
 const PAGE: usize = PageSize::BASE.bytes();
 
@@ -29,10 +35,12 @@ pub(crate) fn open() -> Option<KernelUffd> {
     }
 }
 
-/// Pages that nothing has touched, mapped until dropped.
+/// Pages that nothing has touched, mapped until dropped. Hugetlb memory has huge ones.
 pub(crate) struct Memory {
     start: NonNull<u8>,
     pages: usize,
+    kind: MemoryKind,
+    file: Option<OwnedFd>,
 }
 
 // SAFETY: the memory is touched by volatile accesses only.
@@ -42,64 +50,124 @@ unsafe impl Sync for Memory {}
 
 impl Memory {
     pub(crate) fn anonymous(pages: usize) -> Memory {
-        let access = ProtFlags::READ | ProtFlags::WRITE;
-        // SAFETY: a new mapping at an address that the kernel chooses.
-        let start = unsafe {
-            mmap_anonymous(ptr::null_mut(), pages * PAGE, access, MapFlags::PRIVATE).unwrap()
-        };
-        Memory { start: NonNull::new(start.cast()).unwrap(), pages }
+        Memory::new(MemoryKind::Anonymous, pages).unwrap()
     }
 
     pub(crate) fn memfd(pages: usize) -> Memory {
-        let file = memfd_create("godwit-uffd-test", MemfdFlags::CLOEXEC).unwrap();
-        ftruncate(&file, (pages * PAGE) as u64).unwrap();
-        let access = ProtFlags::READ | ProtFlags::WRITE;
-        // SAFETY: a new mapping at an address that the kernel chooses.
-        let start = unsafe {
-            mmap(ptr::null_mut(), pages * PAGE, access, MapFlags::SHARED, &file, 0).unwrap()
+        Memory::new(MemoryKind::Memfd, pages).unwrap()
+    }
+
+    /// Huge pages that are reserved for the test, or `None` with a printed reason.
+    pub(crate) fn hugetlb(kind: MemoryKind, pages: usize) -> Option<Memory> {
+        match Memory::new(kind, pages) {
+            Ok(memory) => Some(memory),
+            Err(errno) => {
+                assert!(free_huge_pages() < pages, "{pages} huge pages are free, yet: {errno}");
+                println!("skipped: fewer than {pages} huge pages are free: {errno}");
+                None
+            }
+        }
+    }
+
+    fn new(kind: MemoryKind, pages: usize) -> rustix::io::Result<Memory> {
+        let (access, huge) = (ProtFlags::READ | ProtFlags::WRITE, kind.is_hugetlb());
+        let bytes = pages * kind.page_size().bytes();
+        let (file, start) = if kind.is_file() {
+            let huge = if huge { MemfdFlags::HUGETLB } else { MemfdFlags::empty() };
+            let file = memfd_create("godwit-uffd-test", MemfdFlags::CLOEXEC | huge)?;
+            ftruncate(&file, bytes as u64)?;
+            // SAFETY: a new mapping at an address that the kernel chooses.
+            let start =
+                unsafe { mmap(ptr::null_mut(), bytes, access, MapFlags::SHARED, &file, 0)? };
+            (Some(file), start)
+        } else {
+            let huge = if huge { MapFlags::HUGETLB } else { MapFlags::empty() };
+            // SAFETY: as above.
+            let start = unsafe {
+                mmap_anonymous(ptr::null_mut(), bytes, access, MapFlags::PRIVATE | huge)?
+            };
+            (None, start)
         };
-        Memory { start: NonNull::new(start.cast()).unwrap(), pages }
+        let start = NonNull::new(start.cast()).unwrap();
+        let memory = Memory { start, pages, kind, file };
+        // A page that a child shares, even for a moment, cannot be moved.
+        memory.advise(Advice::LinuxDontFork);
+        Ok(memory)
+    }
+
+    fn advise(&self, advice: Advice) {
+        let bytes = self.pages * self.page_bytes();
+        // SAFETY: the mapping is this value's own, and the advice changes none of its pages.
+        unsafe { madvise(self.start.as_ptr().cast(), bytes, advice).unwrap() }
+    }
+
+    pub(crate) fn page_bytes(&self) -> usize {
+        self.kind.page_size().bytes()
+    }
+
+    pub(crate) fn kind(&self) -> MemoryKind {
+        self.kind
     }
 
     pub(crate) fn range(&self) -> Range {
         self.range_of(0, self.pages)
     }
 
-    fn range_of(&self, first: usize, count: usize) -> Range {
-        Range { start: self.page(first), bytes: (count * PAGE) as u64 }
+    pub(crate) fn range_of(&self, first: usize, count: usize) -> Range {
+        Range { start: self.page(first), bytes: (count * self.page_bytes()) as u64 }
     }
 
-    fn page(&self, page: usize) -> Hva {
+    pub(crate) fn page(&self, page: usize) -> Hva {
         assert!(page < self.pages);
-        Hva(self.start.as_ptr() as u64 + (page * PAGE) as u64)
+        Hva(self.start.as_ptr() as u64 + (page * self.page_bytes()) as u64)
     }
 
     pub(crate) fn register(&self, uffd: &KernelUffd) -> Ioctls {
+        self.register_for(uffd, RegisterMode::MISSING)
+    }
+
+    pub(crate) fn register_for(&self, uffd: &KernelUffd, mode: RegisterMode) -> Ioctls {
         // SAFETY: this memory is touched by volatile accesses only, on threads that serve nothing.
-        unsafe { uffd.register(self.range(), RegisterMode::MISSING).unwrap() }
+        unsafe { uffd.register(self.range(), mode).unwrap() }
+    }
+
+    /// Lends all of it, without registering it.
+    pub(crate) fn lend(&self, uffd: &KernelUffd) {
+        // SAFETY: as above.
+        unsafe { uffd.lend(self.range()) };
+    }
+
+    /// Stores a byte in a page of the file, behind the back of the mapping.
+    pub(crate) fn store_in_cache(&self, page: usize, byte: u8) {
+        let offset = ((page + 1) * self.page_bytes() - 1) as u64;
+        let file = self.file.as_ref().expect("memory of a file");
+        assert_eq!(rustix::io::pwrite(file, &[byte], offset).unwrap(), 1);
     }
 
     /// The last byte of a page. Waits if the page is missing.
-    fn read(&self, page: usize) -> u8 {
-        assert!(page < self.pages);
+    pub(crate) fn read(&self, page: usize) -> u8 {
         // SAFETY: the byte is inside of the mapping.
-        unsafe { self.start.as_ptr().add(page * PAGE + PAGE - 1).read_volatile() }
+        unsafe { self.last_byte(page).read_volatile() }
     }
 
-    /// Writes the last byte of a page. Waits if the page is missing.
-    fn write(&self, page: usize, byte: u8) {
-        assert!(page < self.pages);
+    /// Writes the last byte of a page. Waits if the page is missing or protected.
+    pub(crate) fn write(&self, page: usize, byte: u8) {
         // SAFETY: the byte is inside of the mapping.
-        unsafe { self.start.as_ptr().add(page * PAGE + PAGE - 1).write_volatile(byte) }
+        unsafe { self.last_byte(page).write_volatile(byte) }
+    }
+
+    fn last_byte(&self, page: usize) -> *mut u8 {
+        assert!(page < self.pages);
+        self.start.as_ptr().wrapping_add((page + 1) * self.page_bytes() - 1)
     }
 
     /// Gives up a page. Waits for the event to be read.
-    fn remove(&self, page: usize) {
+    pub(crate) fn remove(&self, page: usize) {
         assert!(page < self.pages);
         // SAFETY: the page is inside of the mapping, and nothing refers to it.
         unsafe {
-            let at = self.start.as_ptr().add(page * PAGE);
-            madvise(at.cast(), PAGE, Advice::LinuxDontNeed).unwrap();
+            let at = self.start.as_ptr().add(page * self.page_bytes());
+            madvise(at.cast(), self.page_bytes(), Advice::LinuxDontNeed).unwrap();
         }
     }
 
@@ -112,8 +180,17 @@ impl Memory {
 impl Drop for Memory {
     fn drop(&mut self) {
         // SAFETY: the mapping is this value's own.
-        unsafe { munmap(self.start.as_ptr().cast(), self.pages * PAGE).unwrap() }
+        unsafe { munmap(self.start.as_ptr().cast(), self.pages * self.page_bytes()).unwrap() }
     }
+}
+
+fn free_huge_pages() -> usize {
+    let pool = Path::new("/sys/kernel/mm/hugepages/hugepages-2048kB");
+    let number = |name| {
+        let text = std::fs::read_to_string(pool.join(name)).unwrap_or_default();
+        text.trim().parse().unwrap_or(0_usize)
+    };
+    number("free_hugepages").saturating_sub(number("resv_hugepages"))
 }
 
 fn is_readable(uffd: &KernelUffd, timeout: Timespec) -> bool {
@@ -121,16 +198,16 @@ fn is_readable(uffd: &KernelUffd, timeout: Timespec) -> bool {
     poll(&mut polled, Some(&timeout)).unwrap() == 1
 }
 
-fn wait_readable(uffd: &KernelUffd) {
+pub(crate) fn wait_readable(uffd: &KernelUffd) {
     let minute = Timespec { tv_sec: 60, tv_nsec: 0 };
     assert!(is_readable(uffd, minute), "nothing to read from the userfaultfd");
 }
 
-fn nothing_waits(uffd: &KernelUffd) -> bool {
+pub(crate) fn nothing_waits(uffd: &KernelUffd) -> bool {
     !is_readable(uffd, Timespec { tv_sec: 0, tv_nsec: 0 })
 }
 
-fn next_event(uffd: &KernelUffd) -> Event {
+pub(crate) fn next_event(uffd: &KernelUffd) -> Event {
     wait_readable(uffd);
     let mut events = Vec::new();
     uffd.read_events(&mut events).unwrap();
@@ -138,7 +215,7 @@ fn next_event(uffd: &KernelUffd) -> Event {
     events[0]
 }
 
-fn next_fault(uffd: &KernelUffd) -> Fault {
+pub(crate) fn next_fault(uffd: &KernelUffd) -> Fault {
     match next_event(uffd) {
         Event::Fault(fault) => fault,
         other => panic!("{other:?} instead of a fault"),
@@ -155,9 +232,10 @@ fn on_both(pages: usize, body: impl Fn(&KernelUffd, &Memory)) {
     }
 }
 
-fn source_errno(error: &Error) -> Option<i32> {
+pub(crate) fn source_errno(error: &Error) -> Option<i32> {
     match error {
         Error::Operation { source, .. } => source.raw_os_error(),
+        Error::Stopped { source, .. } => source_errno(source),
         _ => None,
     }
 }
@@ -392,6 +470,235 @@ fn one_read_takes_all_that_wait_and_none_is_not_an_error() {
         addresses.sort_unstable();
         assert_eq!(addresses, (0..READERS).map(|page| memory.page(page)).collect::<Vec<_>>());
     });
+}
+
+#[test]
+fn mapped_pages_hold_what_the_page_cache_has() {
+    let Some(uffd) = open() else { return };
+    let memory = Memory::memfd(3);
+    memory.register_for(&uffd, RegisterMode::MISSING | RegisterMode::MINOR);
+    memory.store_in_cache(0, 7);
+    memory.store_in_cache(1, 8);
+    thread::scope(|scope| {
+        let reader = scope.spawn(|| memory.read(1));
+        let fault = next_fault(&uffd);
+        assert_eq!((fault.kind, fault.address), (FaultKind::Minor, memory.page(1)));
+        let mapped = uffd.map_cached(memory.range_of(0, 2), Wake::Now).unwrap();
+        assert_eq!(mapped, Installed::All);
+        assert_eq!(reader.join().unwrap(), 8);
+    });
+    assert_eq!(memory.read(0), 7);
+    let again = uffd.map_cached(memory.range_of(0, 1), Wake::Now).unwrap();
+    assert_eq!(again, Installed::AlreadyPresent);
+    let absent = uffd.map_cached(memory.range_of(2, 1), Wake::Now).unwrap_err();
+    assert_eq!(source_errno(&absent), Some(libc::EFAULT), "{absent}");
+}
+
+#[test]
+fn anonymous_memory_has_nothing_to_map() {
+    let Some(uffd) = open() else { return };
+    let memory = Memory::anonymous(1);
+    memory.register(&uffd);
+    let error = uffd.map_cached(memory.range(), Wake::Now).unwrap_err();
+    assert_eq!(source_errno(&error), Some(libc::EINVAL), "{error}");
+}
+
+#[test]
+fn a_poisoned_page_is_not_poisoned_again_and_can_be_healed() {
+    on_both(2, |uffd, memory| {
+        if probe::trials(memory.kind()).get(Operation::Poison) != Trial::Works {
+            println!("skipped: the kernel lacks POISON");
+            return;
+        }
+        assert_eq!(uffd.poison(memory.range(), Wake::Now).unwrap(), Installed::All);
+        let first = memory.range_of(0, 1);
+        assert_eq!(uffd.poison(first, Wake::Now).unwrap(), Installed::AlreadyPresent);
+        let healed = uffd.copy(memory.page(0), &[6; 2 * PAGE], Wake::Now).unwrap();
+        assert_eq!(healed, Installed::All);
+        assert_eq!(memory.bytes_of_pages(), [6, 6]);
+    });
+}
+
+#[test]
+fn a_write_to_a_protected_page_waits_and_is_reported() {
+    on_both(2, |uffd, memory| {
+        memory.register_for(uffd, RegisterMode::MISSING | RegisterMode::WRITE_PROTECT);
+        let mode = Mode::protected(Wake::Now);
+        assert_eq!(uffd.copy(memory.page(0), &[1; PAGE], mode).unwrap(), Installed::All);
+        assert_eq!(uffd.copy(memory.page(1), &[2; PAGE], Wake::Now).unwrap(), Installed::All);
+        assert_eq!(uffd.protect(memory.range_of(1, 1)).unwrap(), Changed::All);
+        assert_eq!(memory.bytes_of_pages(), [1, 2]);
+        for page in [0, 1] {
+            thread::scope(|scope| {
+                let writer = scope.spawn(|| memory.write(page, 9));
+                let fault = next_fault(uffd);
+                assert_eq!(fault.kind, FaultKind::WriteProtect);
+                assert!(fault.write && fault.address == memory.page(page));
+                let range = memory.range_of(page, 1);
+                assert_eq!(uffd.unprotect(range, Wake::Later).unwrap(), Changed::All);
+                uffd.wake(range).unwrap();
+                writer.join().unwrap();
+            });
+        }
+        assert_eq!(memory.bytes_of_pages(), [9, 9]);
+        assert!(nothing_waits(uffd));
+    });
+}
+
+#[test]
+fn protecting_memory_that_is_not_registered_for_it_is_refused() {
+    on_both(1, |uffd, memory| {
+        let error = uffd.protect(memory.range()).unwrap_err();
+        assert_eq!(source_errno(&error), Some(libc::ENOENT), "{error}");
+        let mode = Mode::protected(Wake::Now);
+        let error = uffd.copy(memory.page(0), &[0; PAGE], mode).unwrap_err();
+        assert_eq!(source_errno(&error), Some(libc::EINVAL), "{error}");
+    });
+}
+
+/// A userfaultfd whose kernel can move pages.
+fn open_with_move() -> Option<KernelUffd> {
+    let uffd = open()?;
+    if probe::trials(MemoryKind::Anonymous).get(Operation::Move) != Trial::Works {
+        println!("skipped: the kernel lacks MOVE");
+        return None;
+    }
+    Some(uffd)
+}
+
+#[test]
+fn moved_pages_are_there_and_no_longer_where_they_were() {
+    let Some(uffd) = open_with_move() else { return };
+    let (memory, staging) = (Memory::anonymous(3), Memory::anonymous(3));
+    memory.register(&uffd);
+    staging.lend(&uffd);
+    (0..2).for_each(|page| staging.write(page, 4 + u8::try_from(page).unwrap()));
+    let moved = uffd.move_pages(memory.range(), staging.page(0), Holes::Refused, Wake::Now);
+    assert_eq!(moved.unwrap(), Installed::Partly { bytes: 2 * PAGE as u64 });
+    let rest = (memory.range_of(2, 1), staging.page(2));
+    let error = uffd.move_pages(rest.0, rest.1, Holes::Refused, Wake::Now).unwrap_err();
+    assert_eq!(source_errno(&error), Some(libc::ENOENT), "{error}");
+    let skipped = uffd.move_pages(rest.0, rest.1, Holes::Skipped, Wake::Now).unwrap();
+    assert_eq!(skipped, Installed::All);
+    assert_eq!(uffd.zero(rest.0, Wake::Now).unwrap(), Installed::All);
+    assert_eq!(memory.bytes_of_pages(), [4, 5, 0]);
+    assert_eq!(staging.bytes_of_pages(), [0, 0, 0]);
+}
+
+#[test]
+fn memory_that_was_not_lent_is_left_alone() {
+    let Some(uffd) = open() else { return };
+    let (memory, foreign) = (Memory::anonymous(1), Memory::anonymous(1));
+    foreign.write(0, 3);
+    memory.register(&uffd);
+    let refused = |error: Error| assert_eq!(source_errno(&error), Some(libc::EPERM), "{error}");
+    let (to, from) = (memory.range(), foreign.range());
+    refused(uffd.move_pages(to, from.start, Holes::Refused, Wake::Now).unwrap_err());
+    refused(Uffd::register(&uffd, from, RegisterMode::MISSING).unwrap_err());
+    assert_eq!(foreign.read(0), 3);
+    uffd.unregister(to).unwrap();
+    // What is unregistered is given back.
+    refused(Uffd::register(&uffd, to, RegisterMode::MISSING).unwrap_err());
+}
+
+#[test]
+fn only_whole_pages_are_given_up() {
+    let Some(uffd) = open() else { return };
+    let (mut staging, mut populator) = Staging::new(2 * PAGE).unwrap();
+    populator.populate(2 * PAGE).unwrap();
+    let staged = staging.take(2 * PAGE).unwrap();
+    staged.fill(5);
+    Uffd::give_up(&uffd, &mut staged[..100]);
+    Uffd::give_up(&uffd, &mut staged[1..=PAGE]);
+    assert!(staged.iter().all(|&byte| byte == 5));
+    Uffd::give_up(&uffd, &mut staged[..PAGE]);
+    assert_eq!((staged[0], staged[PAGE - 1], staged[PAGE]), (0, 0, 5));
+}
+
+#[test]
+fn huge_pages_are_installed_whole() {
+    for kind in [MemoryKind::HugetlbAnonymous, MemoryKind::HugetlbMemfd] {
+        let Some(uffd) = open() else { return };
+        let Some(memory) = Memory::hugetlb(kind, 2) else { return };
+        memory.register(&uffd);
+        let huge = memory.page_bytes();
+        thread::scope(|scope| {
+            let reader = scope.spawn(|| memory.read(1));
+            assert_eq!(next_fault(&uffd).address, memory.page(1));
+            let error = uffd.copy(memory.page(1), &[7; PAGE], Wake::Now).unwrap_err();
+            assert_eq!(source_errno(&error), Some(libc::EINVAL), "{error}");
+            let copied = uffd.copy(memory.page(1), &vec![7; huge], Wake::Now).unwrap();
+            assert_eq!((copied, reader.join().unwrap()), (Installed::All, 7));
+        });
+        let error = uffd.zero(memory.range_of(0, 1), Wake::Now).unwrap_err();
+        assert_eq!(source_errno(&error), Some(libc::EINVAL), "{error}");
+    }
+}
+
+#[test]
+fn the_memory_of_a_forked_child_is_ordinary() {
+    let Some(_) = open() else { return };
+    let uffd = match KernelUffd::open_with(Features::EVENT_FORK) {
+        Ok(uffd) => uffd,
+        // Forks are reported to CAP_SYS_PTRACE only.
+        Err(error) => return println!("skipped: {error}"),
+    };
+    let memory = Memory::anonymous(1);
+    memory.advise(Advice::LinuxDoFork);
+    memory.register(&uffd);
+    thread::scope(|scope| {
+        let forker = scope.spawn(|| {
+            // SAFETY: the child reads a byte of memory that it has and ends.
+            match unsafe { libc::fork() } {
+                // SAFETY: as above.
+                0 => unsafe { libc::_exit(memory.read(0).into()) },
+                child => child,
+            }
+        });
+        assert_eq!(next_event(&uffd), Event::Fork);
+        let child = rustix::process::Pid::from_raw(forker.join().unwrap()).unwrap();
+        let deadline = Instant::now() + Duration::from_secs(60);
+        let status = loop {
+            let options = rustix::process::WaitOptions::NOHANG;
+            if let Some((_, status)) = rustix::process::waitpid(Some(child), options).unwrap() {
+                break status;
+            }
+            assert!(Instant::now() < deadline, "the child waits for a page");
+            thread::yield_now();
+        };
+        assert_eq!(status.exit_status(), Some(0));
+    });
+}
+
+#[test]
+fn the_survey_agrees_with_what_is_known_of_memory() {
+    let Some(_) = open() else { return };
+    let survey = probe::survey(MemoryKind::Anonymous).unwrap();
+    for operation in [Operation::Wake, Operation::Copy, Operation::Zeropage] {
+        assert_eq!(survey.trials.get(operation), Trial::Works, "{operation:?}");
+    }
+    assert_eq!(survey.trials.get(Operation::Continue), Trial::Fails(Errno(libc::EINVAL)));
+    let [(_, missing), (_, protect), (_, minor)] = survey.modes;
+    assert!(missing.unwrap().contains(Ioctls::COPY | Ioctls::WAKE));
+    assert_eq!(minor, Err(Errno(libc::EINVAL)));
+    if protect.is_ok_and(|mask| mask.contains(Ioctls::WRITEPROTECT)) {
+        assert_eq!(survey.trials.get(Operation::WriteProtect), Trial::Works);
+    }
+    let memfd = probe::survey(MemoryKind::Memfd).unwrap();
+    assert_eq!(memfd.trials.get(Operation::Copy), Trial::Works);
+    // The registration reports it all the same.
+    assert_ne!(memfd.trials.get(Operation::Move), Trial::Works);
+    if memfd.modes[2].1.is_ok() {
+        assert_eq!(memfd.trials.get(Operation::Continue), Trial::Works);
+    }
+}
+
+#[test]
+fn one_of_the_doors_is_the_one_that_we_come_in_by() {
+    let Some(uffd) = open() else { return };
+    let doors = probe::doors();
+    let offered = doors.device.or(doors.system_call).unwrap();
+    assert_eq!(offered, uffd.offered());
 }
 
 #[test]

@@ -35,6 +35,8 @@ pub struct Status {
     pub owner: Ownership,
     /// The machine; absent until there is one.
     pub vm: Option<VmInfo>,
+    /// How pages are put into the guest's memory; absent unless pages may be missing there.
+    pub memory: Option<MemoryMethods>,
     /// The latest migration of this guest in this process, under way or over; absent if none.
     pub migration: Option<MigrationStatus>,
 }
@@ -110,6 +112,26 @@ pub enum MemoryBacking {
     Anon,
     /// A shared memory file.
     Memfd,
+}
+
+/// How each operation on pages of the guest's memory is done: the call of the kernel, what stands
+/// in for it where the kernel or the memory lacks it, or that it is refused, and why.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct MemoryMethods {
+    /// What the memory is made of.
+    pub kind: String,
+    /// Installing bytes.
+    pub copy: String,
+    /// Installing zeros.
+    pub zero: String,
+    /// Mapping what the page cache has.
+    pub r#continue: String,
+    /// Marking pages as lost.
+    pub poison: String,
+    /// Moving pages.
+    pub r#move: String,
+    /// Write-protecting pages.
+    pub protect: String,
 }
 
 /// How a migration goes, or went.

@@ -16,6 +16,12 @@ Examples:
   godwit demo --corrupt-page                   how a wrong byte would show
   godwit demo --json | jq .verdict             for scripts";
 
+const DOCTOR_STATUS: &str = "\
+Exit status:
+  0  guests can run here, leave and come
+  3  guests can run here and leave, and none can come
+  4  guests cannot run here";
+
 /// Launches KVM guests and moves them, live, to other hosts.
 #[derive(Debug, Parser)]
 #[command(name = "godwit", version, about, max_term_width = 100)]
@@ -40,6 +46,12 @@ pub enum Command {
     /// leaves nothing behind. The exit status is 0 only if the guest found every byte right.
     #[command(after_help = DEMO_EXAMPLES, verbatim_doc_comment)]
     Demo(Demo),
+    /// Say what this host can do, what is missing, what that costs and how to get it
+    ///
+    /// Asks KVM and userfaultfd what they offer, and tries every operation of userfaultfd on each
+    /// kind of memory. Changes nothing.
+    #[command(after_help = DOCTOR_STATUS, verbatim_doc_comment)]
+    Doctor(Doctor),
     /// Launch a guest; its console is stdout, its exit code is the exit status
     Run(Run),
     /// Wait for guests that are migrated here; the guest's console is stdout
@@ -156,6 +168,14 @@ pub struct Shutdown {
     /// End at once, even if that loses pages that are nowhere else
     #[arg(long)]
     pub force: bool,
+}
+
+/// `godwit doctor`.
+#[derive(Debug, ClapArgs)]
+pub struct Doctor {
+    /// Print one JSON object
+    #[arg(long)]
+    pub json: bool,
 }
 
 /// `godwit demo`.

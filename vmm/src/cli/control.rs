@@ -9,7 +9,8 @@ use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use super::Failure;
 use super::args::{At, Migrate, Mode, Shutdown, Status};
 use crate::api::types::{
-    GuestState, MigrateRequest, MigrationMode, MigrationState, MigrationStatus, Status as Told,
+    GuestState, MemoryMethods, MigrateRequest, MigrationMode, MigrationState, MigrationStatus,
+    Status as Told,
 };
 use crate::api::{Client, ClientError};
 
@@ -68,8 +69,26 @@ fn print_status(status: &Told) {
         let mib = vm.memory_bytes >> 20;
         println!("machine    {} vCPUs, {mib} MiB of {:?} memory", vm.cpus, vm.backing);
     }
+    if let Some(memory) = &status.memory {
+        print_methods(memory);
+    }
     if let Some(migration) = &status.migration {
         print_migration(migration);
+    }
+}
+
+fn print_methods(memory: &MemoryMethods) {
+    let methods = [
+        ("copy", &memory.copy),
+        ("zero", &memory.zero),
+        ("continue", &memory.r#continue),
+        ("poison", &memory.poison),
+        ("move", &memory.r#move),
+        ("protect", &memory.protect),
+    ];
+    println!("pages      of {} memory are missing; operations on them:", memory.kind);
+    for (operation, method) in methods {
+        println!("           {operation:9} {method}");
     }
 }
 

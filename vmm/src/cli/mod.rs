@@ -70,6 +70,7 @@ pub fn main() -> ExitCode {
         Command::Resume(at) => control::resume(&at),
         Command::Shutdown(shutdown) => control::shutdown(&shutdown),
         Command::Demo(demo) => crate::demo::demo(&demo),
+        Command::Doctor(args) => crate::doctor::doctor(args.json).map_err(|e| Failure::new(&e)),
     };
     result.unwrap_or_else(|failure| {
         failure.print();

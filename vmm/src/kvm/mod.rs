@@ -6,6 +6,7 @@ mod kick;
 mod latency;
 mod memslot;
 mod open;
+mod survey;
 mod vcpu;
 
 pub use exit::{Exit, IoDirection};
@@ -13,6 +14,7 @@ pub use kick::{ImmediateExit, Tid, install_kick_handler, kick, prepare_vcpu_thre
 pub use latency::prefer_short_delays;
 pub use memslot::add_memory;
 pub use open::{Capabilities, KvmError, Machine};
+pub use survey::{Survey, survey};
 pub use vcpu::{VCPU_EVENTS_FLAGS_KNOWN, Vcpu};
 
 /// Gives a failed KVM call its name.

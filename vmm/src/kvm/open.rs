@@ -4,7 +4,9 @@ use std::ffi::CStr;
 use std::io;
 
 use kvm_bindings::{
-    KVM_API_VERSION, KVM_CAP_EXCEPTION_PAYLOAD, KVM_CAP_EXIT_ON_EMULATION_FAILURE, KVM_CAP_SREGS2,
+    KVM_API_VERSION, KVM_CAP_ADJUST_CLOCK, KVM_CAP_DEBUGREGS, KVM_CAP_EXCEPTION_PAYLOAD,
+    KVM_CAP_EXIT_ON_EMULATION_FAILURE, KVM_CAP_IMMEDIATE_EXIT, KVM_CAP_IRQCHIP, KVM_CAP_MP_STATE,
+    KVM_CAP_PIT_STATE2, KVM_CAP_SET_TSS_ADDR, KVM_CAP_SREGS2, KVM_CAP_VCPU_EVENTS, KVM_CAP_XCRS,
     KVM_PIT_SPEAKER_DUMMY, kvm_enable_cap, kvm_pit_config,
 };
 use kvm_ioctls::{Cap, Kvm, VmFd};
@@ -115,29 +117,29 @@ pub(crate) fn open() -> Result<Kvm, KvmError> {
     if u32::try_from(found) != Ok(KVM_API_VERSION) {
         return Err(KvmError::Version { found });
     }
-    let needed = [
-        (Cap::ImmediateExit, "KVM_CAP_IMMEDIATE_EXIT"),
-        (Cap::Irqchip, "KVM_CAP_IRQCHIP"),
-        (Cap::PitState2, "KVM_CAP_PIT_STATE2"),
-        (Cap::VcpuEvents, "KVM_CAP_VCPU_EVENTS"),
-        (Cap::Xcrs, "KVM_CAP_XCRS"),
-        (Cap::Debugregs, "KVM_CAP_DEBUGREGS"),
-        (Cap::AdjustClock, "KVM_CAP_ADJUST_CLOCK"),
-        (Cap::SetTssAddr, "KVM_CAP_SET_TSS_ADDR"),
-        (Cap::MpState, "KVM_CAP_MP_STATE"),
-    ];
-    for (cap, capability) in needed {
-        if !kvm.check_extension(cap) {
+    for (number, capability) in NEEDED {
+        if kvm.check_extension_raw(number.into()) <= 0 {
             return Err(KvmError::Lacks { capability });
         }
-    }
-    if kvm.check_extension_raw(KVM_CAP_SREGS2.into()) <= 0 {
-        return Err(KvmError::Lacks { capability: "KVM_CAP_SREGS2" });
     }
     Ok(kvm)
 }
 
-fn open_node(path: &CStr) -> Result<Kvm, KvmError> {
+/// What no guest can do without.
+pub(super) const NEEDED: [(u32, &str); 10] = [
+    (KVM_CAP_IMMEDIATE_EXIT, "KVM_CAP_IMMEDIATE_EXIT"),
+    (KVM_CAP_IRQCHIP, "KVM_CAP_IRQCHIP"),
+    (KVM_CAP_PIT_STATE2, "KVM_CAP_PIT_STATE2"),
+    (KVM_CAP_VCPU_EVENTS, "KVM_CAP_VCPU_EVENTS"),
+    (KVM_CAP_XCRS, "KVM_CAP_XCRS"),
+    (KVM_CAP_DEBUGREGS, "KVM_CAP_DEBUGREGS"),
+    (KVM_CAP_ADJUST_CLOCK, "KVM_CAP_ADJUST_CLOCK"),
+    (KVM_CAP_SET_TSS_ADDR, "KVM_CAP_SET_TSS_ADDR"),
+    (KVM_CAP_MP_STATE, "KVM_CAP_MP_STATE"),
+    (KVM_CAP_SREGS2, "KVM_CAP_SREGS2"),
+];
+
+pub(super) fn open_node(path: &CStr) -> Result<Kvm, KvmError> {
     Kvm::new_with_path(path).map_err(|errno| why_not_open(errno.errno()))
 }
 

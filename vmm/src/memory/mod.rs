@@ -75,6 +75,9 @@ pub enum MemoryError {
     /// A region lies at the end of the address space.
     #[error("cannot put guest memory together")]
     Region(#[source] FromRangesError),
+    /// The pages cannot be numbered.
+    #[error("cannot number the pages of guest memory")]
+    Space(#[from] godwit_uffd::guest::SpaceError),
     /// There is no userfaultfd, or it refused the memory.
     #[error(transparent)]
     Uffd(#[from] godwit_uffd::Error),

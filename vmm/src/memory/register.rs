@@ -5,10 +5,11 @@
 
 use std::sync::atomic::Ordering;
 
-use godwit_uffd::kernel::KernelUffd;
-use godwit_uffd::{Features, Range, RegisterMode};
+use godwit_uffd::guest::{GuestSpace, GuestUffd, Region};
+use godwit_uffd::kernel::{KernelUffd, trials};
+use godwit_uffd::{Features, MemoryKind, Range, RegisterMode};
 
-use super::{GuestMemory, MemoryError};
+use super::{Backing, GuestMemory, MemoryError};
 
 impl GuestMemory {
     /// Registers all guest memory: whoever touches a page that is missing waits until it is
@@ -20,7 +21,7 @@ impl GuestMemory {
     /// # Errors
     /// [`MemoryError::Uffd`], whose message says how to get the permission;
     /// [`MemoryError::Advise`].
-    pub fn register_missing(&self) -> Result<KernelUffd, MemoryError> {
+    pub fn register_missing(&self) -> Result<GuestUffd<KernelUffd>, MemoryError> {
         // Nobody gives guest memory up while pages are missing, so no other events are wanted.
         let uffd = KernelUffd::open_with(Features::THREAD_ID)?;
         self.forbid_huge_pages()?;
@@ -29,8 +30,29 @@ impl GuestMemory {
             let range = Range { start: region.hva, bytes: region.bytes };
             // SAFETY: guest memory is only ever accessed by guests and through volatile copies;
             // nobody holds a reference to its bytes.
-            unsafe { uffd.register(range, RegisterMode::MISSING) }?;
+            unsafe { uffd.lend(range) };
         }
-        Ok(uffd)
+        let enabled = uffd.enabled();
+        let memory =
+            GuestUffd::register(uffd, self.space()?, RegisterMode::MISSING, enabled, trials)?;
+        tracing::debug!("pages of the guest: {}", memory.methods(self.kind()));
+        Ok(memory)
+    }
+
+    /// What the memory is made of, as userfaultfd tells it apart.
+    pub fn kind(&self) -> MemoryKind {
+        match self.backing {
+            Backing::Anon => MemoryKind::Anonymous,
+            Backing::Memfd => MemoryKind::Memfd,
+        }
+    }
+
+    fn space(&self) -> Result<GuestSpace, MemoryError> {
+        let memory = self.kind();
+        let regions = self.regions().iter().map(|region| {
+            let (gpa, hva, bytes) = (region.gpa, region.hva, region.bytes);
+            Region { gpa, hva, bytes, memory }
+        });
+        Ok(GuestSpace::of(regions)?)
     }
 }

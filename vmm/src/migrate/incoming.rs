@@ -5,15 +5,15 @@ use std::sync::Arc;
 use godwit_migration::driver::{Arrival, Incoming, IncomingHost, IncomingVm, Receiver};
 use godwit_migration::metrics::Progress;
 use godwit_migration::wire::{MemslotLayout, Offer, Section};
-use godwit_uffd::Features;
-use godwit_uffd::guest::{GuestSpace, GuestUffd};
+use godwit_uffd::guest::GuestUffd;
+use godwit_uffd::guest::fallback::Moving;
 use godwit_uffd::kernel::KernelUffd;
 use godwit_uffd::page::PageSize;
 
 use super::outgoing::{OPERATOR_SECTION, OPERATOR_VERSION, OperatorState};
 use super::{Guest, Host, HostEvent, Levers, in_full};
 use crate::api::types::Direction;
-use crate::memory::{Backing, GuestMemory};
+use crate::memory::GuestMemory;
 use crate::vm::{Vm, VmConfig};
 
 /// Begins to receive the guest of `arrival`; its thread goes on by itself.
@@ -85,11 +85,7 @@ fn register(
             "the guest's memory is laid out in a way that this version does not know".into()
         );
     }
-    memory.forbid_huge_pages().map_err(|e| in_full(&e))?;
-    let uffd = memory.register_missing().map_err(|e| in_full(&e))?;
-    let layout = regions.iter().map(|region| (region.gpa, region.hva, region.bytes));
-    let space = GuestSpace::new(PageSize::BASE, layout).map_err(|e| in_full(&e))?;
-    Ok(GuestUffd::new(uffd, space))
+    memory.register_missing().map_err(|e| in_full(&e))
 }
 
 impl Arriving {
@@ -106,9 +102,8 @@ impl IncomingVm for Arriving {
     }
 
     fn takes_moves(&self) -> bool {
-        // The kernel moves private anonymous pages only.
-        let moves = self.memory.uffd().offered().contains(Features::MOVE);
-        moves && self.vm.memory().backing() == Backing::Anon
+        let kind = self.vm.memory().kind();
+        self.memory.methods(kind).moving == Moving::Move
     }
 
     fn load(&self, mut sections: Vec<Section>) -> Result<(), String> {

@@ -8,8 +8,8 @@ use godwit_migration::proto::Phase;
 
 use super::{Guest, Host, HostEvent, Migration};
 use crate::api::types::{
-    Direction, FaultReport, GuestState, MemoryBacking, MigrationMode, MigrationStatus, Ownership,
-    Pages, Problem, Status, Timeline, VmInfo,
+    Direction, FaultReport, GuestState, MemoryBacking, MemoryMethods, MigrationMode,
+    MigrationStatus, Ownership, Pages, Problem, Status, Timeline, VmInfo,
 };
 use crate::memory::Backing;
 use crate::vm::GuestExit;
@@ -32,6 +32,7 @@ impl Host {
                 grant: guest.map_or(moved.map_or(0, |moved| moved.transfer), |g| g.transfer),
                 record: None,
             },
+            memory: guest.and_then(memory_methods),
             vm: guest.map(vm_info).or(moved.map(|moved| moved.vm)),
             migration,
         };
@@ -82,6 +83,14 @@ pub(super) fn vm_info(guest: &Guest) -> VmInfo {
         },
         tsc_khz: guest.tsc_khz,
     }
+}
+
+fn memory_methods(guest: &Guest) -> Option<MemoryMethods> {
+    let kind = guest.vm.memory().kind();
+    let words = guest.memory.as_ref()?.methods(kind).in_words();
+    let [copy, zero, r#continue, poison, r#move, protect] = words.map(|(_, method)| method);
+    let kind = kind.name().to_owned();
+    Some(MemoryMethods { kind, copy, zero, r#continue, poison, r#move, protect })
 }
 
 fn migration_status(migration: &Migration) -> MigrationStatus {

@@ -120,6 +120,15 @@ pub fn full_status() -> Status {
             backing: MemoryBacking::Anon,
             tsc_khz: 2_300_000,
         }),
+        memory: Some(MemoryMethods {
+            kind: "anonymous".to_owned(),
+            copy: "COPY".to_owned(),
+            zero: "ZEROPAGE".to_owned(),
+            r#continue: "refused: anonymous memory has no page cache".to_owned(),
+            poison: "POISON".to_owned(),
+            r#move: "MOVE".to_owned(),
+            protect: "refused: the memory is not registered for it".to_owned(),
+        }),
         migration: Some(full_migration()),
     }
 }
