@@ -1,10 +1,10 @@
 //! COPY (sections 4.1 and 4.2).
 
-use godwit_uffd::abi::{Call, MODE_WP};
+use godwit_uffd::abi::Call;
 
 use super::setup::Rig;
 use super::words::*;
-use crate::world::{Access, Advice, Outcome, Placement, Signal, Touch, World};
+use crate::world::{Access, Backing, Outcome, Placement, Signal, Touch, World};
 
 pub fn row_043_copy_into_a_hole(world: &mut dyn World) {
     let mut rig = Rig::new(world, 0);
@@ -227,7 +227,7 @@ pub fn row_059_another_descriptor_cannot_move(world: &mut dyn World) {
 pub fn row_060_copy_does_not_ask_for_the_right_to_write(world: &mut dyn World) {
     let mut rig = Rig::new(world, 0);
     for access in [Access::Read, Access::None] {
-        let start = rig.map_as(crate::world::Backing::Anonymous, 4, access);
+        let start = rig.map_as(Backing::Anonymous, 4, access);
         rig.arm(start, 4, MISSING);
         rig.fill(start, 7);
         rig.is(start, P);

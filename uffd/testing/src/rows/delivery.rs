@@ -1,9 +1,10 @@
 //! Faults, messages and waiters (sections 2.5 and 3).
 
-use super::setup::{Rig, answered};
+use godwit_uffd::abi::RawMessage;
+
+use super::setup::{Rig, answered, parked};
 use super::words::*;
 use crate::world::{Advice, Backing, Door, Outcome, Placement, Signal, Touch, World};
-use godwit_uffd::abi::RawMessage;
 
 pub fn row_027_a_read_of_a_hole_is_told_with_its_address(world: &mut dyn World) {
     let mut rig = Rig::new(world, 0);
@@ -96,8 +97,7 @@ pub fn row_035_faults_are_read_before_older_events(world: &mut dyn World) {
     let mut rig = Rig::new(world, EVENT_REMOVE);
     let start = rig.reg(MISSING);
     rig.fill(start, 1);
-    let advice = rig.world.advise(rig.process, start, 1, Advice::DontNeed);
-    let advice = super::setup::parked(advice);
+    let advice = parked(rig.world.advise(rig.process, start, 1, Advice::DontNeed));
     let reader = rig.wait(start + PAGE, Touch::Load);
     let remove = RawMessage::Remove { start, end: start + PAGE };
     assert_eq!(rig.world.read(rig.fd, 96), Ok(vec![fault(READ, start + PAGE), remove]));

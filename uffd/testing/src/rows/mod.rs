@@ -3,13 +3,22 @@
 //! A row is a claim. It starts in a world of its own and panics where the world disagrees. The
 //! rows from 201 on are facts that the specification has in its prose.
 
+mod continuing;
 mod copy;
+mod copy_unlocked;
 mod delivery;
+mod events;
 mod handshake;
+mod hugetlb;
+mod kvm;
+mod moving;
+mod poison;
+mod protecting;
 mod register;
 mod setup;
 mod table;
 mod words;
+mod zeropage;
 
 pub use table::ROWS;
 

@@ -1,10 +1,10 @@
 //! REGISTER and UNREGISTER (section 2).
 
-use godwit_uffd::abi::RawMessage;
+use godwit_uffd::abi::Answer;
 
 use super::setup::Rig;
 use super::words::*;
-use crate::world::{Access, Backing, Entry, FileKind, Outcome, Touch, World};
+use crate::world::{Access, Backing, FileKind, Touch, World};
 
 /// Registers, expects a mask, and unregisters, for each mode in turn.
 #[track_caller]
@@ -16,7 +16,7 @@ fn masks(rig: &mut Rig, start: u64, pages: u64, expected: &[(u64, u64)]) {
 }
 
 #[track_caller]
-fn refuses(rig: &mut Rig, start: u64, pages: u64, modes: &[u64], answer: godwit_uffd::abi::Answer) {
+fn refuses(rig: &mut Rig, start: u64, pages: u64, modes: &[u64], answer: Answer) {
     for mode in modes {
         assert_eq!(rig.call(register(start, pages, *mode)), answer, "mode {mode}");
     }

@@ -1,6 +1,9 @@
 //! What the rows begin with: a process, its userfaultfd, memory in the states that are needed,
 //! and threads that touch it.
 
+use std::thread;
+use std::time::{Duration, Instant};
+
 use godwit_uffd::abi::{Answer, Call, RawMessage};
 
 use super::words::*;
@@ -8,6 +11,9 @@ use crate::world::{
     Ability, Access, Advice, Backing, Door, Entry, Fd, File, FileKind, Mapping, Outcome, Placement,
     Process, Remap, Signal, Step, Ticket, Touch, World,
 };
+
+/// How long the kernel may take for work of its own.
+const PATIENCE: Duration = Duration::from_secs(30);
 
 /// What something came to that must not sleep.
 #[track_caller]
@@ -52,6 +58,16 @@ pub fn open(world: &mut dyn World, process: Process, features: u64) -> Fd {
     let answer = answered(world.ioctl(process, fd, api(features), Placement::Ordinary));
     assert_eq!(answer.result, Ok(()), "the handshake");
     fd
+}
+
+/// Waits for what the kernel does in its own time; only the lack of it ends at the deadline.
+#[track_caller]
+pub fn until(what: &str, mut is_so: impl FnMut() -> bool) {
+    let begin = Instant::now();
+    while !is_so() {
+        assert!(begin.elapsed() < PATIENCE, "waited in vain: {what}");
+        thread::sleep(Duration::from_millis(1));
+    }
 }
 
 /// A process with a userfaultfd behind its handshake. Whatever has no other process or
@@ -260,6 +276,16 @@ impl Rig<'_> {
     #[track_caller]
     pub fn fork(&mut self) -> Process {
         forked(self.world.fork(self.process))
+    }
+
+    /// Forks with EVENT_FORK: the child, and its descriptor in this process.
+    #[track_caller]
+    pub fn fork_with_event(&mut self) -> (Process, Fd) {
+        let fork = parked(self.world.fork(self.process));
+        self.sleeps(fork);
+        let messages = self.world.read(self.fd, 32);
+        let Ok([RawMessage::Fork { fd }]) = messages.as_deref() else { panic!("{messages:?}") };
+        (forked(self.world.poll_ticket(fork)), Fd(*fd))
     }
 
     /// mremap that moves the pages to `to` and keeps their number.
