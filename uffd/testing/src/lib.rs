@@ -3,6 +3,7 @@
 //! suite that both must pass.
 
 pub mod judge;
+pub mod kernel;
 pub mod rows;
 pub mod world;
 

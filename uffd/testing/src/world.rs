@@ -6,6 +6,9 @@
 
 use godwit_uffd::abi::{Answer, Call, Errno, RawMessage};
 
+/// Bytes of a base page.
+pub const BASE_PAGE: u64 = 4096;
+
 /// A process of the world.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Process(pub u32);
@@ -407,6 +410,10 @@ pub trait World {
 
     /// The page-table entry of the page at `address`, looked at without touching it.
     fn entry(&mut self, process: Process, address: u64) -> Entry;
+    /// The entries of `pages` pages from `start` on.
+    fn entries(&mut self, process: Process, start: u64, pages: u64) -> Vec<Entry> {
+        (0..pages).map(|page| self.entry(process, start + page * BASE_PAGE)).collect()
+    }
     /// The byte at `address` if the entry has a page, looked at without raising a fault.
     fn peek(&mut self, process: Process, address: u64) -> Option<u8>;
     /// PAGEMAP_SCAN.
