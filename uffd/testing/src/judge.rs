@@ -8,7 +8,7 @@ use std::thread;
 use std::time::Duration;
 
 use crate::rows::Row;
-use crate::world::World;
+use crate::world::{NotHere, World};
 
 /// How long a row may take. Each lasts well below a second; the largest maps huge pages.
 pub const DEADLINE: Duration = Duration::from_secs(60);
@@ -40,11 +40,11 @@ pub fn keep_places() {
 pub fn judge<W, F>(row: &'static Row, new_world: F) -> Verdict
 where
     W: World,
-    F: FnOnce() -> W + Send + 'static,
+    F: FnOnce() -> Result<W, NotHere> + Send + 'static,
 {
     let (sender, receiver) = mpsc::channel();
     let thread = thread::Builder::new().name(row.name.to_owned()).spawn(move || {
-        let run = AssertUnwindSafe(|| run(row, &mut new_world()));
+        let run = AssertUnwindSafe(|| run(row, new_world));
         let verdict = panic::catch_unwind(run).unwrap_or_else(|payload| {
             Verdict::Failed(format!("{}{}", PLACE.take(), message(&*payload)))
         });
@@ -58,13 +58,17 @@ where
     receiver.recv_timeout(DEADLINE).unwrap_or_else(hung)
 }
 
-fn run(row: &Row, world: &mut dyn World) -> Verdict {
+fn run<W: World>(row: &Row, new_world: impl FnOnce() -> Result<W, NotHere>) -> Verdict {
+    let mut world = match new_world() {
+        Ok(world) => world,
+        Err(NotHere(reason)) => return Verdict::NotRunnable(reason),
+    };
     for need in row.needs {
-        if let Err(reason) = world.can(*need) {
-            return Verdict::NotRunnable(reason.0);
+        if let Err(NotHere(reason)) = world.can(*need) {
+            return Verdict::NotRunnable(reason);
         }
     }
-    (row.run)(world);
+    (row.run)(&mut world);
     Verdict::Passed
 }
 

@@ -17,6 +17,16 @@ fn refuses(rig: &mut Rig, dst: u64, src: u64, errno: Errno) {
     }
 }
 
+/// A huge page with `byte` at the start of every page.
+#[track_caller]
+fn full_huge(rig: &mut Rig, byte: u8) -> u64 {
+    let start = rig.huge(byte);
+    for page in 1..HUGE_PAGES {
+        rig.store(start + page * PAGE, byte);
+    }
+    start
+}
+
 pub fn row_099_move_takes_the_page_along(world: &mut dyn World) {
     let mut rig = Rig::new(world, 0);
     let start = rig.reg(MISSING);
@@ -49,9 +59,10 @@ pub fn row_101_move_wants_an_empty_destination(world: &mut dyn World) {
         rig.put(entry, address, 1);
         refuses(&mut rig, address, src, EEXIST);
     }
-    // The destination is looked at first.
-    rig.munmap(src, 1);
-    let hole = rig.anonymous(1);
+    // The destination is looked at first, but behind the source's page table.
+    let hole = rig.anonymous(2);
+    assert_eq!(rig.call(move_(start, hole, 1)), refused(ENOENT));
+    rig.store(hole + PAGE, 1);
     refuses(&mut rig, start, hole, EEXIST);
 }
 
@@ -200,7 +211,7 @@ pub fn row_110_a_huge_page_moves_whole_or_in_parts(world: &mut dyn World) {
     // A page table in the way, although it is empty.
     rig.fill(start + HUGE, 1);
     rig.advise(start + HUGE, 1, Advice::DontNeed);
-    let src = rig.huge(8);
+    let src = full_huge(&mut rig, 8);
     assert_eq!(rig.call(move_(start + HUGE, src, HUGE_PAGES)), done(HUGE_PAGES));
     rig.is(start + HUGE, P);
     rig.holds(start + HUGE, 8);
@@ -209,7 +220,7 @@ pub fn row_110_a_huge_page_moves_whole_or_in_parts(world: &mut dyn World) {
 
     // A destination that is not aligned.
     let start = rig.armed(Backing::Anonymous, 2 * HUGE_PAGES, MISSING);
-    let src = rig.huge(9);
+    let src = full_huge(&mut rig, 9);
     assert_eq!(rig.call(move_(start + PAGE, src, HUGE_PAGES)), done(HUGE_PAGES));
     rig.is(start, N);
     rig.is(start + PAGE, P);
@@ -369,7 +380,7 @@ pub fn row_306_move_stops_at_a_page_that_is_there(world: &mut dyn World) {
 pub fn row_307_one_page_moves_out_of_a_huge_one(world: &mut dyn World) {
     let mut rig = Rig::new(world, 0);
     let start = rig.reg(MISSING);
-    let src = rig.huge(7);
+    let src = full_huge(&mut rig, 7);
     rig.store(src + 5 * PAGE, 8);
     assert_eq!(rig.call(move_(start, src + 5 * PAGE, 1)), done(1));
     rig.holds(start, 8);
@@ -421,4 +432,18 @@ pub fn row_310_a_protected_huge_page_loses_its_protection(world: &mut dyn World)
     rig.is(start, T);
     rig.store(start, 8);
     rig.silent();
+}
+
+pub fn row_311_pages_of_zeros_are_freed_when_a_huge_page_is_split(world: &mut dyn World) {
+    let mut rig = Rig::new(world, 0);
+    let start = rig.reg(MISSING);
+    let src = rig.huge(7);
+    rig.store(src + 5 * PAGE, 8);
+    assert_eq!(rig.call(move_(start, src, 2)), done(2));
+    rig.is(start, P);
+    rig.is(start + PAGE, Z);
+    rig.is(src, N);
+    rig.is(src + 2 * PAGE, Z);
+    rig.is(src + 5 * PAGE, P);
+    rig.is(src + HUGE - PAGE, Z);
 }

@@ -232,6 +232,7 @@ macro_rules! for_each_row {
             moving::row_308_the_huge_zero_page_moves_whole [TransparentHuge];
             moving::row_309_several_huge_pages_move_at_once [TransparentHuge];
             moving::row_310_a_protected_huge_page_loses_its_protection [TransparentHuge];
+            moving::row_311_pages_of_zeros_are_freed_when_a_huge_page_is_split [TransparentHuge];
             events::row_320_what_raises_a_remove_event [];
             events::row_321_an_event_is_about_the_registered_part [];
             events::row_322_munmap_is_told_when_the_memory_is_gone [];
