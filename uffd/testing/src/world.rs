@@ -390,6 +390,16 @@ pub trait World {
 
     /// A new thread of `process` touches one byte and ends.
     fn touch(&mut self, process: Process, address: u64, touch: Touch) -> Step;
+    /// As [`touch`](World::touch), by a vCPU whose guest memory the mapping at `address` is. Only
+    /// where the world has [`Ability::Vcpu`].
+    fn guest_touch(&mut self, process: Process, address: u64, touch: Touch) -> Step {
+        panic!("no vCPU for {touch:?} at {address:#x} of {process:?}")
+    }
+    /// Maps a guest memory file that user code may map (`MMAP | INIT_SHARED`), shared; the
+    /// address. Only where the world has [`Ability::GuestMemfd`].
+    fn map_guest_memfd(&mut self, process: Process, pages: u64) -> u64 {
+        panic!("no guest memory file of {pages} pages for {process:?}")
+    }
     /// The id of the thread that `ticket` is about, as `ptid` shows it.
     fn thread_id(&mut self, ticket: Ticket) -> u32;
     /// Sends a signal with a handler to the thread of a parked access, which repeats it.

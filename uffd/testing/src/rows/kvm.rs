@@ -1,0 +1,79 @@
+//! A guest's vCPU as the one who touches (section 7).
+
+use super::setup::{Rig, finished, parked};
+use super::words::*;
+use crate::world::{Advice, Outcome, Ticket, Touch, World};
+
+#[track_caller]
+fn guest(rig: &mut Rig, address: u64, touch: Touch) -> Outcome {
+    finished(rig.world.guest_touch(rig.process, address, touch))
+}
+
+#[track_caller]
+fn guest_faults(rig: &mut Rig, address: u64, touch: Touch, flags: u64) -> Ticket {
+    let ticket = parked(rig.world.guest_touch(rig.process, address, touch));
+    rig.says(fault(flags, address & !(PAGE - 1)));
+    ticket
+}
+
+pub fn row_124_a_vcpu_waits_for_a_missing_page(world: &mut dyn World) {
+    let mut rig = Rig::new(world, 0);
+    let start = rig.reg(MISSING);
+    let writer = guest_faults(&mut rig, start, Touch::Store(1), WRITE);
+    rig.fill(start, 7);
+    rig.ended(writer, Outcome::Stored);
+    rig.holds(start, 1);
+    let reader = guest_faults(&mut rig, start + PAGE, Touch::Load, READ);
+    rig.fill(start + PAGE, 8);
+    rig.ended(reader, Outcome::Loaded(8));
+    rig.silent();
+}
+
+pub fn row_125_a_page_taken_from_a_guest_is_missing_again(world: &mut dyn World) {
+    let mut rig = Rig::new(world, 0);
+    let start = rig.reg(MISSING);
+    let staging = rig.reg(MISSING);
+    rig.fill(start, 7);
+    rig.fill(start + PAGE, 8);
+    assert_eq!(guest(&mut rig, start, Touch::Load), Outcome::Loaded(7));
+    assert_eq!(guest(&mut rig, start + PAGE, Touch::Store(9)), Outcome::Stored);
+
+    assert_eq!(rig.call(move_(staging, start, 1)), done(1));
+    let reader = guest_faults(&mut rig, start, Touch::Load, READ);
+    assert_eq!(rig.call(move_(start, staging, 1)), done(1));
+    rig.ended(reader, Outcome::Loaded(7));
+
+    rig.advise(start + PAGE, 1, Advice::DontNeed);
+    let writer = guest_faults(&mut rig, start + PAGE, Touch::Store(5), WRITE);
+    assert_eq!(rig.call(zeropage(start + PAGE, 1)), done(1));
+    rig.ended(writer, Outcome::Stored);
+    rig.holds(start + PAGE, 5);
+}
+
+pub fn row_126_a_guest_reads_protected_pages_and_tells_of_writes(world: &mut dyn World) {
+    let mut rig = Rig::new(world, 0);
+    let start = rig.reg(WP);
+    rig.fill(start, 7);
+    assert_eq!(guest(&mut rig, start, Touch::Store(8)), Outcome::Stored);
+    assert_eq!(rig.call(protect(start, 1)), OK);
+    assert_eq!(guest(&mut rig, start, Touch::Load), Outcome::Loaded(8));
+    rig.silent();
+    let writer = guest_faults(&mut rig, start, Touch::Store(9), WRITE_TO_PROTECTED);
+    rig.holds(start, 8);
+    assert_eq!(rig.call(unprotect(start, 1)), OK);
+    rig.ended(writer, Outcome::Stored);
+    rig.holds(start, 9);
+}
+
+pub fn row_127_guest_memory_files_accept_async_protection_alone(world: &mut dyn World) {
+    let mut rig = Rig::new(world, 0);
+    let start = rig.world.map_guest_memfd(rig.process, 8);
+    for mode in [MISSING, MINOR, WP] {
+        assert_eq!(rig.call(register(start, 8, mode)), untouched(EINVAL), "mode {mode}");
+    }
+    rig.fd = rig.another(ASYNC);
+    assert_eq!(rig.call(register(start, 8, WP)).result, Ok(()));
+    for mode in [MISSING, MINOR] {
+        assert_eq!(rig.call(register(start, 8, mode)), untouched(EINVAL), "mode {mode}");
+    }
+}
