@@ -30,6 +30,12 @@ pub(super) enum Kind {
     Fork {
         child: usize,
     },
+    /// A vCPU's access: where its instruction pointer is when it is over, and what it is.
+    Guest {
+        vcpu: usize,
+        end: u64,
+        store: bool,
+    },
 }
 
 /// How an operation that has slept stands.
@@ -98,7 +104,7 @@ impl KernelWorld {
             Stage::Gone => panic!("the process of {ticket:?} has ended"),
             Stage::Waiting(worker, _) => *worker,
         };
-        if self.agents.settle(worker) == Standing::Asleep {
+        if self.agents.settle(worker) == Standing::Asleep || self.repeats(worker, at) {
             return Step::Parked(ticket);
         }
         let Stage::Waiting(_, kind) = std::mem::replace(&mut self.tickets[at], Stage::Gone) else {
@@ -107,6 +113,18 @@ impl KernelWorld {
         let outcome = self.outcome(worker, &kind);
         self.tickets[at] = Stage::Over(outcome.clone());
         Step::Done(outcome)
+    }
+
+    /// Lets a vCPU go on that a signal has taken out of its access; whether it sleeps again.
+    fn repeats(&mut self, worker: Worker, at: usize) -> bool {
+        let Stage::Waiting(_, Kind::Guest { vcpu, .. }) = self.tickets[at] else { return false };
+        let result = self.agents.slot(worker).result.load(Ordering::Relaxed).cast_signed();
+        if result != -i64::from(libc::EINTR) {
+            return false;
+        }
+        let again = self.run_again(worker.agent, vcpu);
+        self.agents.post_to(worker, operation::CALL, again);
+        self.agents.settle(worker) == Standing::Asleep
     }
 
     /// The thread that a parked operation is on.
@@ -134,6 +152,10 @@ impl KernelWorld {
             Kind::Ioctl { call, written } => {
                 Outcome::Ioctl(descriptor::decode(*call, checked(result), structure, *written))
             }
+            Kind::Guest { vcpu, end, store } => {
+                let access = (*vcpu, *end, *store);
+                self.outcome_of_guest(worker.agent, checked(result), access)
+            }
             Kind::Fork { child } => {
                 self.agents.adopt(*child, result, worker.slot);
                 Outcome::Forked(self.add_process(*child))
@@ -149,6 +171,7 @@ impl KernelWorld {
     /// Forgets what an agent that ends is in the middle of.
     pub(super) fn forget(&mut self, at: usize) {
         self.pins.retain(|(agent, _), _| *agent != at);
+        self.guests.remove(&at);
         for stage in &mut self.tickets {
             if matches!(stage, Stage::Waiting(worker, _) if worker.agent == at) {
                 if let Stage::Waiting(_, Kind::Fork { child }) = stage {
