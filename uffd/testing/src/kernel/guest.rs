@@ -78,7 +78,7 @@ pub(super) struct Guest {
 #[derive(Debug)]
 struct Vcpu {
     descriptor: OwnedFd,
-    /// It is in the middle of an access.
+    /// It is in the middle of an access, or stuck in one.
     busy: bool,
 }
 
@@ -163,12 +163,8 @@ impl KernelWorld {
         self.set(at, &guest, fd, call::SET_REGS, registers);
         self.guests.insert(at, guest);
         let kind = Kind::Guest { vcpu, end: code + LENGTH, store: code == STORE };
-        self.begin(at, kind, operation::CALL, run(fd))
-    }
-
-    /// What to post to repeat an access that a signal has ended.
-    pub(super) fn run_again(&self, at: usize, vcpu: usize) -> [u64; 7] {
-        run(self.guests[&at].vcpus[vcpu].descriptor.as_raw_fd())
+        let (number, fd) = (libc::SYS_ioctl.cast_unsigned(), u64::from(fd.cast_unsigned()));
+        self.begin(at, kind, operation::CALL, [number, fd, call::RUN, 0, 0, 0, 0])
     }
 
     /// What an access came to. One that ends anywhere but behind the halt was not served: KVM
@@ -180,9 +176,10 @@ impl KernelWorld {
         (vcpu, end, store): (usize, u64, bool),
     ) -> Outcome {
         let mut guest = self.guests.remove(&at).expect("it has run");
-        guest.vcpus[vcpu].busy = false;
         let fd = guest.vcpus[vcpu].descriptor.as_raw_fd();
         let registers = self.get::<REGS_WORDS>(at, &guest, fd, call::GET_REGS);
+        // KVM would complete an access to a device first, so such a vCPU is used no more.
+        guest.vcpus[vcpu].busy = registers[RIP] != end;
         self.guests.insert(at, guest);
         match result {
             Err(errno) => Outcome::Returned(Err(errno)),
@@ -263,9 +260,4 @@ impl KernelWorld {
         let words = [place, pages * PAGE, access, flags, fd, 0];
         checked(self.agents.call(at, libc::SYS_mmap, words)).expect("a mapping")
     }
-}
-
-fn run(fd: RawFd) -> [u64; 7] {
-    let fd = u64::from(fd.cast_unsigned());
-    [libc::SYS_ioctl.cast_unsigned(), fd, call::RUN, 0, 0, 0, 0]
 }

@@ -104,7 +104,7 @@ impl KernelWorld {
             Stage::Gone => panic!("the process of {ticket:?} has ended"),
             Stage::Waiting(worker, _) => *worker,
         };
-        if self.agents.settle(worker) == Standing::Asleep || self.repeats(worker, at) {
+        if self.agents.settle(worker) == Standing::Asleep {
             return Step::Parked(ticket);
         }
         let Stage::Waiting(_, kind) = std::mem::replace(&mut self.tickets[at], Stage::Gone) else {
@@ -113,18 +113,6 @@ impl KernelWorld {
         let outcome = self.outcome(worker, &kind);
         self.tickets[at] = Stage::Over(outcome.clone());
         Step::Done(outcome)
-    }
-
-    /// Lets a vCPU go on that a signal has taken out of its access; whether it sleeps again.
-    fn repeats(&mut self, worker: Worker, at: usize) -> bool {
-        let Stage::Waiting(_, Kind::Guest { vcpu, .. }) = self.tickets[at] else { return false };
-        let result = self.agents.slot(worker).result.load(Ordering::Relaxed).cast_signed();
-        if result != -i64::from(libc::EINTR) {
-            return false;
-        }
-        let again = self.run_again(worker.agent, vcpu);
-        self.agents.post_to(worker, operation::CALL, again);
-        self.agents.settle(worker) == Standing::Asleep
     }
 
     /// The thread that a parked operation is on.

@@ -245,6 +245,10 @@ macro_rules! for_each_row {
             events::row_329_an_event_holds_only_its_own_descriptor_off [];
             events::row_330_a_child_ends_what_it_waits_for [];
             events::row_331_protected_memory_moves_with_its_registration [];
+            kvm::row_340_a_vcpu_has_no_signal_to_take [Vcpu];
+            kvm::row_341_user_mode_only_does_not_serve_a_vcpu [Vcpu];
+            kvm::row_342_a_protected_hole_is_missing_for_a_guest_first [Vcpu];
+            kvm::row_343_async_protection_records_a_guests_writes [Vcpu];
         }
     };
 }
