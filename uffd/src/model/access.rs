@@ -44,22 +44,40 @@ pub(super) enum Reached<T> {
     WouldWait,
 }
 
+/// Who makes an access.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Toucher {
+    /// A thread of the process, by itself or in a system call.
+    Thread,
+    /// The guest of a vCPU: the kernel asks for the page on its behalf, first without waiting.
+    Guest,
+}
+
 /// Touches one byte; a load returns it, a store returns what it stored.
 pub(super) fn touch(
     thread: &ThreadState,
     space: &Arc<AddressSpace>,
     address: u64,
     touch: Touch,
+    toucher: Toucher,
 ) -> Reached<u8> {
     let request = Request {
         thread,
         space,
         address,
         write: touch.is_write(),
-        user: touch.is_user(),
-        no_wait: false,
+        user: touch.is_user() && toucher == Toucher::Thread,
+        no_wait: toucher == Toucher::Guest,
     };
-    reach(&request, |folio, at| match touch {
+    match touch_once(&request, touch) {
+        // No message was queued for the first try; the second waits.
+        Reached::WouldWait => touch_once(&Request { no_wait: false, ..request }, touch),
+        reached => reached,
+    }
+}
+
+fn touch_once(request: &Request<'_>, touch: Touch) -> Reached<u8> {
+    reach(request, |folio, at| match touch {
         Touch::Load | Touch::KernelLoad => folio.map_or(0, |folio| folio.load(at)),
         Touch::Store(byte) | Touch::KernelStore(byte) => {
             folio.expect("the zero page is never writable").write(at, &[byte]);

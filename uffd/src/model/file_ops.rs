@@ -22,7 +22,7 @@ pub(super) fn store(
         swap_in(cached).write(at, bytes);
         return Ok(());
     }
-    let folio = file.new_folio(pool, false).ok_or(Errno::ENOMEM)?;
+    let folio = file.new_folio(pool, None, false).ok_or(Errno::ENOMEM)?;
     folio.write(at, bytes);
     cache.insert(first, CachePage::Present(Arc::new(folio)));
     file.set_pages(file.pages().max(page + 1));

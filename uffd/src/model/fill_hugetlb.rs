@@ -72,12 +72,12 @@ fn copy_one(
     if vma.shared && file.cache().contains_key(&page) {
         return Err(Errno::EEXIST.into());
     }
-    if space.host.pool.free() == 0 {
+    if !space.host.pool.has_page(vma.reservation.as_ref()) {
         return Err(space.profile().hugetlb_pool_empty.into());
     }
     let size = usize::try_from(HUGE).expect("words have 64 bits");
     let bytes = fill.source_page(source, vma, size)?;
-    let folio = Pool::take(&space.host.pool, !vma.shared, Some(bytes))
+    let folio = Pool::take(&space.host.pool, vma.reservation.as_ref(), !vma.shared, Some(bytes))
         .ok_or(space.profile().hugetlb_pool_empty)?;
     let folio = Arc::new(folio);
     if !vma.shared {

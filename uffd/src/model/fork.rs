@@ -27,6 +27,9 @@ pub(super) fn fork(
         let vma = cell.write();
         let mut copy = vma.duplicate();
         copy.locked = false;
+        if !copy.shared {
+            copy.reservation = None;
+        }
         copy.registration = vma.registration.as_ref().and_then(|registration| {
             inherited(registration, child, &mut events, &mut next_context)
         });

@@ -1,12 +1,20 @@
-//! Huge pages of the pool: their count, and the faults of memory that is made of them.
+//! The pool of huge pages, and what mappings have reserved of it.
 
 use super::folio::Folio;
-use super::sync::{Arc, AtomicU64, Ordering};
+use super::sync::{Arc, Mutex};
 
 /// The pool of huge pages.
 #[derive(Debug)]
 pub(super) struct Pool {
-    free: AtomicU64,
+    counts: Mutex<Counts>,
+}
+
+#[derive(Debug)]
+struct Counts {
+    /// Pages that are not in use.
+    free: u64,
+    /// How many of them belong to reservations.
+    reserved: u64,
 }
 
 /// One page of the pool; it goes back when this is dropped.
@@ -15,30 +23,74 @@ pub(super) struct Charge(Arc<Pool>);
 
 impl Drop for Charge {
     fn drop(&mut self) {
-        self.0.free.fetch_add(1, Ordering::SeqCst);
+        self.0.counts.lock().free += 1;
+    }
+}
+
+/// Pages that were set aside for a mapping when it was made. A child that inherits a private
+/// mapping does not inherit them.
+#[derive(Debug)]
+pub(super) struct Reservation {
+    pool: Arc<Pool>,
+    left: Mutex<u64>,
+}
+
+impl Reservation {
+    /// Sets pages aside; `None` if there are too few.
+    pub(super) fn new(pool: &Arc<Pool>, pages: u64) -> Option<Reservation> {
+        let mut counts = pool.counts.lock();
+        if counts.free - counts.reserved < pages {
+            return None;
+        }
+        counts.reserved += pages;
+        drop(counts);
+        Some(Reservation { pool: pool.clone(), left: Mutex::new(pages) })
+    }
+}
+
+impl Drop for Reservation {
+    fn drop(&mut self) {
+        let left = *self.left.lock();
+        self.pool.counts.lock().reserved -= left;
     }
 }
 
 impl Pool {
     /// A pool of some pages.
     pub(super) fn new(pages: u64) -> Pool {
-        Pool { free: AtomicU64::new(pages) }
+        Pool { counts: Mutex::new(Counts { free: pages, reserved: 0 }) }
     }
 
-    /// Pages that nobody has.
-    pub(super) fn free(&self) -> u64 {
-        self.free.load(Ordering::SeqCst)
+    /// Pages that are neither in use nor reserved.
+    pub(super) fn available(&self) -> u64 {
+        let counts = self.counts.lock();
+        counts.free - counts.reserved
+    }
+
+    /// A page can be taken, from the reservation or from what is available.
+    pub(super) fn has_page(&self, reservation: Option<&Arc<Reservation>>) -> bool {
+        reservation.is_some_and(|reservation| *reservation.left.lock() > 0) || self.available() > 0
     }
 
     /// Takes a page, of zeros or with bytes.
     pub(super) fn take(
         pool: &Arc<Pool>,
+        reservation: Option<&Arc<Reservation>>,
         anonymous: bool,
         bytes: Option<Box<[u8]>>,
     ) -> Option<Folio> {
-        pool.free
-            .fetch_update(Ordering::SeqCst, Ordering::SeqCst, |free| free.checked_sub(1))
-            .ok()?;
+        let mut left = reservation.map(|reservation| reservation.left.lock());
+        let mut counts = pool.counts.lock();
+        match left.as_deref_mut() {
+            Some(left) if *left > 0 => {
+                *left -= 1;
+                counts.reserved -= 1;
+            }
+            _ if counts.free > counts.reserved => {}
+            _ => return None,
+        }
+        counts.free -= 1;
+        drop(counts);
         let folio = match bytes {
             Some(bytes) => Folio::filled(anonymous, bytes),
             None => Folio::zeroed_huge(anonymous),

@@ -62,7 +62,8 @@ fn make_writable(request: &Request<'_>, vma: &Vma, entry: &mut Entry) -> Step {
         mapped.bits.set(Bits::EXCLUSIVE, mapped.folio.anonymous);
         return Step::Again;
     }
-    let Some(copy) = Pool::take(&request.space.host.pool, true, mapped.folio.all_bytes()) else {
+    let Some(copy) = Pool::take(&request.space.host.pool, None, true, mapped.folio.all_bytes())
+    else {
         return Step::Failed(Failure::Bus);
     };
     request.space.prepare_anonymous(vma);
@@ -113,5 +114,5 @@ fn new_page(
     if !vma.shared {
         request.space.prepare_anonymous(vma);
     }
-    file.new_folio(&request.space.host.pool, !vma.shared).map(Arc::new)
+    file.new_folio(&request.space.host.pool, vma.reservation.as_ref(), !vma.shared).map(Arc::new)
 }

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use super::access::Touch;
+use super::access::{Touch, Toucher};
 use super::address_space::{AddressSpace, Host};
 use super::calls::{self, Placement};
 use super::context::Context;
@@ -75,9 +75,9 @@ impl Machine {
         &self.host.profile
     }
 
-    /// Huge pages of the pool that nobody has.
+    /// Huge pages of the pool that nobody has or has reserved.
     pub fn free_hugetlb_pages(&self) -> u64 {
-        self.host.pool.free()
+        self.host.pool.available()
     }
 
     pub(super) fn next_number(&self) -> u32 {
@@ -233,7 +233,14 @@ impl Machine {
     pub fn access(&self, thread: Thread, address: u64, touch: Touch) -> Progress {
         let thread = self.thread_state(thread);
         let space = thread.space.clone();
-        run(&thread, Task::Touch { space, address, touch })
+        run(&thread, Task::Touch { space, address, touch, toucher: Toucher::Thread })
+    }
+
+    /// The guest of a vCPU, which the thread runs, touches one byte of its memory.
+    pub fn guest_access(&self, thread: Thread, address: u64, touch: Touch) -> Progress {
+        let thread = self.thread_state(thread);
+        let space = thread.space.clone();
+        run(&thread, Task::Touch { space, address, touch, toucher: Toucher::Guest })
     }
 
     pub(super) fn space(&self, process: Process) -> Arc<AddressSpace> {

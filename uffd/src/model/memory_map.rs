@@ -6,6 +6,7 @@ use super::address_space::{AddressSpace, TASK_SIZE, bits_for};
 use super::context::Context;
 use super::events::{Announced, EventMessage};
 use super::folio::{HUGE, PAGE};
+use super::hugetlb::Reservation;
 use super::page_cache::{FileKind, MemoryFile};
 use super::page_table::{Bits, Entry, Level, indices, is_whole};
 use super::sync::{Arc, AtomicU64, Ordering};
@@ -52,9 +53,10 @@ pub(super) fn map(
     {
         return Err(Errno::EINVAL);
     }
-    if let Backing::File(file) = &new.backing {
-        prepare_file(space, file, &new)?;
-    }
+    let reservation = match &new.backing {
+        Backing::File(file) => prepare_file(space, file, &new)?,
+        _ => None,
+    };
     let start = new.at.unwrap_or_else(|| place(space, new.len));
     let range = start..start + new.len;
     let mut map = space.map.write();
@@ -71,6 +73,7 @@ pub(super) fn map(
         huge: new.huge,
         mergeable: false,
         anon_group: AtomicU64::new(0),
+        reservation,
         registration: None,
     });
     map.merge_around(&range);
@@ -91,11 +94,12 @@ fn may_write(new: &NewMapping) -> Result<bool, Errno> {
     }
 }
 
+/// What a mapping of a file does to the file, and what is reserved for it.
 fn prepare_file(
     space: &Arc<AddressSpace>,
     file: &Arc<MemoryFile>,
     new: &NewMapping,
-) -> Result<(), Errno> {
+) -> Result<Option<Arc<Reservation>>, Errno> {
     file.add_mapping(space);
     if file.kind == FileKind::Hugetlb {
         if !new.page.is_multiple_of(HUGE / PAGE) {
@@ -106,8 +110,12 @@ fn prepare_file(
             // Mapping a hugetlb file for writing makes it as long as the mapping.
             file.set_pages(end);
         }
+        let cached = if new.shared { file.cache().range(new.page..end).count() as u64 } else { 0 };
+        let pages = (new.len / HUGE).saturating_sub(cached);
+        let reservation = Reservation::new(&space.host.pool, pages).ok_or(Errno::ENOMEM)?;
+        return Ok(Some(Arc::new(reservation)));
     }
-    Ok(())
+    Ok(None)
 }
 
 /// An address with room around it.

@@ -7,7 +7,7 @@ use std::sync::Weak;
 use super::FileId;
 use super::address_space::AddressSpace;
 use super::folio::{Folio, PAGES_PER_HUGE};
-use super::hugetlb::Pool;
+use super::hugetlb::{Pool, Reservation};
 use super::sync::{Arc, AtomicBool, AtomicU64, Mutex, MutexGuard, Ordering};
 
 /// The kind of a file, and of the memory that maps it.
@@ -87,9 +87,14 @@ impl MemoryFile {
     }
 
     /// A new page of zeros for this file; `None` if the pool of huge pages is empty.
-    pub(super) fn new_folio(&self, pool: &Arc<Pool>, anonymous: bool) -> Option<Folio> {
+    pub(super) fn new_folio(
+        &self,
+        pool: &Arc<Pool>,
+        reservation: Option<&Arc<Reservation>>,
+        anonymous: bool,
+    ) -> Option<Folio> {
         match self.kind {
-            FileKind::Hugetlb => Pool::take(pool, anonymous, None),
+            FileKind::Hugetlb => Pool::take(pool, reservation, anonymous, None),
             _ => Some(Folio::zeroed(anonymous)),
         }
     }

@@ -2,7 +2,7 @@
 //! all that is needed to go on.
 
 use super::Process;
-use super::access::{self, Reached, Touch};
+use super::access::{self, Reached, Touch, Toucher};
 use super::address_space::AddressSpace;
 use super::advise::Advising;
 use super::calls::{Called, Sleeping};
@@ -74,7 +74,7 @@ pub struct Parked {
 #[derive(Debug)]
 pub(super) enum Task {
     /// An access.
-    Touch { space: Arc<AddressSpace>, address: u64, touch: Touch },
+    Touch { space: Arc<AddressSpace>, address: u64, touch: Touch, toucher: Toucher },
     /// An ioctl.
     Call(Sleeping),
     /// All is done but that events have to be read.
@@ -132,7 +132,9 @@ impl Parked {
 /// Runs a task until it is over or has to sleep.
 pub(super) fn run(thread: &Arc<ThreadState>, task: Task) -> Progress {
     match task {
-        Task::Touch { space, address, touch } => run_touch(thread, space, address, touch),
+        Task::Touch { space, address, touch, toucher } => {
+            run_touch(thread, space, address, (touch, toucher))
+        }
         Task::Call(call) => called(thread, call.go_on(thread)),
         Task::Deliver(mut delivery, outcome) => match delivery.step() {
             Some(sleeper) => parked(thread, sleeper, None, Task::Deliver(delivery, outcome)),
@@ -175,9 +177,9 @@ fn run_touch(
     thread: &Arc<ThreadState>,
     space: Arc<AddressSpace>,
     address: u64,
-    touch: Touch,
+    (touch, toucher): (Touch, Toucher),
 ) -> Progress {
-    match access::touch(thread, &space, address, touch) {
+    match access::touch(thread, &space, address, touch, toucher) {
         Reached::Done(byte) => Progress::Done(match touch {
             Touch::Load => Outcome::Loaded(byte),
             Touch::Store(_) => Outcome::Stored,
@@ -185,10 +187,13 @@ fn run_touch(
             Touch::KernelLoad | Touch::KernelStore(_) => Outcome::Returned(Ok(1)),
         }),
         Reached::Parked(waiting) => {
-            let task = Task::Touch { space, address, touch };
+            let task = Task::Touch { space, address, touch, toucher };
             parked(thread, waiting.sleeper.clone(), Some(waiting), task)
         }
-        Reached::Failed(_) | Reached::WouldWait if !touch.is_user() => {
+        // A guest's poison is a signal to its vCPU thread; all else ends KVM_RUN with EFAULT.
+        Reached::Failed(failure)
+            if !touch.is_user() || (toucher == Toucher::Guest && failure != Failure::Poison) =>
+        {
             Progress::Done(Outcome::Returned(Err(Errno::EFAULT)))
         }
         Reached::Failed(failure) => {
@@ -199,6 +204,6 @@ fn run_touch(
                 Failure::Poison | Failure::Bus => Signal::BusAddress { address },
             }))
         }
-        Reached::WouldWait => unreachable!("user code waits"),
+        Reached::WouldWait => unreachable!("the last try waits"),
     }
 }

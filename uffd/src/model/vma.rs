@@ -5,6 +5,7 @@ use std::ops::Range;
 
 use super::context::{Context, Modes};
 use super::folio::PAGE;
+use super::hugetlb::Reservation;
 use super::page_cache::{FileKind, MemoryFile};
 use super::sync::{Arc, AtomicU64, Ordering, RwLock};
 use crate::features::Features;
@@ -76,6 +77,8 @@ pub(super) struct Vma {
     /// The group of VMAs that share anonymous pages; 0 before there is the first. A fork copies
     /// page tables of private memory only where there is one.
     pub(super) anon_group: AtomicU64,
+    /// Huge pages that were set aside for it.
+    pub(super) reservation: Option<Arc<Reservation>>,
     /// The userfaultfd that has it.
     pub(super) registration: Option<Registration>,
 }
@@ -164,6 +167,7 @@ impl Vma {
         Vma {
             backing: self.backing.clone(),
             anon_group: AtomicU64::new(self.anon_group.load(Ordering::SeqCst)),
+            reservation: self.reservation.clone(),
             registration: self.registration.clone(),
             ..*self
         }

@@ -4,6 +4,7 @@
 
 pub mod judge;
 pub mod kernel;
+pub mod model;
 pub mod rows;
 pub mod world;
 
