@@ -29,8 +29,8 @@ fn shake(world: &mut dyn World, (process, fd): (Process, Fd), call: Call) -> Ans
 /// What a handshake that works tells; the newest kernel adds RWP, RWP_ASYNC and SET_MODE.
 fn agreed(world: &mut dyn World) -> Answer {
     let newest = u64::from(world.can(Ability::Newest).is_ok());
-    let features = ALL_FEATURES | newest * (3 << 17);
-    let ioctls = DESCRIPTOR_IOCTLS | newest << 0xA;
+    let features = ALL_FEATURES | (newest * (3 << 17));
+    let ioctls = DESCRIPTOR_IOCTLS | (newest << 0xA);
     Answer { result: Ok(()), out: Out::Api { api: 0xAA, features, ioctls } }
 }
 
