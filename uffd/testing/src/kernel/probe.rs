@@ -42,6 +42,7 @@ pub(super) struct Probed {
     pub(super) signal: u64,
 }
 
+// SAFETY: the three are defined right above, in the form of C functions.
 unsafe extern "C" {
     fn godwit_probe_load(address: u64) -> Probed;
     fn godwit_probe_store(address: u64, byte: u64) -> Probed;

@@ -2,9 +2,9 @@
 
 use godwit_uffd::abi::{Call, RawMessage};
 
-use super::setup::{Rig, answered, parked};
+use super::setup::{Rig, parked};
 use super::words::*;
-use crate::world::{Advice, Backing, Door, Outcome, Placement, Polled, Signal, Step, Touch, World};
+use crate::world::{Advice, Backing, Outcome, Polled, Signal, Step, Touch, World};
 
 pub fn row_027_a_read_of_a_hole_is_told_with_its_address(world: &mut dyn World) {
     let mut rig = Rig::new(world, 0);
@@ -141,11 +141,7 @@ pub fn row_038_signals_take_the_place_of_messages(world: &mut dyn World) {
 }
 
 pub fn row_039_user_mode_only_serves_user_faults_alone(world: &mut dyn World) {
-    let mut rig = Rig::new(world, 0);
-    let flags = O_NONBLOCK | USER_MODE_ONLY;
-    rig.fd = rig.world.open(rig.process, Door::Call, flags).expect("a userfaultfd");
-    let step = rig.world.ioctl(rig.process, rig.fd, api(0), Placement::Ordinary);
-    assert_eq!(answered(step).result, Ok(()));
+    let mut rig = Rig::user_mode_only(world);
     let start = rig.reg(MISSING);
     assert_eq!(rig.touch(start, Touch::KernelStore(1)), Outcome::Returned(Err(EFAULT)));
     rig.silent();

@@ -19,6 +19,8 @@ mod register;
 mod scanning;
 mod setup;
 mod table;
+mod tables;
+mod waiting;
 mod words;
 mod zeropage;
 

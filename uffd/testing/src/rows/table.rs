@@ -245,6 +245,34 @@ macro_rules! for_each_row {
             events::row_329_an_event_holds_only_its_own_descriptor_off [];
             events::row_330_a_child_ends_what_it_waits_for [];
             events::row_331_protected_memory_moves_with_its_registration [];
+            kvm::row_340_a_vcpu_has_no_signal_to_take [Vcpu];
+            kvm::row_341_user_mode_only_does_not_serve_a_vcpu [Vcpu];
+            kvm::row_342_a_protected_hole_is_missing_for_a_guest_first [Vcpu];
+            kvm::row_343_async_protection_records_a_guests_writes [Vcpu];
+            waiting::row_350_every_call_that_fills_can_let_waiters_sleep [];
+            waiting::row_351_a_wake_is_for_everybody_in_its_range [];
+            waiting::row_352_unregister_frees_waiters_of_its_range_alone [];
+            waiting::row_353_a_protected_copy_frees_readers_and_not_writers [];
+            waiting::row_354_the_kernel_is_woken_to_an_error [];
+            waiting::row_355_signals_take_the_place_of_every_kind_of_message [];
+            waiting::row_356_the_exact_address_of_every_kind_of_fault [];
+            waiting::row_357_a_signal_does_not_disturb_other_waiters [];
+            waiting::row_358_memory_is_there_until_its_event_is_read [];
+            waiting::row_359_a_fault_on_the_way_is_resolved_by_anybody [];
+            tables::row_360_a_copy_crosses_page_tables [];
+            tables::row_361_a_move_crosses_page_tables_on_both_sides [];
+            tables::row_362_empty_page_tables_are_made_for_protection [TransparentHuge];
+            tables::row_363_move_with_holes_where_the_source_has_no_tables [];
+            tables::row_364_protection_crosses_mappings_of_any_owner [];
+            tables::row_365_each_descriptor_is_told_of_a_fork_in_turn [];
+            tables::row_366_a_childs_huge_page_is_not_protected_without_the_event [TransparentHuge];
+            tables::row_367_a_guard_takes_the_place_of_what_is_there [];
+            tables::row_368_armed_holes_and_protected_pages_are_not_collapsed [TransparentHuge];
+            tables::row_369_rights_and_protection_are_two_things [];
+            hugetlb::row_370_huge_pages_given_up_stay_protected [Hugetlb(1)];
+            hugetlb::row_371_async_writes_to_huge_pages_are_silent [Hugetlb(1)];
+            hugetlb::row_372_a_private_huge_page_is_copied_when_it_is_written [Hugetlb(2)];
+            hugetlb::row_373_huge_pages_are_filled_as_far_as_it_goes [Hugetlb(2)];
         }
     };
 }
