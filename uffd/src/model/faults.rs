@@ -148,8 +148,8 @@ fn in_vma(request: &Request<'_>, vma: &Vma) -> Step {
             swap::fault_in(vma, entry);
             Step::Again
         }
-        Entry::Migration(_, sleeper) => {
-            Step::Parked(Waiting { sleeper: sleeper.clone(), context: None })
+        Entry::Migration(migrating) => {
+            Step::Parked(Waiting { sleeper: migrating.sleeper.clone(), context: None })
         }
         Entry::Page(_) | Entry::Zero(_) => {
             if waits_for_write(vma, entry) {
@@ -289,8 +289,8 @@ fn present_huge(request: &Request<'_>, vma: &Vma, mut level: MutexGuard<'_, Leve
         Entry::Page(mapped) if Arc::strong_count(&mapped.folio) == 1 => {
             mapped.bits.insert(Bits::WRITE | Bits::EXCLUSIVE);
         }
-        Entry::Migration(_, sleeper) => {
-            return Step::Parked(Waiting { sleeper: sleeper.clone(), context: None });
+        Entry::Migration(migrating) => {
+            return Step::Parked(Waiting { sleeper: migrating.sleeper.clone(), context: None });
         }
         _ => level.split(),
     }

@@ -26,6 +26,7 @@ mod fill_hugetlb;
 mod fill_page;
 mod folio;
 mod fork;
+mod frames;
 mod handshake;
 mod hugetlb;
 mod hugetlb_faults;

@@ -31,11 +31,12 @@ pub(super) fn move_one(vma: &Vma, holes: bool, target: &mut Entry, source: &mut 
         Entry::None if holes => Moved::Done,
         Entry::None => Moved::Failed(Errno::ENOENT),
         Entry::Page(mapped) => {
-            let result = move_present(vma, target, mapped);
-            if matches!(result, Moved::Done) {
-                *source = Entry::None;
+            if let Err(moved) = may_move(mapped) {
+                return moved;
             }
-            result
+            mapped.bits = bits_for(vma, false) | Bits::EXCLUSIVE;
+            *target = std::mem::take(source);
+            Moved::Done
         }
         // The zero page is put there anew, so a protection is lost (`move_zeropage_pte`).
         Entry::Zero(_) => {
@@ -51,25 +52,21 @@ pub(super) fn move_one(vma: &Vma, holes: bool, target: &mut Entry, source: &mut 
             *target = std::mem::take(source);
             Moved::Done
         }
-        Entry::Migration(_, sleeper) => Moved::Migrating(sleeper.clone()),
+        Entry::Migration(migrating) => Moved::Migrating(migrating.sleeper.clone()),
         Entry::Marker(_) => Moved::Failed(Errno::EFAULT),
     }
 }
 
-/// Moves a page: it has to be this address space's alone, and no device's. The new entry is
-/// writable and not protected.
-fn move_present(vma: &Vma, target: &mut Entry, mapped: &Mapped) -> Moved {
-    let folio = mapped.folio.clone();
+/// A page can be moved if it is this address space's alone, and no device's. Whoever has the page
+/// lock is waited for (`folio_trylock`). It need not be taken: who gets it now can do nothing to
+/// the entry before the page-table locks are given back.
+fn may_move(mapped: &Mapped) -> Result<(), Moved> {
+    let folio = &mapped.folio;
     if !folio.anonymous || !mapped.bits.contains(Bits::EXCLUSIVE) {
-        return Moved::Failed(Errno::EBUSY);
+        return Err(Moved::Failed(Errno::EBUSY));
     }
-    let Some(_page_lock) = folio.lock.try_lock() else {
-        return Moved::Contended(folio.clone());
-    };
-    if folio.maybe_pinned() {
-        return Moved::Failed(Errno::EBUSY);
+    if folio.lock.is_held() {
+        return Err(Moved::Contended(folio.clone()));
     }
-    let bits = bits_for(vma, false) | Bits::EXCLUSIVE;
-    *target = Entry::Page(Mapped { folio: folio.clone(), index: mapped.index, bits });
-    Moved::Done
+    if folio.maybe_pinned() { Err(Moved::Failed(Errno::EBUSY)) } else { Ok(()) }
 }

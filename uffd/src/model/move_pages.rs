@@ -226,7 +226,7 @@ impl Mover<'_> {
                     // The page lock is only tried under the page-table locks. It is waited for
                     // without them; whether the entry is still the same is found out anew.
                     drop(guard);
-                    drop(folio.lock.lock());
+                    folio.lock.wait();
                     guard = lock_pair((source, from), (destination, to));
                 }
                 Moved::Migrating(sleeper) => return (done, Some(Stop::Migrating(sleeper))),

@@ -46,6 +46,15 @@ pub(super) struct Mapped {
     pub(super) bits: Bits,
 }
 
+/// A page that is on its way to another frame.
+#[derive(Clone, Debug)]
+pub(super) struct Migrating {
+    /// The page, as it will be again.
+    pub(super) page: Mapped,
+    /// Whoever needs it sleeps on this.
+    pub(super) sleeper: Arc<Sleeper>,
+}
+
 /// One entry, of a table or huge.
 #[derive(Clone, Debug, Default)]
 pub(super) enum Entry {
@@ -60,8 +69,8 @@ pub(super) enum Entry {
     Marker(Marker),
     /// S, SW: the folio is what the swap slot holds.
     Swap(Mapped),
-    /// M: the page is on its way to another frame; who needs it sleeps on the sleeper.
-    Migration(Mapped, Arc<Sleeper>),
+    /// M.
+    Migration(Box<Migrating>),
 }
 
 impl Entry {
@@ -78,9 +87,8 @@ impl Entry {
     /// The bits, if it has any.
     pub(super) fn bits(&self) -> Option<Bits> {
         match self {
-            Entry::Page(mapped) | Entry::Swap(mapped) | Entry::Migration(mapped, _) => {
-                Some(mapped.bits)
-            }
+            Entry::Page(mapped) | Entry::Swap(mapped) => Some(mapped.bits),
+            Entry::Migration(migrating) => Some(migrating.page.bits),
             Entry::Zero(bits) => Some(*bits),
             Entry::None | Entry::Marker(_) => None,
         }
@@ -89,9 +97,8 @@ impl Entry {
     /// The bits, to be changed.
     pub(super) fn bits_mut(&mut self) -> Option<&mut Bits> {
         match self {
-            Entry::Page(mapped) | Entry::Swap(mapped) | Entry::Migration(mapped, _) => {
-                Some(&mut mapped.bits)
-            }
+            Entry::Page(mapped) | Entry::Swap(mapped) => Some(&mut mapped.bits),
+            Entry::Migration(migrating) => Some(&mut migrating.page.bits),
             Entry::Zero(bits) => Some(bits),
             Entry::None | Entry::Marker(_) => None,
         }
