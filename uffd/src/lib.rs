@@ -1,5 +1,6 @@
 //! userfaultfd for guest memory: pages, faults, events, and the operations that resolve them,
-//! behind one trait, [`Uffd`], which the running kernel implements as [`kernel::KernelUffd`].
+//! behind one trait, [`Uffd`], which the running kernel implements as [`kernel::KernelUffd`] and
+//! a kernel of our own as [`model::ModelUffd`].
 //! [`guest`] gives the same operations on pages of a guest.
 
 pub mod abi;
@@ -8,6 +9,7 @@ pub mod event;
 pub mod features;
 pub mod guest;
 pub mod kernel;
+pub mod model;
 pub mod page;
 pub mod uffd;
 

@@ -3,15 +3,18 @@
 use std::any::Any;
 use std::cell::RefCell;
 use std::panic::{self, AssertUnwindSafe};
-use std::sync::mpsc;
+use std::sync::mpsc::{self, Sender};
 use std::thread;
 use std::time::Duration;
 
 use crate::rows::Row;
-use crate::world::World;
+use crate::world::{NotHere, World};
 
 /// How long a row may take. Each lasts well below a second; the largest maps huge pages.
 pub const DEADLINE: Duration = Duration::from_secs(60);
+
+/// How long a row may wait for its turn: settings of the whole machine go from test to test.
+pub const TURN: Duration = Duration::from_secs(600);
 
 thread_local! {
     static PLACE: RefCell<String> = const { RefCell::new(String::new()) };
@@ -36,35 +39,57 @@ pub fn keep_places() {
     }));
 }
 
+/// What the thread of a row tells.
+enum Report {
+    /// The world is there and can do what the row needs; the row begins.
+    Begun,
+    Over(Verdict),
+}
+
 /// Runs a row in a new world, in a thread that is left behind if the row hangs.
 pub fn judge<W, F>(row: &'static Row, new_world: F) -> Verdict
 where
     W: World,
-    F: FnOnce() -> W + Send + 'static,
+    F: FnOnce() -> Result<W, NotHere> + Send + 'static,
 {
     let (sender, receiver) = mpsc::channel();
     let thread = thread::Builder::new().name(row.name.to_owned()).spawn(move || {
-        let run = AssertUnwindSafe(|| run(row, &mut new_world()));
+        let run = AssertUnwindSafe(|| run(row, new_world, &sender));
         let verdict = panic::catch_unwind(run).unwrap_or_else(|payload| {
             Verdict::Failed(format!("{}{}", PLACE.take(), message(&*payload)))
         });
         // Nobody listens any more when the deadline has passed.
-        let _ = sender.send(verdict);
+        let _ = sender.send(Report::Over(verdict));
     });
     if let Err(error) = thread {
         return Verdict::Failed(format!("no thread for the row: {error}"));
     }
-    let hung = |_| Verdict::Failed(format!("no end within {} s", DEADLINE.as_secs()));
-    receiver.recv_timeout(DEADLINE).unwrap_or_else(hung)
-}
-
-fn run(row: &Row, world: &mut dyn World) -> Verdict {
-    for need in row.needs {
-        if let Err(reason) = world.can(*need) {
-            return Verdict::NotRunnable(reason.0);
+    let mut limit = TURN;
+    loop {
+        match receiver.recv_timeout(limit) {
+            Ok(Report::Begun) => limit = DEADLINE,
+            Ok(Report::Over(verdict)) => return verdict,
+            Err(_) => return Verdict::Failed(format!("no end within {} s", limit.as_secs())),
         }
     }
-    (row.run)(world);
+}
+
+fn run<W: World>(
+    row: &Row,
+    new_world: impl FnOnce() -> Result<W, NotHere>,
+    sender: &Sender<Report>,
+) -> Verdict {
+    let mut world = match new_world() {
+        Ok(world) => world,
+        Err(NotHere(reason)) => return Verdict::NotRunnable(reason),
+    };
+    for need in row.needs {
+        if let Err(NotHere(reason)) = world.can(*need) {
+            return Verdict::NotRunnable(reason);
+        }
+    }
+    let _ = sender.send(Report::Begun);
+    (row.run)(&mut world);
     Verdict::Passed
 }
 

@@ -5,6 +5,7 @@
 pub mod differential;
 pub mod judge;
 pub mod kernel;
+pub mod model;
 pub mod rows;
 pub mod world;
 

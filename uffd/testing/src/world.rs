@@ -390,8 +390,9 @@ pub trait World {
 
     /// A new thread of `process` touches one byte and ends.
     fn touch(&mut self, process: Process, address: u64, touch: Touch) -> Step;
-    /// As [`touch`](World::touch), by a vCPU whose guest memory the mapping at `address` is. Only
-    /// where the world has [`Ability::Vcpu`].
+    /// As [`touch`](World::touch), by a vCPU whose guest memory the mapping at `address` is. What
+    /// KVM cannot serve has no signal: it returns EFAULT. Only where the world has
+    /// [`Ability::Vcpu`].
     fn guest_touch(&mut self, process: Process, address: u64, touch: Touch) -> Step {
         panic!("no vCPU for {touch:?} at {address:#x} of {process:?}")
     }

@@ -49,6 +49,16 @@ impl MemoryFile {
         File::open(format!("/proc/self/fd/{}", self.file.as_raw_fd()))
     }
 
+    /// Writes bytes at an offset of a memfd of shmem.
+    pub(super) fn write(&self, at: u64, bytes: &[u8]) -> io::Result<()> {
+        self.file.write_all_at(bytes, at)
+    }
+
+    /// Reads bytes at an offset.
+    pub(super) fn read(&self, at: u64, bytes: &mut [u8]) -> io::Result<()> {
+        self.file.read_exact_at(bytes, at)
+    }
+
     /// Stores a byte at the start of a page.
     pub(super) fn store(&self, page: u64, byte: u8) -> io::Result<()> {
         match self.kind {

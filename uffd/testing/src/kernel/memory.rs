@@ -19,11 +19,7 @@ impl KernelWorld {
     pub(super) fn map_memory(&mut self, process: Process, map: Mapping) -> Result<u64, Errno> {
         let at = self.agent(process);
         let length = map.pages * PAGE;
-        let place = map.at.unwrap_or(self.next);
-        if map.at.is_none() {
-            // The next one is aligned too, with at least one unmapped huge page in between.
-            self.next += length.next_multiple_of(HUGE) + HUGE;
-        }
+        let place = map.at.unwrap_or_else(|| self.place_for(length));
         // The descriptor of a file that was opened for this mapping only lives to the end of it.
         let opened;
         let (kind, descriptor, offset): (i32, RawFd, u64) = match map.backing {
@@ -53,6 +49,14 @@ impl KernelWorld {
         let address = checked(self.agents.call(at, libc::SYS_mmap, words))?;
         self.advise_at_birth(at, map.backing, address, length);
         Ok(address)
+    }
+
+    /// Where the next mapping goes that may go anywhere.
+    pub(super) fn place_for(&mut self, length: u64) -> u64 {
+        let place = self.next;
+        // The next one is aligned too, with at least one unmapped huge page in between.
+        self.next += length.next_multiple_of(HUGE) + HUGE;
+        place
     }
 
     /// Huge pages where they are asked for, and nowhere else, whatever the host's default is.

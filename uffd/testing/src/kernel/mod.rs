@@ -10,6 +10,7 @@ mod agent;
 mod agents;
 mod descriptor;
 mod files;
+mod guest;
 mod host;
 mod mailbox;
 mod memory;
@@ -34,6 +35,7 @@ use crate::world::{
 };
 use agents::Agents;
 use files::MemoryFile;
+use guest::Guest;
 use mailbox::operation;
 use pin::Pin;
 use syscall::checked;
@@ -54,6 +56,7 @@ pub struct KernelWorld {
     agents: Agents,
     tickets: Vec<Stage>,
     pins: BTreeMap<(usize, u64), Pin>,
+    guests: BTreeMap<usize, Guest>,
     /// The agent of each process, until it ends.
     processes: Vec<Option<usize>>,
     /// The descriptor of each userfaultfd, until it is closed.
@@ -81,6 +84,7 @@ impl KernelWorld {
             agents: Agents::new(),
             tickets: Vec::new(),
             pins: BTreeMap::new(),
+            guests: BTreeMap::new(),
             processes: Vec::new(),
             descriptors: Vec::new(),
             files: Vec::new(),
@@ -96,6 +100,12 @@ impl KernelWorld {
 
     fn agent(&self, process: Process) -> usize {
         self.processes[process.0 as usize].expect("the process lives")
+    }
+
+    /// The process that an agent is.
+    fn process_of(&self, at: usize) -> Process {
+        let process = self.processes.iter().position(|agent| *agent == Some(at));
+        Process(u32::try_from(process.expect("the process lives")).expect("few processes"))
     }
 
     fn descriptor(&self, fd: Fd) -> i32 {
@@ -172,6 +182,13 @@ fn errno() -> Errno {
     Errno(std::io::Error::last_os_error().raw_os_error().expect("an error of the system"))
 }
 
+/// A descriptor that a call has just made in the table that all share.
+fn owned(number: u64) -> OwnedFd {
+    let number = i32::try_from(number).expect("a descriptor");
+    // SAFETY: every caller passes what the kernel has just returned to it, and nothing else.
+    unsafe { OwnedFd::from_raw_fd(number) }
+}
+
 impl World for KernelWorld {
     fn can(&mut self, ability: Ability) -> Result<(), NotHere> {
         match ability {
@@ -196,10 +213,8 @@ impl World for KernelWorld {
                 self.merging = Some(host::merging()?);
                 Ok(())
             }
-            Ability::Vcpu => Err(NotHere("a vCPU is not one of this world's threads".to_owned())),
-            Ability::GuestMemfd => {
-                Err(NotHere("guest_memfd is not one of this world's files".to_owned()))
-            }
+            Ability::Vcpu => self.has_guests(),
+            Ability::GuestMemfd => self.has_guest_files(),
             Ability::Newest => self.is_newest(),
         }
     }
@@ -360,6 +375,14 @@ impl World for KernelWorld {
             Touch::KernelStore(byte) => self.kernel_access(process, address, Some(byte)),
             Touch::KernelLoad => self.kernel_access(process, address, None),
         }
+    }
+
+    fn guest_touch(&mut self, process: Process, address: u64, touch: Touch) -> Step {
+        self.touch_by_guest(process, address, touch)
+    }
+
+    fn map_guest_memfd(&mut self, process: Process, pages: u64) -> u64 {
+        self.map_guest_file(process, pages)
     }
 
     fn thread_id(&mut self, ticket: Ticket) -> u32 {

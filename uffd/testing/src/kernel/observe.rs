@@ -80,10 +80,10 @@ pub(super) fn entries(pagemap: &File, start: u64, pages: usize) -> Vec<Entry> {
         words = raw(pagemap, start, pages);
     }
     let zero = zero_frame();
-    let anonymous = |word: &u64| word & bit::PRESENT != 0 && word & bit::FILE == 0;
-    // Only a scan tells a huge page from a small one, and knows the huge zero page.
+    // Only a scan tells a huge page from a small one, and knows the huge zero page, which pagemap
+    // takes for a page of a file.
     let mut huge = vec![0; pages];
-    if words.iter().any(|word| anonymous(word) && word & bit::FRAME != zero) {
+    if words.iter().any(|word| word & bit::PRESENT != 0 && word & bit::FRAME != zero) {
         let end = start + pages as u64 * PAGE;
         let all = Scan { start, end, flags: 0, mask: 0 };
         for region in scan(pagemap, all).expect("a scan of mapped memory") {
@@ -105,11 +105,11 @@ fn on_its_way(word: u64) -> bool {
 fn decode(word: u64, categories: u64, zero: u64) -> Entry {
     let protected = word & bit::PROTECTED != 0;
     if word & bit::PRESENT != 0 {
-        if word & bit::FILE != 0 {
-            return Entry::File { protected };
-        }
         if word & bit::FRAME == zero || categories & category::ZERO != 0 {
             return Entry::Zero { protected };
+        }
+        if word & bit::FILE != 0 {
+            return Entry::File { protected };
         }
         let exclusive = word & bit::EXCLUSIVE != 0;
         return Entry::Anonymous { exclusive, protected, huge: categories & category::HUGE != 0 };

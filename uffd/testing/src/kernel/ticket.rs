@@ -30,6 +30,12 @@ pub(super) enum Kind {
     Fork {
         child: usize,
     },
+    /// A vCPU's access: where its instruction pointer is when it is over, and what it is.
+    Guest {
+        vcpu: usize,
+        end: u64,
+        store: bool,
+    },
 }
 
 /// How an operation that has slept stands.
@@ -134,6 +140,10 @@ impl KernelWorld {
             Kind::Ioctl { call, written } => {
                 Outcome::Ioctl(descriptor::decode(*call, checked(result), structure, *written))
             }
+            Kind::Guest { vcpu, end, store } => {
+                let access = (*vcpu, *end, *store);
+                self.outcome_of_guest(worker.agent, checked(result), access)
+            }
             Kind::Fork { child } => {
                 self.agents.adopt(*child, result, worker.slot);
                 Outcome::Forked(self.add_process(*child))
@@ -149,6 +159,7 @@ impl KernelWorld {
     /// Forgets what an agent that ends is in the middle of.
     pub(super) fn forget(&mut self, at: usize) {
         self.pins.retain(|(agent, _), _| *agent != at);
+        self.guests.remove(&at);
         for stage in &mut self.tickets {
             if matches!(stage, Stage::Waiting(worker, _) if worker.agent == at) {
                 if let Stage::Waiting(_, Kind::Fork { child }) = stage {

@@ -4,7 +4,7 @@ use godwit_uffd::abi::Call;
 
 use super::setup::Rig;
 use super::words::*;
-use crate::world::{Access, Backing, Outcome, Placement, Signal, Touch, World};
+use crate::world::{Access, Backing, Entry, Outcome, Placement, Signal, Touch, World};
 
 pub fn row_043_copy_into_a_hole(world: &mut dyn World) {
     let mut rig = Rig::new(world, 0);
@@ -237,4 +237,169 @@ pub fn row_060_copy_does_not_ask_for_the_right_to_write(world: &mut dyn World) {
         rig.mprotect(start, 4, Access::ReadWrite);
         rig.load(start, 7);
     }
+}
+
+pub fn row_250_each_call_knows_its_modes(world: &mut dyn World) {
+    let mut rig = Rig::new(world, 0);
+    let start = rig.reg(MISSING | WP);
+    let src = rig.source(&[7]);
+    let len = PAGE;
+    let calls = [
+        Call::Copy { dst: start, src, len, mode: 4 },
+        Call::Zeropage { start, len, mode: 2 },
+        Call::Continue { start, len, mode: 4 },
+        Call::Poison { start, len, mode: 2 },
+        Call::Move { dst: start, src, len, mode: 4 },
+        Call::WriteProtect { start, len, mode: 4 },
+    ];
+    for call in calls {
+        assert_eq!(rig.call(call), untouched(EINVAL), "{call:?}");
+    }
+    rig.is(start, N);
+}
+
+pub fn row_251_a_structure_that_cannot_be_read(world: &mut dyn World) {
+    let mut rig = Rig::new(world, 0);
+    let start = rig.reg(MISSING | WP);
+    let calls = [
+        register(start, 8, MISSING),
+        unregister(start, 8),
+        wake(start, 8),
+        copy(start, start, 1),
+        zeropage(start, 1),
+        continue_(start, 1),
+        poison(start, 1),
+        move_(start, start, 1),
+        protect(start, 1),
+    ];
+    for call in calls {
+        assert_eq!(rig.call_with(call, Placement::Unmapped), untouched(EFAULT), "{call:?}");
+    }
+    rig.is(start, N);
+}
+
+pub fn row_252_calls_without_an_out_field_do_not_write(world: &mut dyn World) {
+    let mut rig = Rig::new(world, UNPOPULATED);
+    let start = rig.reg(MISSING | WP);
+    assert_eq!(rig.call_with(protect(start, 1), Placement::ReadOnly), OK);
+    rig.is(start, W);
+    assert_eq!(rig.call_with(wake(start, 1), Placement::ReadOnly), OK);
+    assert_eq!(rig.call_with(unregister(start, 8), Placement::ReadOnly), OK);
+    rig.is(start, N);
+    // REGISTER does, and stays although it fails.
+    let call = register(start, 8, MISSING);
+    assert_eq!(rig.call_with(call, Placement::ReadOnly), untouched(EFAULT));
+    rig.faults(start, Touch::Load, READ);
+}
+
+pub fn row_253_several_pages_are_copied_at_once(world: &mut dyn World) {
+    let mut rig = Rig::new(world, 0);
+    let start = rig.reg(MISSING);
+    let src = rig.source(&[1, 2, 3, 4, 5, 6, 7, 8]);
+    let readers = [0, 3, 7].map(|page| (page, rig.faults(start + page * PAGE, Touch::Load, READ)));
+    assert_eq!(rig.call(copy(start, src, 8)), done(8));
+    for page in 0..8_u8 {
+        rig.holds(start + u64::from(page) * PAGE, page + 1);
+    }
+    for (page, reader) in readers {
+        let byte = u8::try_from(page + 1).expect("a small number");
+        rig.ended(reader, Outcome::Loaded(byte));
+    }
+    rig.silent();
+}
+
+pub fn row_254_copy_over_protected_pages_is_refused(world: &mut dyn World) {
+    let mut rig = Rig::new(world, UNPOPULATED);
+    let start = rig.reg(MISSING | WP);
+    let src = rig.source(&[7]);
+    for (page, entry) in (0..).zip([PW, ZW]) {
+        let address = start + page * PAGE;
+        rig.put(entry, address, 1);
+        assert_eq!(rig.call(copy(address, src, 1)), refused(EEXIST), "over {entry:?}");
+        assert_eq!(rig.call(copy_protected(address, src, 1)), refused(EEXIST), "over {entry:?}");
+        rig.is(address, entry);
+    }
+    rig.fork();
+    rig.is(start, Entry::Anonymous { exclusive: false, protected: true, huge: false });
+    assert_eq!(rig.call(copy(start, src, 1)), refused(EEXIST));
+}
+
+pub fn row_255_copy_into_shared_memory_fills_the_cache(world: &mut dyn World) {
+    let mut rig = Rig::new(world, 0);
+    let (file, start) = rig.shmem(MISSING | WP);
+    assert_eq!(rig.world.file_load(file, 0), None);
+    rig.fill(start, 7);
+    rig.is(start, F);
+    assert_eq!(rig.world.file_load(file, 0), Some(7));
+    let src = rig.source(&[8, 9]);
+    assert_eq!(rig.call(copy_protected(start + PAGE, src, 1)), done(1));
+    rig.is(start + PAGE, FW);
+    assert_eq!(rig.call(poison(start + 2 * PAGE, 1)), done(1));
+    assert_eq!(rig.call(copy(start + 2 * PAGE, src, 1)), done(1));
+    rig.is(start + 2 * PAGE, F);
+    assert_eq!(rig.call(protect(start + 3 * PAGE, 1)), OK);
+    assert_eq!(rig.call(copy(start + 3 * PAGE, src, 1)), done(1));
+    rig.is(start + 3 * PAGE, F);
+    // A poisoned page that the cache has stays poisoned.
+    rig.world.file_store(file, 4, 1);
+    assert_eq!(rig.call(poison(start + 4 * PAGE, 1)), done(1));
+    assert_eq!(rig.call(copy(start + 4 * PAGE, src, 1)), refused(EEXIST));
+    rig.is(start + 4 * PAGE, X);
+}
+
+pub fn row_256_a_refused_copy_leaves_nothing_in_the_cache(world: &mut dyn World) {
+    let mut rig = Rig::new(world, 0);
+    let (file, start) = rig.shmem(MISSING);
+    let other = rig.map(shared(file), 8);
+    rig.fill(start, 7);
+    assert_eq!(rig.call(copy(start, other, 1)), refused(EEXIST));
+    // The cache loses the page behind the entry of a private copy, and the entry stays.
+    let private = rig.armed(private(file), 8, MISSING);
+    let src = rig.source(&[1]);
+    assert_eq!(rig.call(copy(private, src, 1)), done(1));
+    rig.world.file_punch(file, 0);
+    rig.is(private, P);
+    assert_eq!(rig.world.file_load(file, 0), None);
+    assert_eq!(rig.call(copy(private, src, 1)), refused(EEXIST));
+    assert_eq!(rig.world.file_load(file, 0), None);
+}
+
+pub fn row_257_modes_of_registration_do_not_limit_the_calls(world: &mut dyn World) {
+    let mut rig = Rig::new(world, 0);
+    let start = rig.reg(WP);
+    rig.fill(start, 7);
+    assert_eq!(rig.call(zeropage(start + PAGE, 1)), done(1));
+    assert_eq!(rig.call(poison(start + 2 * PAGE, 1)), done(1));
+    let src = rig.source(&[7]);
+    assert_eq!(rig.call(move_(start + 3 * PAGE, src, 1)), done(1));
+    let (file, start) = rig.shmem(MINOR);
+    rig.fill(start, 7);
+    let (other, start) = rig.shmem(MISSING);
+    rig.world.file_store(other, 0, 8);
+    assert_eq!(rig.call(continue_(start, 1)), done(1));
+    rig.holds(start, 8);
+    assert_eq!(rig.world.file_load(file, 0), Some(7));
+}
+
+pub fn row_258_a_source_whose_faults_are_signals(world: &mut dyn World) {
+    let mut rig = Rig::new(world, 0);
+    let start = rig.reg(MISSING);
+    let other = rig.another(SIGBUS);
+    let src = rig.source(&[1, 2]);
+    rig.map_at(src + PAGE, Backing::Anonymous, 1);
+    assert_eq!(rig.call_on(other, register(src + PAGE, 1, MISSING)).result, Ok(()));
+    assert_eq!(rig.call(copy(start, src + PAGE, 1)), refused(EFAULT));
+    assert_eq!(rig.call(copy(start, src, 2)), partial(1));
+    rig.holds(start, 1);
+}
+
+pub fn row_259_a_hole_copied_onto_itself_waits_for_itself(world: &mut dyn World) {
+    let mut rig = Rig::new(world, 0);
+    let start = rig.reg(MISSING);
+    let call = rig.start(copy(start, start, 1));
+    rig.says(fault(READ, start));
+    rig.sleeps(call);
+    rig.fill(start, 7);
+    rig.ended(call, Outcome::Ioctl(refused(EEXIST)));
+    rig.holds(start, 7);
 }

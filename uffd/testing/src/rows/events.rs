@@ -2,9 +2,11 @@
 
 use godwit_uffd::abi::{Call, RawMessage};
 
-use super::setup::{Rig, answered, parked};
+use super::setup::{Rig, answered, forked, parked};
 use super::words::*;
-use crate::world::{Advice, Outcome, Placement, Polled, Remap, Step, Ticket, Touch, World};
+use crate::world::{
+    Advice, Entry, Outcome, Placement, Polled, Remap, Signal, Step, Ticket, Touch, World,
+};
 
 /// madvise that sleeps until its REMOVE event is read.
 #[track_caller]
@@ -198,4 +200,175 @@ pub fn row_123_calls_on_the_memory_of_the_dead(world: &mut dyn World) {
     assert_eq!(rig.world.poll(fd), Polled::Idle);
     // The parent's goes on.
     rig.fill(start, 7);
+}
+
+pub fn row_320_what_raises_a_remove_event(world: &mut dyn World) {
+    let mut rig = Rig::new(world, EVENT_REMOVE);
+    let (file, start) = rig.shmem(MISSING);
+    let anonymous = rig.reg(MISSING);
+    let advised = [(start, Advice::DontNeed), (start, Advice::Remove), (anonymous, Advice::Free)];
+    for (at, advice) in advised {
+        let ticket = parked(rig.world.advise(rig.process, at + PAGE, 2, advice));
+        rig.says(RawMessage::Remove { start: at + PAGE, end: at + 3 * PAGE });
+        rig.ended(ticket, Outcome::Returned(Ok(0)));
+    }
+    // What is done to the file, and guards, raise none.
+    rig.fill(start, 7);
+    rig.world.file_punch(file, 0);
+    rig.world.file_truncate(file, 4);
+    rig.advise(anonymous, 1, Advice::GuardInstall);
+    // Nor does memory that is not registered.
+    let other = rig.source(&[1]);
+    rig.advise(other, 1, Advice::DontNeed);
+    rig.silent();
+}
+
+pub fn row_321_an_event_is_about_the_registered_part(world: &mut dyn World) {
+    let mut rig = Rig::new(world, EVENT_REMOVE);
+    let start = rig.anonymous(8);
+    rig.arm(start + 2 * PAGE, 4, MISSING);
+    let ticket = removing(&mut rig, start, 8);
+    rig.says(RawMessage::Remove { start: start + 2 * PAGE, end: start + 6 * PAGE });
+    rig.ended(ticket, Outcome::Returned(Ok(0)));
+    rig.silent();
+}
+
+pub fn row_322_munmap_is_told_when_the_memory_is_gone(world: &mut dyn World) {
+    let mut rig = Rig::new(world, EVENT_UNMAP);
+    let start = rig.reg(MISSING);
+    rig.fill(start + 2 * PAGE, 7);
+    let unmap = parked(rig.world.unmap(rig.process, start + 2 * PAGE, 4));
+    rig.is(start + 2 * PAGE, N);
+    let signal = Signal::Segv { address: start + 2 * PAGE };
+    assert_eq!(rig.touch(start + 2 * PAGE, Touch::Load), Outcome::Signal(signal));
+    rig.says(RawMessage::Unmap { start: start + 2 * PAGE, end: start + 6 * PAGE });
+    rig.ended(unmap, Outcome::Returned(Ok(0)));
+    rig.silent();
+    let other = rig.anonymous(4);
+    rig.munmap(other, 4);
+    rig.silent();
+}
+
+pub fn row_323_a_growing_mremap_registers_its_tail(world: &mut dyn World) {
+    let mut rig = Rig::new(world, EVENT_REMAP);
+    let start = rig.reg(MISSING);
+    rig.fill(start, 7);
+    let to = rig.anonymous(16);
+    let remap = Remap { from: start, pages: 8, new_pages: 16, to: Some(to), dont_unmap: false };
+    let remap = parked(rig.world.remap(rig.process, remap));
+    rig.says(RawMessage::Remap { from: start, to, len: 8 * PAGE });
+    rig.ended(remap, Outcome::Returned(Ok(to)));
+    rig.holds(to, 7);
+    rig.faults(to + 15 * PAGE, Touch::Load, READ);
+}
+
+pub fn row_324_a_shrinking_mremap_is_told_as_munmap(world: &mut dyn World) {
+    let mut rig = Rig::new(world, EVENT_REMAP | EVENT_UNMAP);
+    let start = rig.reg(MISSING);
+    rig.fill(start, 7);
+    let remap = Remap { from: start, pages: 8, new_pages: 4, to: None, dont_unmap: false };
+    let remap = parked(rig.world.remap(rig.process, remap));
+    rig.says(RawMessage::Unmap { start: start + 4 * PAGE, end: start + 8 * PAGE });
+    rig.ended(remap, Outcome::Returned(Ok(start)));
+    rig.silent();
+    rig.holds(start, 7);
+    rig.faults(start + PAGE, Touch::Load, READ);
+}
+
+pub fn row_325_the_childs_memory_is_as_the_parents(world: &mut dyn World) {
+    let mut rig = Rig::new(world, EVENT_FORK | UNPOPULATED);
+    let start = rig.reg(MISSING | WP);
+    rig.put(PW, start, 7);
+    rig.put(W, start + PAGE, 0);
+    rig.put(X, start + 2 * PAGE, 0);
+    let (child, fd) = rig.fork_with_event();
+    rig.is_in(child, start, Entry::Anonymous { exclusive: false, protected: true, huge: false });
+    rig.is_in(child, start + PAGE, W);
+    rig.is_in(child, start + 2 * PAGE, X);
+    // Features and flags are inherited.
+    assert_eq!(rig.world.fd_info(fd).features, EVENT_FORK | UNPOPULATED);
+    assert_eq!(rig.world.read(fd, 32), Err(EAGAIN));
+    let writer = parked(rig.world.touch(child, start, Touch::Store(8)));
+    rig.says_on(fd, fault(WRITE_TO_PROTECTED, start));
+    assert_eq!(rig.call_on(fd, unprotect(start, 1)), OK);
+    rig.ended(writer, Outcome::Stored);
+    assert_eq!(rig.world.peek(child, start), Some(8));
+    rig.holds(start, 7);
+    // The child of the child too.
+    let fork = parked(rig.world.fork(child));
+    let messages = rig.world.read(fd, 32);
+    assert!(matches!(messages.as_deref(), Ok([RawMessage::Fork { .. }])), "{messages:?}");
+    forked(rig.world.poll_ticket(fork));
+}
+
+pub fn row_326_a_fork_without_registered_memory_is_silent(world: &mut dyn World) {
+    let mut rig = Rig::new(world, EVENT_FORK);
+    rig.fork();
+    let start = rig.reg(MISSING);
+    assert_eq!(rig.call(unregister(start, 8)), OK);
+    rig.fork();
+    rig.silent();
+}
+
+pub fn row_327_close_lets_events_go_on(world: &mut dyn World) {
+    let mut rig = Rig::new(world, EVENT_REMOVE | EVENT_UNMAP);
+    let start = rig.reg(MISSING);
+    rig.fill(start, 7);
+    let advice = removing(&mut rig, start, 1);
+    let unmap = parked(rig.world.unmap(rig.process, start + 4 * PAGE, 4));
+    rig.world.close(rig.fd);
+    rig.ended(advice, Outcome::Returned(Ok(0)));
+    rig.ended(unmap, Outcome::Returned(Ok(0)));
+    rig.is(start, N);
+    rig.load(start, 0);
+}
+
+pub fn row_328_two_events_hold_calls_off_until_both_are_read(world: &mut dyn World) {
+    let mut rig = Rig::new(world, EVENT_REMOVE);
+    let start = rig.reg(MISSING);
+    let first = removing(&mut rig, start, 1);
+    let second = removing(&mut rig, start + PAGE, 1);
+    let src = rig.source(&[7]);
+    rig.says(RawMessage::Remove { start, end: start + PAGE });
+    rig.ended(first, Outcome::Returned(Ok(0)));
+    assert_eq!(rig.call(copy(start, src, 1)), refused(EAGAIN));
+    rig.says(RawMessage::Remove { start: start + PAGE, end: start + 2 * PAGE });
+    rig.ended(second, Outcome::Returned(Ok(0)));
+    assert_eq!(rig.call(copy(start, src, 1)), done(1));
+}
+
+pub fn row_329_an_event_holds_only_its_own_descriptor_off(world: &mut dyn World) {
+    let mut rig = Rig::new(world, EVENT_REMOVE);
+    let start = rig.reg(MISSING);
+    let other = rig.another(0);
+    removing(&mut rig, start, 1);
+    let src = rig.source(&[7]);
+    assert_eq!(rig.call(copy(start + PAGE, src, 1)), refused(EAGAIN));
+    assert_eq!(rig.call_on(other, copy(start + PAGE, src, 1)), done(1));
+    rig.holds(start + PAGE, 7);
+}
+
+pub fn row_330_a_child_ends_what_it_waits_for(world: &mut dyn World) {
+    let mut rig = Rig::new(world, EVENT_FORK);
+    let start = rig.reg(MISSING);
+    let (child, fd) = rig.fork_with_event();
+    parked(rig.world.touch(child, start, Touch::Load));
+    assert_eq!(rig.world.fd_info(fd).pending, 1);
+    rig.world.exit(child);
+    assert_eq!(rig.world.fd_info(fd).total, 0);
+    assert_eq!(rig.world.read(fd, 32), Err(EAGAIN));
+}
+
+pub fn row_331_protected_memory_moves_with_its_registration(world: &mut dyn World) {
+    let mut rig = Rig::new(world, EVENT_REMAP | UNPOPULATED);
+    let start = rig.reg(MISSING | WP);
+    rig.put(PW, start, 7);
+    rig.put(W, start + PAGE, 0);
+    let to = rig.anonymous(8);
+    let remap = parked(rig.moving(start, 8, to));
+    rig.says(RawMessage::Remap { from: start, to, len: 8 * PAGE });
+    rig.ended(remap, Outcome::Returned(Ok(to)));
+    rig.is(to, PW);
+    rig.is(to + PAGE, W);
+    rig.faults(to, Touch::Store(8), WRITE_TO_PROTECTED);
 }

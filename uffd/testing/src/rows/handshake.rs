@@ -1,10 +1,13 @@
 //! Creation, handshake and negotiation (sections 1 and 6).
 
-use godwit_uffd::abi::{Answer, Call, Out};
+use godwit_uffd::abi::{Answer, Call, Out, RawMessage};
 
-use super::setup::{Rig, answered};
+use super::setup::{Rig, answered, parked};
 use super::words::*;
-use crate::world::{Door, Fd, Placement, Polled, Process, World};
+use crate::world::{
+    Access, Advice, Backing, Door, Fd, Mapping, Outcome, Placement, Polled, Process, Step, Touch,
+    World,
+};
 
 /// Every feature of 6.18.
 const ALL_FEATURES: u64 = 0x1_ffff;
@@ -117,4 +120,58 @@ pub fn row_128_what_6_18_does_not_have_is_an_invalid_argument(world: &mut dyn Wo
     assert_eq!(rig.call(register(start, 4, 8)), untouched(EINVAL));
     assert_eq!(rig.call(Call::Other { number: 0x9 }), untouched(EINVAL));
     assert_eq!(rig.call(Call::Other { number: 0xA }), untouched(EINVAL));
+}
+
+pub fn row_201_flags_of_creation_that_do_not_exist_are_refused(world: &mut dyn World) {
+    let process = world.root();
+    for door in [Door::Call, Door::Device] {
+        let opened = world.open(process, door, 0x10).map(|_| ());
+        assert_eq!(opened, Err(EINVAL), "{door:?}");
+        let flags = O_CLOEXEC | O_NONBLOCK | USER_MODE_ONLY;
+        assert_eq!(world.open(process, door, flags).map(|_| ()), Ok(()), "{door:?}");
+    }
+}
+
+pub fn row_202_an_inherited_device_serves_the_unprivileged(world: &mut dyn World) {
+    let process = world.spawn(false);
+    let fd = world.open(process, Door::InheritedDevice, O_NONBLOCK).expect("a userfaultfd");
+    // It still takes privilege to follow a fork.
+    assert_eq!(shake(world, (process, fd), api(EVENT_FORK)), zeroed(EPERM));
+    assert_eq!(shake(world, (process, fd), api(0)), agreed());
+    let access = Access::ReadWrite;
+    let backing = Backing::Anonymous;
+    let mapping = Mapping { pages: 4, backing, access, at: None };
+    let start = world.map(process, mapping).expect("a mapping");
+    assert_eq!(shake(world, (process, fd), register(start, 4, MISSING)), ioctls(0x13c));
+    // Faults of the kernel wait as well.
+    let ticket = parked(world.touch(process, start, Touch::KernelStore(7)));
+    assert_eq!(world.read(fd, 32), Ok(vec![fault(WRITE, start)]));
+    assert_eq!(shake(world, (process, fd), zeropage(start, 1)), done(1));
+    assert_eq!(world.poll_ticket(ticket), Step::Done(Outcome::Returned(Ok(1))));
+}
+
+pub fn row_203_fdinfo_counts_faults_and_not_events(world: &mut dyn World) {
+    let mut rig = Rig::new(world, EVENT_REMOVE);
+    let start = rig.reg(MISSING);
+    let counts = |rig: &mut Rig| {
+        let info = rig.world.fd_info(rig.fd);
+        (info.pending, info.total)
+    };
+    for page in 0..3 {
+        rig.wait(start + page * PAGE, Touch::Load);
+    }
+    parked(rig.world.advise(rig.process, start + 4 * PAGE, 1, Advice::DontNeed));
+    assert_eq!(counts(&mut rig), (3, 3));
+    rig.says(fault(READ, start));
+    assert_eq!(counts(&mut rig), (2, 3));
+    // A call that fills waits for the event to be read; a wake does not.
+    assert_eq!(rig.call(wake(start + 5 * PAGE, 1)), OK);
+    assert_eq!(counts(&mut rig), (2, 3));
+    rig.says(fault(READ, start + PAGE));
+    rig.says(fault(READ, start + 2 * PAGE));
+    assert_eq!(counts(&mut rig), (0, 3));
+    let event = RawMessage::Remove { start: start + 4 * PAGE, end: start + 5 * PAGE };
+    rig.says(event);
+    rig.fill(start, 7);
+    assert_eq!(counts(&mut rig), (0, 2));
 }

@@ -4,7 +4,7 @@ use godwit_uffd::abi::Call;
 
 use super::setup::Rig;
 use super::words::*;
-use crate::world::{Access, Backing, Mapping, Touch, World};
+use crate::world::{Access, Backing, FileKind, Mapping, Outcome, Touch, World};
 
 /// Two huge pages of ordinary memory, the first byte of each set.
 #[track_caller]
@@ -55,4 +55,47 @@ pub fn row_084_huge_pages_are_copied_whole(world: &mut dyn World) {
     rig.load(start + HUGE - PAGE, 7);
     rig.load(start, 0);
     rig.silent();
+}
+
+pub fn row_280_huge_pages_of_a_file(world: &mut dyn World) {
+    let mut rig = Rig::new(world, 0);
+    let file = rig.world.make_file(FileKind::Hugetlb, 2 * HUGE_PAGES);
+    rig.world.file_store(file, 0, 7);
+    let start = rig.armed(shared(file), 2 * HUGE_PAGES, MISSING | MINOR);
+    let src = huge_source(&mut rig, 8);
+    assert_eq!(rig.call(copy(start, src, HUGE_PAGES)), refused(EEXIST));
+    assert_eq!(rig.call(continue_(start + HUGE, HUGE_PAGES)), refused(EFAULT));
+    assert_eq!(rig.call(continue_(start, 2 * HUGE_PAGES)), partial(HUGE_PAGES));
+    rig.load(start, 7);
+    assert_eq!(rig.call(continue_(start, HUGE_PAGES)), refused(EEXIST));
+    assert_eq!(rig.call(poison(start, HUGE_PAGES)), refused(EEXIST));
+    assert_eq!(rig.call(copy(start + HUGE, src, HUGE_PAGES)), done(HUGE_PAGES));
+    assert_eq!(rig.world.file_load(file, HUGE_PAGES), Some(8));
+    rig.silent();
+}
+
+pub fn row_281_huge_pages_are_protected_whole(world: &mut dyn World) {
+    let mut rig = Rig::new(world, 0);
+    let start = rig.armed(Backing::Hugetlb, 2 * HUGE_PAGES, MISSING | WP);
+    assert_eq!(rig.call(protect(start + PAGE, HUGE_PAGES)), untouched(EINVAL));
+    assert_eq!(rig.call(protect(start, 1)), untouched(EINVAL));
+    let src = huge_source(&mut rig, 7);
+    assert_eq!(rig.call(copy_protected(start, src, HUGE_PAGES)), done(HUGE_PAGES));
+    let address = start + 5 * PAGE;
+    let writer = rig.wait(address, Touch::Store(8));
+    rig.says(fault(WRITE_TO_PROTECTED, start));
+    assert_eq!(rig.call(unprotect(start, HUGE_PAGES)), OK);
+    rig.ended(writer, Outcome::Stored);
+    rig.holds(address, 8);
+    // A hole is protected without the feature that anonymous memory needs.
+    assert_eq!(rig.call(protect(start + HUGE, HUGE_PAGES)), OK);
+    rig.is(start + HUGE, W);
+}
+
+pub fn row_282_huge_pages_do_not_move(world: &mut dyn World) {
+    let mut rig = Rig::new(world, 0);
+    let start = rig.armed(Backing::Hugetlb, HUGE_PAGES, MISSING);
+    let src = huge_source(&mut rig, 7);
+    assert_eq!(rig.call(move_(start, src, HUGE_PAGES)), refused(EINVAL));
+    rig.is(start, N);
 }

@@ -77,3 +77,52 @@ pub fn row_127_guest_memory_files_accept_async_protection_alone(world: &mut dyn 
         assert_eq!(rig.call(register(start, 8, mode)), untouched(EINVAL), "mode {mode}");
     }
 }
+
+pub fn row_340_a_vcpu_has_no_signal_to_take(world: &mut dyn World) {
+    let mut rig = Rig::new(world, SIGBUS);
+    let start = rig.reg(MISSING);
+    let failed = Outcome::Returned(Err(EFAULT));
+    assert_eq!(guest(&mut rig, start, Touch::Load), failed);
+    assert_eq!(guest(&mut rig, start, Touch::Store(1)), failed);
+    rig.silent();
+    rig.is(start, N);
+}
+
+pub fn row_341_user_mode_only_does_not_serve_a_vcpu(world: &mut dyn World) {
+    let mut rig = Rig::user_mode_only(world);
+    let start = rig.reg(MISSING);
+    assert_eq!(guest(&mut rig, start, Touch::Load), Outcome::Returned(Err(EFAULT)));
+    rig.silent();
+    rig.fill(start, 7);
+    assert_eq!(guest(&mut rig, start, Touch::Load), Outcome::Loaded(7));
+}
+
+pub fn row_342_a_protected_hole_is_missing_for_a_guest_first(world: &mut dyn World) {
+    let mut rig = Rig::new(world, UNPOPULATED);
+    let start = rig.reg(MISSING | WP);
+    rig.put(W, start, 0);
+    let writer = guest_faults(&mut rig, start, Touch::Store(1), WRITE);
+    let src = rig.source(&[7]);
+    assert_eq!(rig.call(copy_protected(start, src, 1)), done(1));
+    rig.sleeps(writer);
+    rig.says(fault(WRITE_TO_PROTECTED, start));
+    assert_eq!(rig.call(unprotect(start, 1)), OK);
+    rig.ended(writer, Outcome::Stored);
+    rig.holds(start, 1);
+}
+
+pub fn row_343_async_protection_records_a_guests_writes(world: &mut dyn World) {
+    let mut rig = Rig::new(world, ASYNC);
+    let start = rig.reg(WP);
+    rig.put(PW, start, 7);
+    assert_eq!(guest(&mut rig, start, Touch::Load), Outcome::Loaded(7));
+    rig.is(start, PW);
+    assert_eq!(guest(&mut rig, start, Touch::Store(8)), Outcome::Stored);
+    rig.silent();
+    rig.is(start, P);
+    // The guest's own mapping is gone when the page is protected again.
+    assert_eq!(rig.call(protect(start, 1)), OK);
+    assert_eq!(guest(&mut rig, start, Touch::Store(9)), Outcome::Stored);
+    rig.is(start, P);
+    rig.holds(start, 9);
+}

@@ -1,8 +1,10 @@
 //! POISON and its markers (section 4.5).
 
-use super::setup::Rig;
+use godwit_uffd::abi::Errno;
+
+use super::setup::{Rig, finished};
 use super::words::*;
-use crate::world::{Access, Advice, Touch, World};
+use crate::world::{Access, Advice, Outcome, Step, Touch, World};
 
 pub fn row_078_poison_of_a_hole_is_a_signal_to_whoever_touches_it(world: &mut dyn World) {
     let mut rig = Rig::new(world, 0);
@@ -68,4 +70,63 @@ pub fn row_081_poison_of_shared_memory_goes_by_truncation_alone(world: &mut dyn 
     rig.is(page(3), X);
     rig.is(page(6), N);
     rig.is(page(7), W);
+}
+
+/// Hardware poison, as populating answers it.
+const EHWPOISON: Errno = Errno(133);
+
+pub fn row_273_the_kernel_sees_poison_as_an_error(world: &mut dyn World) {
+    let mut rig = Rig::new(world, 0);
+    let start = rig.reg(MISSING);
+    rig.put(X, start, 0);
+    assert_eq!(rig.touch(start, Touch::KernelLoad), Outcome::Returned(Err(EFAULT)));
+    assert_eq!(rig.touch(start, Touch::KernelStore(1)), Outcome::Returned(Err(EFAULT)));
+    for advice in [Advice::PopulateRead, Advice::PopulateWrite] {
+        let outcome = finished(rig.world.advise(rig.process, start, 1, advice));
+        assert_eq!(outcome, Outcome::Returned(Err(EHWPOISON)), "{advice:?}");
+    }
+    let outcome = finished(rig.world.lock(rig.process, start, 1, true));
+    assert_eq!(outcome, Outcome::Returned(Err(ENOMEM)));
+    rig.silent();
+    rig.is(start, X);
+}
+
+pub fn row_274_poison_moves_with_its_mapping_and_gives_way_to_a_guard(world: &mut dyn World) {
+    let mut rig = Rig::new(world, 0);
+    let start = rig.reg(MISSING);
+    rig.put(X, start, 0);
+    rig.put(X, start + PAGE, 0);
+    rig.advise(start + PAGE, 1, Advice::GuardInstall);
+    rig.is(start + PAGE, G);
+    let to = rig.anonymous(8);
+    let moved = finished(rig.moving(start, 8, to));
+    assert_eq!(moved, Outcome::Returned(Ok(to)));
+    rig.is(to, X);
+    rig.is(to + PAGE, G);
+}
+
+pub fn row_275_poison_stops_at_what_is_there(world: &mut dyn World) {
+    let mut rig = Rig::new(world, 0);
+    let start = rig.reg(MISSING);
+    rig.put(Z, start + 2 * PAGE, 0);
+    let reader = rig.faults(start + PAGE, Touch::Load, READ);
+    assert_eq!(rig.call(poison(start, 4)), partial(2));
+    rig.is(start + PAGE, X);
+    rig.is(start + 3 * PAGE, N);
+    match rig.world.poll_ticket(reader) {
+        Step::Done(outcome) => rig.is_poison(start + PAGE, &outcome),
+        Step::Parked(_) => panic!("poison wakes"),
+    }
+    assert_eq!(rig.call(poison(start + 2 * PAGE, 2)), refused(EEXIST));
+}
+
+pub fn row_276_poison_of_one_mapping_is_not_that_of_another(world: &mut dyn World) {
+    let mut rig = Rig::new(world, 0);
+    let (file, start) = rig.shmem(MISSING);
+    rig.world.file_store(file, 0, 7);
+    let other = rig.map(shared(file), 8);
+    assert_eq!(rig.call(poison(start, 1)), done(1));
+    rig.load(other, 7);
+    let outcome = rig.touch(start, Touch::Load);
+    rig.is_poison(start, &outcome);
 }

@@ -4,12 +4,7 @@ use godwit_uffd::abi::Call;
 
 use super::setup::Rig;
 use super::words::*;
-use crate::world::{Access, Advice, Outcome, Scan, Signal, Touch, World};
-
-/// Categories and flags of PAGEMAP_SCAN.
-const WRITTEN: u64 = 2;
-const WP_MATCHING: u64 = 1;
-const CHECK_WPASYNC: u64 = 2;
+use crate::world::{Access, Advice, Backing, Outcome, Signal, Step, Touch, World};
 
 pub fn row_085_a_hole_without_the_feature_is_not_protected(world: &mut dyn World) {
     let mut rig = Rig::new(world, 0);
@@ -157,33 +152,112 @@ pub fn row_096_protection_survives_the_swap(world: &mut dyn World) {
     rig.ended(writer, Outcome::Stored);
 }
 
-pub fn row_097_async_protection_records_writes(world: &mut dyn World) {
-    let mut rig = Rig::new(world, ASYNC);
-    let start = rig.reg(WP);
-    rig.put(PW, start, 1);
-    rig.put(PW, start + PAGE, 1);
-    rig.store(start, 2);
+pub fn row_283_protection_comes_and_goes(world: &mut dyn World) {
+    let mut rig = Rig::new(world, UNPOPULATED);
+    let start = rig.reg(MISSING | WP);
+    let states = [(P, PW), (Z, ZW), (N, W), (PW, PW), (ZW, ZW), (W, W), (X, X), (G, G)];
+    for (page, (before, _)) in (0..).zip(states) {
+        if before != N {
+            rig.put(before, start + page * PAGE, 7);
+        }
+    }
+    assert_eq!(rig.call(protect(start, 8)), OK);
+    for (page, (_, protected)) in (0..).zip(states) {
+        rig.is(start + page * PAGE, protected);
+    }
+    assert_eq!(rig.call(unprotect(start, 8)), OK);
+    for (page, after) in (0..).zip([P, Z, N, P, Z, N, X, G]) {
+        rig.is(start + page * PAGE, after);
+    }
+    rig.store(start, 8);
     rig.silent();
-    rig.is(start, P);
-    rig.is(start + PAGE, PW);
-
-    let flags = WP_MATCHING | CHECK_WPASYNC;
-    let scan = Scan { start, end: start + 2 * PAGE, flags, mask: WRITTEN };
-    let regions = rig.world.scan(rig.process, scan).expect("a scan");
-    let ranges: Vec<_> = regions.iter().map(|region| (region.start, region.end)).collect();
-    assert_eq!(ranges, [(start, start + PAGE)]);
-    assert_eq!(regions[0].categories & WRITTEN, WRITTEN);
-    rig.is(start, PW);
-    assert_eq!(rig.world.scan(rig.process, scan), Ok(vec![]));
 }
 
-pub fn row_098_a_scan_can_insist_on_async_protection(world: &mut dyn World) {
+pub fn row_284_swapped_pages_are_protected_in_place(world: &mut dyn World) {
     let mut rig = Rig::new(world, 0);
-    let unregistered = rig.source(&[1]);
-    let registered = rig.reg(WP);
-    rig.fill(registered, 1);
-    for start in [unregistered, registered] {
-        let scan = Scan { start, end: start + PAGE, flags: CHECK_WPASYNC, mask: WRITTEN };
-        assert_eq!(rig.world.scan(rig.process, scan), Err(EPERM));
+    let start = rig.reg(WP);
+    rig.put(S, start, 7);
+    assert_eq!(rig.call(protect(start, 1)), OK);
+    rig.is(start, SW);
+    assert_eq!(rig.call(unprotect(start, 1)), OK);
+    rig.is(start, S);
+    rig.store(start, 8);
+    rig.silent();
+}
+
+pub fn row_285_holes_of_files_are_protected_without_the_feature(world: &mut dyn World) {
+    let mut rig = Rig::new(world, 0);
+    let (file, start) = rig.shmem(WP);
+    rig.world.file_store(file, 0, 7);
+    assert_eq!(rig.call(protect(start, 8)), OK);
+    rig.is(start, W);
+    rig.is(start + 7 * PAGE, W);
+    rig.load(start, 7);
+    rig.is(start, FW);
+    // The end of a page of the file is not the end of its protection.
+    rig.world.file_punch(file, 0);
+    rig.is(start, W);
+    rig.advise(start + PAGE, 1, Advice::Remove);
+    rig.is(start + PAGE, W);
+    assert_eq!(rig.call(unprotect(start, 8)), OK);
+    rig.is(start, N);
+}
+
+pub fn row_286_a_protected_page_of_a_file_is_swapped_out(world: &mut dyn World) {
+    let mut rig = Rig::new(world, 0);
+    let (_, start) = rig.shmem(MISSING | WP);
+    rig.fill(start, 7);
+    assert_eq!(rig.call(protect(start, 1)), OK);
+    rig.advise(start, 1, Advice::PageOut);
+    rig.is(start, W);
+    let writer = rig.faults(start, Touch::Store(8), WRITE_TO_PROTECTED);
+    rig.is(start, FW);
+    rig.holds(start, 7);
+    assert_eq!(rig.call(unprotect(start, 1)), OK);
+    rig.ended(writer, Outcome::Stored);
+}
+
+pub fn row_287_a_huge_page_of_a_file_is_protected_page_by_page(world: &mut dyn World) {
+    let mut rig = Rig::new(world, 0);
+    let start = rig.map(Backing::SharedAnonymous, HUGE_PAGES);
+    for page in 0..HUGE_PAGES {
+        rig.store(start + page * PAGE, 7);
     }
+    rig.advise(start, HUGE_PAGES, Advice::Collapse);
+    rig.arm(start, HUGE_PAGES, WP);
+    assert_eq!(rig.call(protect(start, HUGE_PAGES)), OK);
+    // The mapping of the huge page is dropped; its pages stay in the page cache.
+    rig.is(start, W);
+    rig.is(start + HUGE - PAGE, W);
+    rig.load(start, 7);
+    rig.silent();
+    rig.is(start, FW);
+    let writer = rig.faults(start, Touch::Store(8), WRITE_TO_PROTECTED);
+    assert_eq!(rig.call(unprotect(start, 1)), OK);
+    rig.ended(writer, Outcome::Stored);
+}
+
+pub fn row_288_a_part_of_a_huge_page_is_protected(world: &mut dyn World) {
+    let mut rig = Rig::new(world, 0);
+    let start = rig.huge(7);
+    rig.arm(start, HUGE_PAGES, WP);
+    assert_eq!(rig.call(protect(start + PAGE, 1)), OK);
+    rig.is(start, P);
+    rig.is(start + PAGE, PW);
+    rig.is(start + 2 * PAGE, P);
+    rig.holds(start, 7);
+}
+
+pub fn row_289_a_page_that_is_shared_is_copied_when_protection_is_gone(world: &mut dyn World) {
+    let mut rig = Rig::new(world, 0);
+    let start = rig.reg(WP);
+    rig.put(PW, start, 7);
+    let child = rig.fork();
+    let writer = rig.faults(start, Touch::Store(8), WRITE_TO_PROTECTED);
+    assert_eq!(rig.call(unprotect(start, 1)), OK);
+    rig.ended(writer, Outcome::Stored);
+    rig.holds(start, 8);
+    rig.is(start, P);
+    let loaded = rig.world.touch(child, start, Touch::Load);
+    assert_eq!(loaded, Step::Done(Outcome::Loaded(7)));
 }

@@ -86,6 +86,17 @@ impl<'w> Rig<'w> {
         Self { world, process, fd }
     }
 
+    /// With a userfaultfd that serves faults of user code alone.
+    #[track_caller]
+    pub fn user_mode_only(world: &'w mut dyn World) -> Self {
+        let process = world.root();
+        let flags = O_NONBLOCK | USER_MODE_ONLY;
+        let fd = world.open(process, Door::Call, flags).expect("a userfaultfd");
+        let answer = answered(world.ioctl(process, fd, api(0), Placement::Ordinary));
+        assert_eq!(answer.result, Ok(()), "the handshake");
+        Self { world, process, fd }
+    }
+
     /// A second userfaultfd of the process.
     #[track_caller]
     pub fn another(&mut self, features: u64) -> Fd {

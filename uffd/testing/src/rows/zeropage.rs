@@ -83,3 +83,39 @@ pub fn row_071_private_memory_hides_the_cache(world: &mut dyn World) {
     assert_eq!(rig.world.file_load(file, 0), Some(1));
     assert_eq!(rig.world.file_load(file, 1), Some(1));
 }
+
+pub fn row_266_the_zero_page_is_never_protected_by_zeropage(world: &mut dyn World) {
+    let mut rig = Rig::new(world, 0);
+    let start = rig.reg(MISSING | WP);
+    assert_eq!(rig.call(zeropage(start, 4)), done(4));
+    rig.is(start, Z);
+    rig.is(start + 3 * PAGE, Z);
+    rig.store(start, 1);
+    rig.silent();
+    rig.put(P, start + 5 * PAGE, 1);
+    assert_eq!(rig.call(zeropage(start + 4 * PAGE, 3)), partial(1));
+    rig.is(start + 6 * PAGE, N);
+}
+
+pub fn row_267_zeropage_beyond_the_end_of_a_private_file(world: &mut dyn World) {
+    let mut rig = Rig::new(world, 0);
+    let file = rig.world.make_file(FileKind::Shmem, 1);
+    let start = rig.armed(private(file), 4, MISSING);
+    let src = rig.source(&[7]);
+    assert_eq!(rig.call(zeropage(start + PAGE, 1)), refused(EFAULT));
+    assert_eq!(rig.call(copy(start + PAGE, src, 1)), refused(EFAULT));
+    rig.is(start + PAGE, N);
+    assert_eq!(rig.call(zeropage(start, 1)), done(1));
+    rig.is(start, Z);
+}
+
+pub fn row_268_zeropage_over_poison_and_present_pages_of_a_file(world: &mut dyn World) {
+    let mut rig = Rig::new(world, 0);
+    let (file, start) = rig.shmem(MISSING);
+    assert_eq!(rig.call(poison(start, 1)), done(1));
+    assert_eq!(rig.call(zeropage(start, 1)), done(1));
+    rig.is(start, F);
+    rig.holds(start, 0);
+    assert_eq!(rig.call(zeropage(start, 1)), refused(EEXIST));
+    assert_eq!(rig.world.file_load(file, 0), Some(0));
+}

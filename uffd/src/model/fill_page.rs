@@ -1,0 +1,135 @@
+//! What the fills do to one entry.
+
+use super::address_space::{AddressSpace, bits_for};
+use super::folio::{Folio, PAGE};
+use super::mfill::{Fill, Kind, Source, Stop};
+use super::page_cache::{CachePage, swap_in};
+use super::page_table::{Bits, Entry, Mapped, Marker, Slot, index_in_table};
+use super::profile::Profile;
+use super::sync::Arc;
+use super::vma::Vma;
+use crate::abi::Errno;
+
+/// The page lies behind the end of the file (`mfill_file_over_size`). A page that straddles the
+/// end does not.
+fn is_over_size(vma: &Vma, address: u64) -> bool {
+    vma.file().is_some_and(|file| vma.page_at(address) >= file.pages())
+}
+
+/// An entry that a page may be put into.
+pub(super) fn takes_page(profile: &Profile, entry: &Entry) -> bool {
+    match entry {
+        Entry::None | Entry::Marker(Marker::Protect | Marker::Poison) => true,
+        Entry::Marker(Marker::Guard) => !profile.fill_respects_guard,
+        _ => false,
+    }
+}
+
+/// Puts a folio into an entry (`mfill_atomic_install_pte`). A marker of protection that was there
+/// is forgotten: only `protect` counts.
+fn install(
+    space: &AddressSpace,
+    vma: &Vma,
+    (slot, address): (&Slot, u64),
+    folio: Arc<Folio>,
+    protect: bool,
+) -> Result<(), Errno> {
+    let mut level = slot.lock();
+    if is_over_size(vma, address) {
+        return Err(Errno::EFAULT);
+    }
+    // A huge page took the table's place.
+    let table = level.table_or_new().ok_or(Errno::EAGAIN)?;
+    let entry = &mut table.entries()[index_in_table(address)];
+    if !takes_page(space.profile(), entry) {
+        return Err(Errno::EEXIST);
+    }
+    let mut bits = bits_for(vma, protect);
+    bits.set(Bits::EXCLUSIVE, folio.anonymous);
+    if !folio.anonymous && !vma.shared {
+        bits.remove(Bits::WRITE);
+    }
+    *entry = Entry::Page(Mapped { folio, index: 0, bits });
+    Ok(())
+}
+
+/// Installs a new page, of bytes or of zeros: an anonymous one in private memory
+/// (`mfill_atomic_pte_copy`, `mfill_atomic_pte_zeroed_folio`), one of the page cache in shared
+/// memory.
+pub(super) fn put(
+    space: &AddressSpace,
+    vma: &Vma,
+    at: (&Slot, u64),
+    bytes: Option<Box<[u8]>>,
+    protect: bool,
+) -> Result<(), Errno> {
+    let new = |anonymous| {
+        Arc::new(match bytes {
+            Some(bytes) => Folio::filled(anonymous, bytes),
+            None => Folio::zeroed(anonymous),
+        })
+    };
+    let Some(file) = vma.file().filter(|_| vma.shared) else {
+        return install(space, vma, at, new(true), protect);
+    };
+    let page = vma.page_at(at.1);
+    let mut cache = file.cache();
+    if is_over_size(vma, at.1) {
+        return Err(Errno::EFAULT);
+    }
+    if cache.contains_key(&page) {
+        return Err(Errno::EEXIST);
+    }
+    let folio = new(false);
+    install(space, vma, at, folio.clone(), protect)?;
+    cache.insert(page, CachePage::Present(folio));
+    Ok(())
+}
+
+/// Maps the page that the cache has (`mfill_atomic_pte_continue`).
+pub(super) fn continue_one(
+    space: &AddressSpace,
+    vma: &Vma,
+    at: (&Slot, u64),
+    protect: bool,
+) -> Result<(), Errno> {
+    let file = vma.file().ok_or(Errno::EINVAL)?;
+    let mut cache = file.cache();
+    if is_over_size(vma, at.1) {
+        return Err(space.profile().continue_past_end);
+    }
+    let cached = cache.get_mut(&vma.page_at(at.1)).ok_or(Errno::EFAULT)?;
+    install(space, vma, at, swap_in(cached), protect)
+}
+
+/// Writes what needs no page into entries of one table, under its lock: the zero page
+/// (`mfill_atomic_pte_zeropage`) or poison (`mfill_atomic_pte_poison`). Only empty entries take
+/// either.
+pub(super) fn mark_run(
+    fill: &mut Fill,
+    source: &Source<'_>,
+    vma: &Vma,
+    (slot, end): (&Slot, u64),
+) -> Result<(), Stop> {
+    let zero = bits_for(vma, false) - Bits::WRITE;
+    let mut level = slot.lock();
+    let table = level.table_or_new().ok_or(Errno::EAGAIN)?;
+    let first = index_in_table(fill.at());
+    for entry in &mut table.entries()[first..] {
+        if fill.at() == end {
+            break;
+        }
+        if is_over_size(vma, fill.at()) {
+            return Err(Errno::EFAULT.into());
+        }
+        if !entry.is_none() {
+            return Err(Errno::EEXIST.into());
+        }
+        *entry = match fill.kind {
+            Kind::Poison => Entry::Marker(Marker::Poison),
+            _ => Entry::Zero(zero),
+        };
+        fill.page_done(source, PAGE)?;
+    }
+    Ok(())
+}
