@@ -1,13 +1,14 @@
 //! madvise. The advices that give up pages tell the userfaultfd first, and sleep until it knows.
 
-use super::address_space::{AddressSpace, bits_for};
-use super::context::Modes;
+use super::address_space::AddressSpace;
+use super::collapse;
 use super::events::{Announced, Delivery, EventMessage};
 use super::file_ops;
-use super::folio::{Folio, HUGE, PAGE, PAGE_BYTES};
+use super::folio::{HUGE, PAGE};
 use super::memory_map::update;
 use super::merge;
-use super::page_table::{Bits, Entry, Level, Mapped, Marker, indices};
+use super::page_cache::FileKind;
+use super::page_table::{Entry, Level, Marker, indices};
 use super::swap;
 use super::sync::Arc;
 use super::vma::Vma;
@@ -140,7 +141,9 @@ impl Advising {
             Advice::Remove => vma.locked || vma.file().is_none(),
             Advice::Free | Advice::PageOut | Advice::GuardInstall => vma.locked || vma.is_hugetlb(),
             Advice::GuardRemove => vma.is_hugetlb(),
-            Advice::Collapse => vma.is_hugetlb() || !vma.is_anonymous(),
+            Advice::Collapse => {
+                !vma.is_anonymous() && !(vma.kind() == Some(FileKind::Shmem) && vma.shared)
+            }
             _ => false,
         };
         bad.then_some(Errno::EINVAL)
@@ -165,6 +168,7 @@ impl Advising {
                 return Ok(());
             }
             Advice::Remove => return self.remove(part),
+            Advice::Collapse => return collapse::collapse(space, part),
             _ => {}
         }
         space.with_vma(part.start, |vma| {
@@ -177,7 +181,7 @@ impl Advising {
                 Advice::PageOut => swap::page_out(space, vma, part),
                 Advice::GuardInstall => install_guards(space, vma, part),
                 Advice::GuardRemove => remove_guards(space, part),
-                _ => return collapse(space, vma, part),
+                _ => {}
             }
             Ok(())
         })
@@ -235,48 +239,4 @@ fn remove_guards(space: &AddressSpace, range: Range<u64>) {
             }
         }
     }
-}
-
-/// MADV_COLLAPSE: makes huge pages of small ones, where all 512 may be in one.
-fn collapse(space: &AddressSpace, vma: &Vma, range: Range<u64>) -> Result<(), Errno> {
-    let mut block = range.start.next_multiple_of(HUGE);
-    let mut result = Ok(());
-    while block + HUGE <= range.end {
-        if let Some(slot) = space.tables.find(block) {
-            let mut level = slot.lock();
-            if let Level::Table(table) = &mut *level {
-                match collapsed(vma, table.entries()) {
-                    Some(folio) => {
-                        space.prepare_anonymous(vma);
-                        let bits = bits_for(vma, false) | Bits::EXCLUSIVE;
-                        let folio = Arc::new(folio);
-                        *level = Level::Huge(Entry::Page(Mapped { folio, index: 0, bits }));
-                    }
-                    None => result = Err(Errno::EINVAL),
-                }
-            }
-        }
-        block += HUGE;
-    }
-    result
-}
-
-fn collapsed(vma: &Vma, entries: &[Entry]) -> Option<Folio> {
-    let armed = vma.modes().intersects(Modes::MISSING | Modes::PROTECT);
-    let huge = Folio::zeroed_huge(true);
-    let mut page = [0; PAGE_BYTES];
-    for (index, entry) in entries.iter().enumerate() {
-        match entry {
-            _ if entry.is_protected() => return None,
-            // Filling a hole would hide a fault that somebody waits for.
-            Entry::None | Entry::Zero(_) if armed => return None,
-            Entry::None | Entry::Zero(_) => {}
-            Entry::Page(mapped) if !mapped.folio.maybe_pinned() => {
-                mapped.folio.read(usize::from(mapped.index) * PAGE_BYTES, &mut page);
-                huge.write(index * PAGE_BYTES, &page);
-            }
-            _ => return None,
-        }
-    }
-    Some(huge)
 }

@@ -4,7 +4,7 @@ use super::address_space::bits_for;
 use super::context::Modes;
 use super::faults::{Failure, Request, Step, still_missing, userfault};
 use super::folio::{Folio, HUGE, PAGE};
-use super::page_cache::{Cache, CachePage, MemoryFile, swap_in};
+use super::page_cache::{Cache, CachePage, MemoryFile};
 use super::page_table::{Bits, Entry, Mapped};
 use super::sync::Arc;
 use super::vma::Vma;
@@ -31,15 +31,15 @@ pub(super) fn missing(
         return Step::Again;
     }
     let cached =
-        cache.entry(page).or_insert_with(|| CachePage::Present(Arc::new(Folio::zeroed(false))));
-    let folio = swap_in(cached);
+        cache.entry(page).or_insert_with(|| CachePage::new(Arc::new(Folio::zeroed(false))));
+    cached.swapped = false;
     let slot = request.space.tables.get(request.address);
     let mut level = slot.lock();
     let Some(entry) = level.entry(request.address) else { return Step::Again };
     if !still_missing(entry, protected) {
         return Step::Again;
     }
-    *entry = mapping_of(request, vma, folio, protected);
+    *entry = mapping_of(request, vma, cached, protected);
     drop(level);
     if !request.write && !vma.modes().intersects(Modes::PROTECT | Modes::MINOR) {
         map_around(request, vma, &cache);
@@ -47,17 +47,17 @@ pub(super) fn missing(
     Step::Again
 }
 
-fn mapping_of(request: &Request<'_>, vma: &Vma, folio: Arc<Folio>, protected: bool) -> Entry {
+fn mapping_of(request: &Request<'_>, vma: &Vma, cached: &CachePage, protected: bool) -> Entry {
     let bits = bits_for(vma, protected);
     if vma.shared {
-        return Entry::Page(Mapped { folio, index: 0, bits });
+        return Entry::Page(cached.mapped(bits));
     }
     if request.write {
         request.space.prepare_anonymous(vma);
-        let folio = Arc::new(folio.copy_of_page(0));
+        let folio = Arc::new(cached.folio.copy_of_page(cached.index));
         return Entry::Page(Mapped { folio, index: 0, bits: bits | Bits::EXCLUSIVE });
     }
-    Entry::Page(Mapped { folio, index: 0, bits: bits - Bits::WRITE })
+    Entry::Page(cached.mapped(bits - Bits::WRITE))
 }
 
 /// A read maps the cached pages around it too, where that cannot hide a fault that somebody waits
@@ -72,13 +72,13 @@ fn map_around(request: &Request<'_>, vma: &Vma, cache: &Cache) {
     while address < end {
         let page = vma.page_at(address);
         let in_file = vma.file().is_some_and(|file| page < file.pages());
-        if let (Some(CachePage::Present(folio)), Some(entry), true) =
-            (cache.get(&page), level.entry(address), in_file)
+        if let (Some(cached), Some(entry), true) = (cache.get(&page), level.entry(address), in_file)
             && entry.is_none()
+            && !cached.swapped
         {
             let mut bits = bits_for(vma, false);
             bits.set(Bits::WRITE, bits.contains(Bits::WRITE) && vma.shared);
-            *entry = Entry::Page(Mapped { folio: folio.clone(), index: 0, bits });
+            *entry = Entry::Page(cached.mapped(bits));
         }
         address += PAGE;
     }

@@ -2,9 +2,9 @@
 
 use std::ops::Range;
 
-use super::folio::{Folio, PAGE, PAGE_BYTES};
+use super::folio::{PAGE, PAGE_BYTES};
 use super::hugetlb::Pool;
-use super::page_cache::{CachePage, MemoryFile, swap_in};
+use super::page_cache::{CachePage, MemoryFile};
 use super::sync::Arc;
 use super::zap::{Zap, zap};
 use crate::abi::Errno;
@@ -19,12 +19,13 @@ pub(super) fn store(
     let (first, at) = position(file, page);
     let mut cache = file.cache();
     if let Some(cached) = cache.get_mut(&first) {
-        swap_in(cached).write(at, bytes);
+        cached.swapped = false;
+        cached.folio.write(at + usize::from(cached.index) * PAGE_BYTES, bytes);
         return Ok(());
     }
     let folio = file.new_folio(pool, None, false).ok_or(Errno::ENOMEM)?;
     folio.write(at, bytes);
-    cache.insert(first, CachePage::Present(Arc::new(folio)));
+    cache.insert(first, CachePage::new(Arc::new(folio)));
     file.set_pages(file.pages().max(page + 1));
     Ok(())
 }
@@ -33,10 +34,8 @@ pub(super) fn store(
 pub(super) fn load(file: &MemoryFile, page: u64) -> Option<u8> {
     let (first, at) = position(file, page);
     let cache = file.cache();
-    let folio: &Arc<Folio> = match cache.get(&first)? {
-        CachePage::Present(folio) | CachePage::Swapped(folio) => folio,
-    };
-    Some(folio.load(at))
+    let cached = cache.get(&first)?;
+    Some(cached.folio.load(at + usize::from(cached.index) * PAGE_BYTES))
 }
 
 /// The cached page that has a base page of the file, and where in it that is.
@@ -69,7 +68,7 @@ fn drop_cached(file: &MemoryFile, pages: &Range<u64>) {
 }
 
 /// Takes pages of the file out of the page tables of everybody who maps them.
-fn unmap_pages(file: &MemoryFile, pages: &Range<u64>, why: Zap) {
+pub(super) fn unmap_pages(file: &MemoryFile, pages: &Range<u64>, why: Zap) {
     for space in file.mapped_by() {
         let map = space.map.read();
         for cell in map.all() {

@@ -49,12 +49,8 @@ fn poison_one(slot: &Slot) -> Result<(), Errno> {
 fn continue_one(fill: &Fill, space: &AddressSpace, vma: &Vma, slot: &Slot) -> Result<(), Errno> {
     let file = vma.file().ok_or(Errno::EFAULT)?;
     let cache = file.cache();
-    match cache.get(&vma.page_at(fill.at())) {
-        Some(CachePage::Present(folio) | CachePage::Swapped(folio)) => {
-            install(space, vma, slot, folio.clone(), fill.protect)
-        }
-        None => Err(Errno::EFAULT),
-    }
+    let cached = cache.get(&vma.page_at(fill.at())).ok_or(Errno::EFAULT)?;
+    install(space, vma, slot, cached.folio.clone(), fill.protect)
 }
 
 fn copy_one(
@@ -91,7 +87,7 @@ fn copy_one(
         return Err(Errno::EEXIST.into());
     }
     install(space, vma, slot, folio.clone(), fill.protect)?;
-    cache.insert(page, CachePage::Present(folio));
+    cache.insert(page, CachePage::new(folio));
     Ok(())
 }
 

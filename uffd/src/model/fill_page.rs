@@ -3,8 +3,8 @@
 use super::address_space::{AddressSpace, bits_for};
 use super::folio::{Folio, PAGE};
 use super::mfill::{Fill, Kind, Source, Stop};
-use super::page_cache::{CachePage, swap_in};
-use super::page_table::{Bits, Entry, Mapped, Marker, Slot, index_in_table};
+use super::page_cache::CachePage;
+use super::page_table::{Bits, Entry, Marker, Slot, index_in_table};
 use super::profile::Profile;
 use super::sync::Arc;
 use super::vma::Vma;
@@ -25,13 +25,13 @@ pub(super) fn takes_page(profile: &Profile, entry: &Entry) -> bool {
     }
 }
 
-/// Puts a folio into an entry (`mfill_atomic_install_pte`). A marker of protection that was there
+/// Puts a page into an entry (`mfill_atomic_install_pte`). A marker of protection that was there
 /// is forgotten: only `protect` counts.
 fn install(
     space: &AddressSpace,
     vma: &Vma,
     (slot, address): (&Slot, u64),
-    folio: Arc<Folio>,
+    page: &CachePage,
     protect: bool,
 ) -> Result<(), Errno> {
     let mut level = slot.lock();
@@ -45,11 +45,11 @@ fn install(
         return Err(Errno::EEXIST);
     }
     let mut bits = bits_for(vma, protect);
-    bits.set(Bits::EXCLUSIVE, folio.anonymous);
-    if !folio.anonymous && !vma.shared {
+    bits.set(Bits::EXCLUSIVE, page.folio.anonymous);
+    if !page.folio.anonymous && !vma.shared {
         bits.remove(Bits::WRITE);
     }
-    *entry = Entry::Page(Mapped { folio, index: 0, bits });
+    *entry = Entry::Page(page.mapped(bits));
     Ok(())
 }
 
@@ -64,13 +64,13 @@ pub(super) fn put(
     protect: bool,
 ) -> Result<(), Errno> {
     let new = |anonymous| {
-        Arc::new(match bytes {
+        CachePage::new(Arc::new(match bytes {
             Some(bytes) => Folio::filled(anonymous, bytes),
             None => Folio::zeroed(anonymous),
-        })
+        }))
     };
     let Some(file) = vma.file().filter(|_| vma.shared) else {
-        return install(space, vma, at, new(true), protect);
+        return install(space, vma, at, &new(true), protect);
     };
     let page = vma.page_at(at.1);
     let mut cache = file.cache();
@@ -80,9 +80,9 @@ pub(super) fn put(
     if cache.contains_key(&page) {
         return Err(Errno::EEXIST);
     }
-    let folio = new(false);
-    install(space, vma, at, folio.clone(), protect)?;
-    cache.insert(page, CachePage::Present(folio));
+    let new = new(false);
+    install(space, vma, at, &new, protect)?;
+    cache.insert(page, new);
     Ok(())
 }
 
@@ -99,7 +99,8 @@ pub(super) fn continue_one(
         return Err(space.profile().continue_past_end);
     }
     let cached = cache.get_mut(&vma.page_at(at.1)).ok_or(Errno::EFAULT)?;
-    install(space, vma, at, swap_in(cached), protect)
+    cached.swapped = false;
+    install(space, vma, at, cached, protect)
 }
 
 /// Writes what needs no page into entries of one table, under its lock: the zero page

@@ -112,6 +112,11 @@ impl Folio {
         bytes[at..at + from.len()].copy_from_slice(from);
     }
 
+    /// One page holds nothing but zeros.
+    pub(super) fn page_is_zero(&self, index: u16) -> bool {
+        self.page_bytes(index).is_none_or(|bytes| bytes.iter().all(|byte| *byte == 0))
+    }
+
     /// One page of this holds the same bytes as one of another.
     pub(super) fn page_equals(&self, index: u16, other: &Folio, other_index: u16) -> bool {
         let zeros = || vec![0; PAGE_BYTES].into_boxed_slice();

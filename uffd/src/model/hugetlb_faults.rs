@@ -76,10 +76,7 @@ fn missing(request: &Request<'_>, vma: &Vma, slot: &Slot, protected: bool) -> St
     let Some(file) = vma.file() else { return Step::Failed(Failure::Bus) };
     let page = vma.page_at(request.address / HUGE * HUGE);
     let mut cache = file.cache();
-    let cached = match cache.get(&page) {
-        Some(CachePage::Present(folio) | CachePage::Swapped(folio)) => Some(folio.clone()),
-        None => None,
-    };
+    let cached = cache.get(&page).map(|cached| cached.folio.clone());
     let reason = if cached.is_some() { Modes::MINOR } else { Modes::MISSING };
     if cached.is_none() && page + PAGES_PER_HUGE > file.pages() {
         return Step::Failed(Failure::Bus);
@@ -92,7 +89,7 @@ fn missing(request: &Request<'_>, vma: &Vma, slot: &Slot, protected: bool) -> St
         return Step::Failed(Failure::Bus);
     };
     if vma.shared {
-        cache.entry(page).or_insert_with(|| CachePage::Present(folio.clone()));
+        cache.entry(page).or_insert_with(|| CachePage::new(folio.clone()));
     }
     let mut level = slot.lock();
     let entry = huge_entry(&mut level);

@@ -15,6 +15,7 @@ mod access;
 mod address_space;
 mod advise;
 mod calls;
+mod collapse;
 mod context;
 mod errno;
 mod events;

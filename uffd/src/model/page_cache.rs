@@ -8,6 +8,7 @@ use super::FileId;
 use super::address_space::AddressSpace;
 use super::folio::{Folio, PAGES_PER_HUGE};
 use super::hugetlb::{Pool, Reservation};
+use super::page_table::{Bits, Mapped};
 use super::sync::{Arc, AtomicBool, AtomicU64, Mutex, MutexGuard, Ordering};
 
 /// The kind of a file, and of the memory that maps it.
@@ -27,11 +28,25 @@ pub enum FileKind {
 
 /// A page of a page cache.
 #[derive(Clone, Debug)]
-pub(super) enum CachePage {
-    /// In memory.
-    Present(Arc<Folio>),
-    /// Written to swap.
-    Swapped(Arc<Folio>),
+pub(super) struct CachePage {
+    /// The folio that it is in.
+    pub(super) folio: Arc<Folio>,
+    /// Which page of the folio it is.
+    pub(super) index: u16,
+    /// It was written to swap.
+    pub(super) swapped: bool,
+}
+
+impl CachePage {
+    /// A page in memory: the first of its folio.
+    pub(super) fn new(folio: Arc<Folio>) -> CachePage {
+        CachePage { folio, index: 0, swapped: false }
+    }
+
+    /// An entry that maps it.
+    pub(super) fn mapped(&self, bits: Bits) -> Mapped {
+        Mapped { folio: self.folio.clone(), index: self.index, bits }
+    }
 }
 
 /// The pages of a file, by their number in the file.
@@ -111,15 +126,5 @@ impl MemoryFile {
     /// The address spaces that may map the file.
     pub(super) fn mapped_by(&self) -> Vec<Arc<AddressSpace>> {
         self.mappings.lock().iter().filter_map(Weak::upgrade).collect()
-    }
-}
-
-/// Brings a cached page into memory.
-pub(super) fn swap_in(page: &mut CachePage) -> Arc<Folio> {
-    if let CachePage::Swapped(folio) = page {
-        *page = CachePage::Present(folio.clone());
-    }
-    match page {
-        CachePage::Present(folio) | CachePage::Swapped(folio) => folio.clone(),
     }
 }

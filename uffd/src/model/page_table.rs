@@ -163,9 +163,16 @@ impl Level {
         }
     }
 
-    /// The mapping by one huge entry becomes one by 512; the folio stays whole.
+    /// The mapping by one huge entry becomes one by 512; the folio stays whole. That of a file's
+    /// page is dropped: its pages come back by faults.
     pub(super) fn split(&mut self) {
         let Level::Huge(entry) = self else { return };
+        if let Entry::Page(mapped) = entry
+            && !mapped.folio.anonymous
+        {
+            *self = Level::Empty;
+            return;
+        }
         let mut table = Table::empty();
         for (index, small) in (0..512).zip(table.entries()) {
             *small = match &*entry {

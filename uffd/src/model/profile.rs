@@ -60,7 +60,7 @@ impl Profile {
         register_keeps_protection: true,
         register_refuses_special: true,
         guest_memory_fills: true,
-        hugetlb_pool_empty: Errno::ENOMEM,
+        hugetlb_pool_empty: Errno::EEXIST,
         read_write_protect: true,
         remap_clears_protection: true,
         memory_failure: false,

@@ -60,8 +60,12 @@ pub(super) fn change(space: &AddressSpace, vma: &Vma, range: Range<u64>, protect
     }
     for (slot, part) in space.tables.in_range(range) {
         let mut level = slot.lock();
-        if matches!(&*level, Level::Huge(_)) && !vma.is_hugetlb() && !is_whole(&part) {
+        let keeps_huge = vma.is_hugetlb() || (vma.is_anonymous() && is_whole(&part));
+        if matches!(&*level, Level::Huge(_)) && !keeps_huge {
             level.split();
+            if protect && vma.marks_holes() {
+                level.table_or_new();
+            }
         }
         match &mut *level {
             Level::Empty => {}

@@ -1,10 +1,12 @@
 //! PAGEMAP_SCAN: which pages of a range have what, and in the same step their protection.
 
+use std::ops::Range;
+
 use super::address_space::AddressSpace;
-use super::folio::PAGE;
+use super::folio::{HUGE, PAGE};
 use super::page_table::{Entry, Level, Marker};
 use super::protect;
-use super::vma::{Backing, Vma};
+use super::vma::Vma;
 use crate::abi::Errno;
 
 bitflags::bitflags! {
@@ -77,68 +79,70 @@ pub(super) fn scan(space: &AddressSpace, call: &Scan) -> Result<Vec<Region>, Err
         let part = vma.intersection(&range);
         let mut address = part.start;
         while address < part.end {
-            let categories = scan_page(space, &vma, address, allowed, call);
+            let (end, categories) = scan_entry(space, &vma, address..part.end, allowed, call);
             if let Some(categories) = categories {
-                add(&mut regions, address, categories);
+                add(&mut regions, address..end, categories);
             }
-            address += PAGE;
+            address = end;
         }
     }
     Ok(regions)
 }
 
-fn add(regions: &mut Vec<Region>, address: u64, categories: Categories) {
+fn add(regions: &mut Vec<Region>, range: Range<u64>, categories: Categories) {
     match regions.last_mut() {
-        Some(last) if last.end == address && last.categories == categories => last.end += PAGE,
-        _ => regions.push(Region { start: address, end: address + PAGE, categories }),
+        Some(last) if last.end == range.start && last.categories == categories => {
+            last.end = range.end;
+        }
+        _ => regions.push(Region { start: range.start, end: range.end, categories }),
     }
 }
 
-/// The categories of a page that is reported. It is protected under the same lock.
-fn scan_page(
+/// Scans what the first entry of a range maps: where that ends, and its categories if it is
+/// reported. It is protected under the same lock.
+fn scan_entry(
     space: &AddressSpace,
     vma: &Vma,
-    address: u64,
+    range: Range<u64>,
     allowed: bool,
     call: &Scan,
-) -> Option<Categories> {
-    let slot =
-        if call.protect { Some(space.tables.get(address)) } else { space.tables.find(address) };
-    let mut level = slot.as_ref().map(|slot| slot.lock());
-    let mut categories = level.as_deref_mut().map_or(Categories::empty(), |level| {
-        let huge = matches!(level, Level::Huge(_));
-        level.entry(address).map_or(Categories::empty(), |entry| of_entry(vma, entry, huge))
-    });
+) -> (u64, Option<Categories>) {
+    let address = range.start;
+    let slot = space.tables.get(address);
+    let mut level = slot.lock();
+    let whole = address.is_multiple_of(HUGE) && range.end - address >= HUGE;
+    let huge = matches!(&*level, Level::Huge(_));
+    let end = if huge && whole { address + HUGE } else { address + PAGE };
+    let mut categories = match level.entry(address) {
+        Some(entry) => of_entry(vma, entry, huge),
+        None => Categories::WRITTEN,
+    };
     categories.set(Categories::WP_ALLOWED, allowed);
     if !categories.contains(call.mask) {
-        return None;
+        return (end, None);
     }
-    if let (Some(level), true) = (level.as_deref_mut(), call.protect) {
-        if !vma.is_hugetlb() {
+    if call.protect {
+        if huge && !whole && !vma.is_hugetlb() {
             level.split();
-            level.table_or_new();
         }
+        level.table_or_new();
         if let Some(entry) = level.entry(address) {
             protect::change_entry(vma, entry, true);
         }
     }
-    Some(categories)
+    (end, Some(categories))
 }
 
 fn of_entry(vma: &Vma, entry: &Entry, huge: bool) -> Categories {
     let mut categories = Categories::empty();
-    categories.set(Categories::WRITTEN, !entry.is_none() && !entry.is_protected());
+    // What is not protected counts as written, a hole too.
+    categories.set(Categories::WRITTEN, !entry.is_protected());
     categories.set(Categories::PRESENT, entry.is_present());
-    categories.set(Categories::HUGE, entry.is_present() && huge);
+    categories.set(Categories::HUGE, (entry.is_present() && huge) || vma.is_hugetlb());
     match entry {
-        Entry::Page(mapped) => {
-            let file = matches!(vma.backing, Backing::File(_)) && !mapped.folio.anonymous;
-            categories.set(Categories::FILE, file);
-        }
+        Entry::Page(mapped) => categories.set(Categories::FILE, !mapped.folio.anonymous),
         Entry::Zero(_) => categories |= Categories::ZERO,
         Entry::Marker(Marker::Guard) => categories |= Categories::SWAPPED | Categories::GUARD,
-        // Hugetlb has no swap, and its markers do not look like it.
-        Entry::Marker(_) if vma.is_hugetlb() => {}
         Entry::Swap(_) | Entry::Migration(..) | Entry::Marker(_) => {
             categories |= Categories::SWAPPED;
         }

@@ -65,15 +65,20 @@ fn page_out_one(space: &AddressSpace, vma: &Vma, address: u64) {
         return;
     }
     let Some(cache) = cache.as_mut() else { return };
-    if Arc::strong_count(&folio) != 3 {
+    // The cache's reference as well.
+    if folio.pages > 1 || Arc::strong_count(&folio) != 3 {
         return;
     }
     let protected = entry.is_protected() && vma.modes().contains(super::context::Modes::PROTECT);
     *entry = if protected { Entry::Marker(Marker::Protect) } else { Entry::None };
-    cache.insert(vma.page_at(address / PAGE * PAGE), CachePage::Swapped(folio.clone()));
+    cache.insert(
+        vma.page_at(address / PAGE * PAGE),
+        CachePage { swapped: true, ..CachePage::new(folio.clone()) },
+    );
 }
 
-/// Splits a huge mapping and the folio under it into pages of their own.
+/// Splits a huge mapping and the folio under it into pages of their own. Pages of zeros are freed
+/// and the zero page is mapped in their place.
 pub(super) fn split_folio(level: &mut Level) {
     level.split();
     let Level::Table(table) = level else { return };
@@ -83,8 +88,13 @@ pub(super) fn split_folio(level: &mut Level) {
             && mapped.folio.pages > 1
             && !mapped.folio.maybe_pinned()
         {
-            mapped.folio = Arc::new(mapped.folio.copy_of_page(mapped.index));
-            mapped.index = 0;
+            if mapped.folio.page_is_zero(mapped.index) {
+                let bits = mapped.bits & (Bits::PROTECTED | Bits::NO_ACCESS);
+                *entry = Entry::Zero(bits);
+            } else {
+                mapped.folio = Arc::new(mapped.folio.copy_of_page(mapped.index));
+                mapped.index = 0;
+            }
         }
     }
 }

@@ -9,7 +9,7 @@ use super::calls::{Called, Sleeping};
 use super::events::Delivery;
 use super::faults::{Failure, ThreadState, Waiting};
 use super::populate::Populate;
-use super::sync::Arc;
+use super::sync::{Arc, Ordering};
 use super::wait_queue::Sleeper;
 use crate::abi::{Answer, Errno};
 
@@ -116,15 +116,18 @@ impl Parked {
         run(&self.thread, self.task)
     }
 
-    /// The thread is no more.
+    /// The thread is killed. A call that has come half-way ends as it would: those who wait for
+    /// what is done are woken.
     pub fn cancel(self) {
         if let Some(waiting) = &self.waiting {
             waiting.leave();
         }
+        self.thread.fatal.store(true, Ordering::SeqCst);
         match self.task {
             Task::Deliver(delivery, _) => delivery.cancel(),
             Task::Advise(advising) => advising.cancel(),
-            Task::Touch { .. } | Task::Call(_) | Task::Populate(_) => {}
+            Task::Call(call) => drop(call.go_on(&self.thread)),
+            Task::Touch { .. } | Task::Populate(_) => {}
         }
     }
 }
