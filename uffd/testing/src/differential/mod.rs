@@ -6,6 +6,8 @@
 pub mod act;
 pub mod book;
 pub mod generate;
+pub mod host;
+pub mod profile;
 pub mod random;
 mod shrink;
 pub mod side;
@@ -91,10 +93,8 @@ impl Pair<'_> {
             summary.operations += acts.len() as u64;
             if let Err(found) = case {
                 summary.disagreements += 1;
-                let entry = summary.cases.entry(found.kind.clone());
-                entry.and_modify(|(count, _)| *count += 1).or_insert_with(|| {
-                    (1, shrink::smallest(found, |acts| self.replay(acts).err()))
-                });
+                let small = shrink::smallest(found, |acts| self.replay(acts).err());
+                summary.cases.entry(small.kind.clone()).or_insert_with(|| (0, small)).0 += 1;
             }
         }
         summary

@@ -44,15 +44,17 @@ pub fn smallest(
             }
             chunk /= 2;
         }
-        for at in 0..best.acts.len() {
-            for plain in plainer(best.acts[at]) {
+        let mut at = 0;
+        while at < best.acts.len() {
+            let forms = plainer(best.acts[at]);
+            for plain in forms {
                 let mut acts = best.acts.clone();
-                acts[at] = plain;
-                try_one(&mut best, &acts);
-                if at >= best.acts.len() {
-                    break;
+                if let Some(act) = acts.get_mut(at) {
+                    *act = plain;
+                    try_one(&mut best, &acts);
                 }
             }
+            at += 1;
         }
         if best.acts == before {
             return best;
