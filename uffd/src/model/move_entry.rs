@@ -14,6 +14,8 @@ pub(super) enum Moved {
     Done,
     /// It cannot be moved.
     Failed(Errno),
+    /// It is a part of a huge page, which is split first.
+    Large(Arc<Folio>),
     /// Somebody works on the page: wait for the page lock without the page tables'.
     Contended(Arc<Folio>),
     /// The page is being migrated: wait for the end of that.
@@ -68,6 +70,9 @@ fn move_present(vma: &Vma, target: &mut Entry, mapped: &Mapped) -> Moved {
     };
     if folio.maybe_pinned() {
         return Moved::Failed(Errno::EBUSY);
+    }
+    if folio.pages > 1 {
+        return Moved::Large(folio.clone());
     }
     let bits = bits_for(vma, false) | Bits::EXCLUSIVE;
     *target = Entry::Page(Mapped { folio: folio.clone(), index: mapped.index, bits });

@@ -6,6 +6,7 @@
 use godwit_uffd::abi::{Answer, RawMessage};
 
 use super::act::{AREAS, Act, How, Memory, Number, Span, address, units};
+use super::act::{FIRST_HUGETLB, FIRST_TRANSPARENT};
 use super::side::{Ended, Report};
 use crate::world::{Advice, Outcome, Process};
 
@@ -123,6 +124,14 @@ impl Book {
         })
     }
 
+    /// Whether a range is in hugetlb memory. It is never moved: 6.18 then loses count of what is
+    /// reserved, and the host's pool does not shrink again.
+    fn is_hugetlb(&self, process: u8, at: Span) -> bool {
+        let memory = self.areas(process).and_then(|areas| areas[usize::from(at.area)]);
+        (FIRST_HUGETLB..FIRST_TRANSPARENT).contains(&at.area)
+            || matches!(memory, Some(Memory::Hugetlb | Memory::HugetlbFile { .. }))
+    }
+
     /// Whether an act can be done now, and in one way only.
     #[must_use]
     pub fn allows(&self, act: Act) -> bool {
@@ -142,9 +151,11 @@ impl Book {
             Act::Advise { process, at, advice: Advice::GuardInstall } => {
                 self.lives(process) && no_memory && self.is_anonymous(process, at)
             }
+            Act::Remap { process, from, .. } => {
+                self.lives(process) && no_memory && !self.is_hugetlb(process, from)
+            }
             Act::Unmap { process, .. }
             | Act::Advise { process, .. }
-            | Act::Remap { process, .. }
             | Act::Lock { process, .. } => self.lives(process) && no_memory,
             Act::Fork { process } => {
                 self.lives(process) && no_memory && self.living().count() < PROCESSES_MAX
