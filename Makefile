@@ -16,7 +16,7 @@ GUESTS := $(wildcard guest-images/*/Cargo.toml)
 
 .PHONY: help
 help: ## Say what can be made
-	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-11s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 .PHONY: setup
 setup: ## Install what the build needs and is missing (quick if nothing is)
@@ -45,6 +45,10 @@ check: setup ## Everything that needs no guest: format, lints, house rules
 .PHONY: test
 test: check ## check, then the unit tests and the tests with real guests
 	$(CARGO) test --workspace --locked --no-fail-fast
+
+.PHONY: conformance
+conformance: setup ## Every rule of userfaultfd, on the running kernel and on our model
+	$(CARGO) run --locked -p godwit-uffd-testing --bin conformance -- $(ARGS)
 
 .PHONY: bench
 bench: setup ## Measure side by side with the floor, and with QEMU if there is one

@@ -2,8 +2,8 @@
 //! behind one trait, [`Uffd`].
 //!
 //! A [`backend::Backend`] answers calls with numbers - the running kernel does as
-//! [`kernel::KernelUffd`] - and [`meaning`] turns the numbers into what is to be done. [`guest`]
-//! gives the same operations on pages of a guest.
+//! [`kernel::KernelUffd`], a kernel of our own as [`model::ModelUffd`] - and [`meaning`] turns the
+//! numbers into what is to be done. [`guest`] gives the same operations on pages of a guest.
 
 pub mod abi;
 pub mod backend;
@@ -15,6 +15,7 @@ pub mod kernel;
 pub mod meaning;
 pub mod memory;
 pub mod message;
+pub mod model;
 pub mod page;
 pub mod trial;
 pub mod uffd;

@@ -6,6 +6,9 @@
 
 use godwit_uffd::abi::{Answer, Call, Errno, RawMessage};
 
+/// Bytes of a base page.
+pub const BASE_PAGE: u64 = 4096;
+
 /// A process of the world.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Process(pub u32);
@@ -387,6 +390,17 @@ pub trait World {
 
     /// A new thread of `process` touches one byte and ends.
     fn touch(&mut self, process: Process, address: u64, touch: Touch) -> Step;
+    /// As [`touch`](World::touch), by a vCPU whose guest memory the mapping at `address` is. What
+    /// KVM cannot serve has no signal: it returns EFAULT. Only where the world has
+    /// [`Ability::Vcpu`].
+    fn guest_touch(&mut self, process: Process, address: u64, touch: Touch) -> Step {
+        panic!("no vCPU for {touch:?} at {address:#x} of {process:?}")
+    }
+    /// Maps a guest memory file that user code may map (`MMAP | INIT_SHARED`), shared; the
+    /// address. Only where the world has [`Ability::GuestMemfd`].
+    fn map_guest_memfd(&mut self, process: Process, pages: u64) -> u64 {
+        panic!("no guest memory file of {pages} pages for {process:?}")
+    }
     /// The id of the thread that `ticket` is about, as `ptid` shows it.
     fn thread_id(&mut self, ticket: Ticket) -> u32;
     /// Sends a signal with a handler to the thread of a parked access, which repeats it.
@@ -397,6 +411,10 @@ pub trait World {
 
     /// The page-table entry of the page at `address`, looked at without touching it.
     fn entry(&mut self, process: Process, address: u64) -> Entry;
+    /// The entries of `pages` pages from `start` on.
+    fn entries(&mut self, process: Process, start: u64, pages: u64) -> Vec<Entry> {
+        (0..pages).map(|page| self.entry(process, start + page * BASE_PAGE)).collect()
+    }
     /// The byte at `address` if the entry has a page, looked at without raising a fault.
     fn peek(&mut self, process: Process, address: u64) -> Option<u8>;
     /// PAGEMAP_SCAN.

@@ -1,0 +1,88 @@
+//! Faults of memory that has a file behind it: the page cache is asked before anybody waits.
+
+use super::address_space::bits_for;
+use super::context::Modes;
+use super::faults::{Failure, Request, Step, still_missing, userfault};
+use super::folio::{Folio, HUGE, PAGE};
+use super::page_cache::{Cache, CachePage, MemoryFile};
+use super::page_table::{Bits, Entry, Mapped};
+use super::sync::Arc;
+use super::vma::Vma;
+
+/// There is no entry, or the marker of a protected one.
+pub(super) fn missing(
+    request: &Request<'_>,
+    vma: &Vma,
+    file: &Arc<MemoryFile>,
+    protected: bool,
+) -> Step {
+    let page = vma.page_at(request.address);
+    if page >= file.pages() {
+        return Step::Failed(Failure::Bus);
+    }
+    let mut cache = file.cache();
+    let cached = cache.contains_key(&page);
+    let reason = if cached { Modes::MINOR } else { Modes::MISSING };
+    if vma.modes().contains(reason) {
+        drop(cache);
+        return userfault(request, vma, reason);
+    }
+    if page >= file.pages() {
+        return Step::Again;
+    }
+    let cached =
+        cache.entry(page).or_insert_with(|| CachePage::new(Arc::new(Folio::zeroed(false))));
+    cached.swapped = false;
+    let slot = request.space.tables.get(request.address);
+    let mut level = slot.lock();
+    let Some(entry) = level.entry(request.address) else { return Step::Again };
+    if !still_missing(entry, protected) {
+        return Step::Again;
+    }
+    *entry = mapping_of(request, vma, cached, protected);
+    drop(level);
+    if !request.write && !vma.modes().intersects(Modes::PROTECT | Modes::MINOR) {
+        map_around(request, vma, &cache);
+    }
+    Step::Again
+}
+
+fn mapping_of(request: &Request<'_>, vma: &Vma, cached: &CachePage, protected: bool) -> Entry {
+    let bits = bits_for(vma, protected);
+    if vma.shared {
+        return Entry::Page(cached.mapped(bits));
+    }
+    if request.write {
+        request.space.prepare_anonymous(vma);
+        let folio = Arc::new(cached.folio.copy_of_page(cached.index));
+        return Entry::Page(Mapped { folio, index: 0, bits: bits | Bits::EXCLUSIVE });
+    }
+    Entry::Page(cached.mapped(bits - Bits::WRITE))
+}
+
+/// A read maps the cached pages around it too, where that cannot hide a fault that somebody waits
+/// for.
+fn map_around(request: &Request<'_>, vma: &Vma, cache: &Cache) {
+    let block = request.address / HUGE * HUGE;
+    let start = (request.address / AROUND * AROUND).max(vma.start).max(block);
+    let end = (request.address / AROUND * AROUND + AROUND).min(vma.end);
+    let Some(slot) = request.space.tables.find(request.address) else { return };
+    let mut level = slot.lock();
+    let mut address = start;
+    while address < end {
+        let page = vma.page_at(address);
+        let in_file = vma.file().is_some_and(|file| page < file.pages());
+        if let (Some(cached), Some(entry), true) = (cache.get(&page), level.entry(address), in_file)
+            && entry.is_none()
+            && !cached.swapped
+        {
+            let mut bits = bits_for(vma, false);
+            bits.set(Bits::WRITE, bits.contains(Bits::WRITE) && vma.shared);
+            *entry = Entry::Page(cached.mapped(bits));
+        }
+        address += PAGE;
+    }
+}
+
+/// How much is mapped around a read fault: `fault_around_bytes`.
+const AROUND: u64 = 64 << 10;

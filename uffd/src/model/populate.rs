@@ -1,0 +1,73 @@
+//! Making pages before they are touched: MADV_POPULATE and mlock.
+
+use super::access::{Reached, populate};
+use super::address_space::AddressSpace;
+use super::faults::{Failure, Request, ThreadState, Waiting};
+use super::folio::PAGE;
+use super::sync::Arc;
+use super::vma::Access;
+use crate::abi::Errno;
+
+/// Who populates, which says how it fails and what it skips.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Purpose {
+    /// MADV_POPULATE_READ.
+    Read,
+    /// MADV_POPULATE_WRITE.
+    Write,
+    /// mlock: as a write where that is private memory's business, and without what has no rights.
+    Lock,
+}
+
+/// A range that is being populated.
+#[derive(Debug)]
+pub(super) struct Populate {
+    pub(super) space: Arc<AddressSpace>,
+    pub(super) at: u64,
+    pub(super) end: u64,
+    pub(super) purpose: Purpose,
+}
+
+impl Populate {
+    /// Populates until it is over or has to sleep.
+    pub(super) fn go_on(&mut self, thread: &ThreadState) -> Result<Result<u64, Errno>, Waiting> {
+        while self.at < self.end {
+            let write = self.space.with_vma(self.at, |vma| {
+                let vma = vma?;
+                match self.purpose {
+                    Purpose::Read => Some(Some(false)),
+                    Purpose::Write => Some(Some(true)),
+                    Purpose::Lock if vma.access == Access::None => Some(None),
+                    Purpose::Lock => Some(Some(vma.is_writable() && !vma.shared)),
+                }
+            });
+            let Some(write) = write else { return Ok(Err(Errno::ENOMEM)) };
+            if let Some(write) = write {
+                let request = Request {
+                    thread,
+                    space: &self.space,
+                    address: self.at,
+                    write,
+                    user: false,
+                    no_wait: false,
+                };
+                match populate(&request) {
+                    Reached::Done(()) => {}
+                    Reached::Parked(waiting) => return Err(waiting),
+                    Reached::Failed(failure) => return Ok(Err(self.error(failure))),
+                    Reached::WouldWait => return Ok(Err(Errno::EFAULT)),
+                }
+            }
+            self.at += PAGE;
+        }
+        Ok(Ok(0))
+    }
+
+    fn error(&self, failure: Failure) -> Errno {
+        match (self.purpose, failure) {
+            (Purpose::Lock, _) => Errno::ENOMEM,
+            (_, Failure::Poison) => Errno::EHWPOISON,
+            (_, Failure::Segment | Failure::Bus) => Errno::EFAULT,
+        }
+    }
+}

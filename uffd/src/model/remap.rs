@@ -1,0 +1,210 @@
+//! mremap: shrinking, growing, moving, and what becomes of the registration.
+
+use std::ops::Range;
+
+use super::address_space::AddressSpace;
+use super::events::{Announced, EventMessage};
+use super::folio::{HUGE, PAGE};
+use super::memory_map::{place, unmap_locked};
+use super::page_table::{Bits, Entry, Level, Marker, index_in_table};
+use super::sync::{AtomicU64, Ordering};
+use super::vma::{Vma, VmaMap};
+use super::zap::free_tables;
+use crate::abi::Errno;
+use crate::features::Features;
+
+/// How a mapping is moved or resized; lengths in bytes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Remap {
+    /// Its old address.
+    pub from: u64,
+    /// Its old length.
+    pub len: u64,
+    /// Its new length.
+    pub new_len: u64,
+    /// Its new address (`MREMAP_FIXED`).
+    pub to: Option<u64>,
+    /// It stays where it is too, without its pages (`MREMAP_DONTUNMAP`).
+    pub dont_unmap: bool,
+}
+
+/// mremap: the new address, and the events in the order of their delivery.
+pub(super) fn remap(space: &AddressSpace, call: Remap) -> Result<(u64, Vec<Announced>), Errno> {
+    check(&call)?;
+    let mut map = space.map.write();
+    let old = call.from..call.from + call.len;
+    let covers = map.find(call.from).map(|cell| cell.read().contains(&old));
+    if covers != Some(true) {
+        return Err(Errno::EFAULT);
+    }
+    let mut early = Vec::new();
+    if let Some(to) = call.to {
+        early = unmap_locked(space, &mut map, &(to..to + call.new_len))?;
+    }
+    if call.new_len < call.len {
+        let tail = call.from + call.new_len..old.end;
+        early.extend(unmap_locked(space, &mut map, &tail)?);
+    }
+    if call.to.is_none() && !call.dont_unmap {
+        if call.new_len <= call.len {
+            return Ok((call.from, early));
+        }
+        if grow_in_place(&mut map, &call) {
+            return Ok((call.from, early));
+        }
+    }
+    let to = call.to.unwrap_or_else(|| place(space, call.new_len));
+    let len = call.len.min(call.new_len);
+    let (remapped, unmapped) = move_mapping(space, &mut map, &call, (to, len))?;
+    let mut events: Vec<Announced> = remapped.into_iter().collect();
+    events.append(&mut early);
+    events.extend(unmapped);
+    Ok((to, events))
+}
+
+fn check(call: &Remap) -> Result<(), Errno> {
+    let aligned = [call.from, call.len, call.new_len, call.to.unwrap_or(0)];
+    if aligned.iter().any(|value| !value.is_multiple_of(PAGE)) || call.len == 0 || call.new_len == 0
+    {
+        return Err(Errno::EINVAL);
+    }
+    if call.dont_unmap && call.len != call.new_len {
+        return Err(Errno::EINVAL);
+    }
+    let overlaps = |to: u64| to < call.from + call.len && call.from < to + call.new_len;
+    if call.to.is_some_and(overlaps) { Err(Errno::EINVAL) } else { Ok(()) }
+}
+
+/// Grows a mapping where it is, if it ends there and nothing is behind it.
+fn grow_in_place(map: &mut VmaMap, call: &Remap) -> bool {
+    let end = call.from + call.len;
+    let new_end = call.from + call.new_len;
+    let ends_here = map.find(call.from).is_some_and(|cell| cell.read().end == end);
+    if !ends_here || !map.in_range(&(end..new_end)).is_empty() {
+        return false;
+    }
+    if let Some(cell) = map.find(call.from) {
+        cell.write().end = new_end;
+    }
+    map.merge_around(&(call.from..new_end));
+    true
+}
+
+type Events = (Option<Announced>, Vec<Announced>);
+
+/// Moves `len` bytes to a new mapping of the new length. Returns the REMAP event and the UNMAP
+/// events of the old range.
+fn move_mapping(
+    space: &AddressSpace,
+    map: &mut VmaMap,
+    call: &Remap,
+    (to, len): (u64, u64),
+) -> Result<Events, Errno> {
+    let old = call.from..call.from + len;
+    map.split_at(old.start);
+    map.split_at(old.end);
+    let cell = map.find(old.start).expect("it was found before").clone();
+    // Whoever works in the VMA is waited for, and nobody begins until the pages are moved.
+    let source = cell.write();
+    if source.is_hugetlb()
+        && (!old.start.is_multiple_of(HUGE)
+            || !to.is_multiple_of(HUGE)
+            || !len.is_multiple_of(HUGE))
+    {
+        return Err(Errno::EINVAL);
+    }
+    let mut moved = moved_vma(&source, to, call.new_len);
+    let owner = source.owner().cloned();
+    let follows = owner.as_ref().filter(|owner| owner.has(Features::EVENT_REMAP)).cloned();
+    // Memory whose context has not asked for the event is ordinary at its new place.
+    let clears = owner.is_some() && follows.is_none();
+    if clears {
+        moved.registration = None;
+    }
+    let clears = clears && space.profile().remap_clears_protection;
+    move_entries(space, &source, old.clone(), to, clears);
+    drop(source);
+    map.insert(moved);
+    let message = EventMessage::Remap { from: call.from, to, len: call.len };
+    let remapped = follows.map(|context| Announced::new(context, message));
+    let unmapped = if call.dont_unmap {
+        cell.write().locked = false;
+        Vec::new()
+    } else {
+        unmap_locked(space, map, &old)?
+    };
+    free_tables(space, map, old.clone());
+    map.merge_around(&old);
+    map.merge_around(&(to..to + call.new_len));
+    Ok((remapped, unmapped))
+}
+
+fn moved_vma(source: &Vma, to: u64, new_len: u64) -> Vma {
+    let mut moved = source.duplicate();
+    moved.start = to;
+    moved.end = to + new_len;
+    let touched = source.anon_group.load(Ordering::SeqCst) != 0;
+    if source.is_anonymous() && !touched {
+        moved.page = to / PAGE;
+        moved.anon_group = AtomicU64::new(0);
+    }
+    moved
+}
+
+fn move_entries(space: &AddressSpace, vma: &Vma, old: Range<u64>, to: u64, clears: bool) {
+    for (slot, part) in space.tables.in_range(old.clone()) {
+        let target = to + (part.start - old.start);
+        let mut level = slot.lock();
+        if matches!(&*level, Level::Huge(_)) {
+            let whole = part.end - part.start == HUGE && target.is_multiple_of(HUGE);
+            if whole {
+                let mut huge = std::mem::take(&mut *level);
+                drop(level);
+                if let Level::Huge(entry) = &mut huge {
+                    clear(entry, clears);
+                }
+                *space.tables.get(target).lock() = huge;
+                continue;
+            }
+            if vma.is_hugetlb() {
+                continue;
+            }
+            level.split();
+        }
+        let Level::Table(table) = &mut *level else { continue };
+        let first = index_in_table(part.start);
+        let count = usize::try_from((part.end - part.start) / PAGE).expect("at most 512");
+        let mut entries: Vec<Entry> =
+            table.entries()[first..first + count].iter_mut().map(std::mem::take).collect();
+        drop(level);
+        let mut address = target;
+        for mut entry in entries.drain(..) {
+            if !entry.is_none() {
+                clear(&mut entry, clears);
+                place_entry(space, address, entry);
+            }
+            address += PAGE;
+        }
+    }
+}
+
+fn place_entry(space: &AddressSpace, address: u64, entry: Entry) {
+    let slot = space.tables.get(address);
+    let mut level = slot.lock();
+    if let Some(table) = level.table_or_new() {
+        table.entries()[index_in_table(address)] = entry;
+    }
+}
+
+/// Takes the protection off an entry on its way.
+fn clear(entry: &mut Entry, clears: bool) {
+    if !clears {
+        return;
+    }
+    if matches!(entry, Entry::Marker(Marker::Protect)) {
+        *entry = Entry::None;
+    }
+    if let Some(bits) = entry.bits_mut() {
+        bits.remove(Bits::PROTECTED);
+    }
+}

@@ -1,0 +1,152 @@
+//! PAGEMAP_SCAN: which pages of a range have what, and in the same step their protection.
+
+use std::ops::Range;
+
+use super::address_space::AddressSpace;
+use super::folio::{HUGE, PAGE};
+use super::page_table::{Entry, Level, Marker};
+use super::protect;
+use super::vma::Vma;
+use crate::abi::Errno;
+
+bitflags::bitflags! {
+    /// Categories of a page, as the kernel's header numbers them.
+    #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+    pub struct Categories: u64 {
+        /// It could be protected: the range is registered for asynchronous protection.
+        const WP_ALLOWED = 1;
+        /// It is not protected.
+        const WRITTEN = 2;
+        /// It belongs to a file.
+        const FILE = 4;
+        /// It is mapped.
+        const PRESENT = 8;
+        /// Its entry is a swap entry or a marker.
+        const SWAPPED = 0x10;
+        /// It is the zero page.
+        const ZERO = 0x20;
+        /// It is mapped as a part of a huge page.
+        const HUGE = 0x40;
+        /// It has a guard marker.
+        const GUARD = 0x100;
+        const _ = !0;
+    }
+}
+
+/// A scan.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Scan {
+    /// The first byte.
+    pub start: u64,
+    /// The byte behind the last.
+    pub end: u64,
+    /// Pages that are reported are protected.
+    pub protect: bool,
+    /// Memory that is not registered for asynchronous protection is an error.
+    pub check_async: bool,
+    /// Categories that a page must have to be reported.
+    pub mask: Categories,
+}
+
+/// A run of pages of the same categories.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Region {
+    /// The first byte.
+    pub start: u64,
+    /// The byte behind the last.
+    pub end: u64,
+    /// What its pages have.
+    pub categories: Categories,
+}
+
+/// Scans a range.
+pub(super) fn scan(space: &AddressSpace, call: &Scan) -> Result<Vec<Region>, Errno> {
+    if !call.start.is_multiple_of(PAGE) || call.start > call.end {
+        return Err(Errno::EINVAL);
+    }
+    let range = call.start..call.end.next_multiple_of(PAGE);
+    let mut regions = Vec::new();
+    let map = space.map.read();
+    for cell in map.in_range(&range) {
+        let vma = cell.read();
+        let allowed = vma.is_async() && vma.marks_holes();
+        if !allowed && call.check_async {
+            return Err(Errno::EPERM);
+        }
+        if !allowed && call.protect {
+            continue;
+        }
+        let part = vma.intersection(&range);
+        let mut address = part.start;
+        while address < part.end {
+            let (end, categories) = scan_entry(space, &vma, address..part.end, allowed, call);
+            if let Some(categories) = categories {
+                add(&mut regions, address..end, categories);
+            }
+            address = end;
+        }
+    }
+    Ok(regions)
+}
+
+fn add(regions: &mut Vec<Region>, range: Range<u64>, categories: Categories) {
+    match regions.last_mut() {
+        Some(last) if last.end == range.start && last.categories == categories => {
+            last.end = range.end;
+        }
+        _ => regions.push(Region { start: range.start, end: range.end, categories }),
+    }
+}
+
+/// Scans what the first entry of a range maps: where that ends, and its categories if it is
+/// reported. It is protected under the same lock.
+fn scan_entry(
+    space: &AddressSpace,
+    vma: &Vma,
+    range: Range<u64>,
+    allowed: bool,
+    call: &Scan,
+) -> (u64, Option<Categories>) {
+    let address = range.start;
+    let slot = space.tables.get(address);
+    let mut level = slot.lock();
+    let whole = address.is_multiple_of(HUGE) && range.end - address >= HUGE;
+    let huge = matches!(&*level, Level::Huge(_));
+    let end = if huge && whole { address + HUGE } else { address + PAGE };
+    let mut categories = match level.entry(address) {
+        Some(entry) => of_entry(vma, entry, huge),
+        None => Categories::WRITTEN,
+    };
+    categories.set(Categories::WP_ALLOWED, allowed);
+    if !categories.contains(call.mask) {
+        return (end, None);
+    }
+    if call.protect {
+        if huge && !whole && !vma.is_hugetlb() {
+            level.split();
+        }
+        level.table_or_new();
+        if let Some(entry) = level.entry(address) {
+            protect::change_entry(vma, entry, true);
+        }
+    }
+    (end, Some(categories))
+}
+
+fn of_entry(vma: &Vma, entry: &Entry, huge: bool) -> Categories {
+    let mut categories = Categories::empty();
+    // What is not protected counts as written, a hole too.
+    categories.set(Categories::WRITTEN, !entry.is_protected());
+    categories.set(Categories::PRESENT, entry.is_present());
+    categories.set(Categories::HUGE, (entry.is_present() && huge) || vma.is_hugetlb());
+    match entry {
+        Entry::Page(mapped) => categories.set(Categories::FILE, !mapped.folio.anonymous),
+        Entry::Zero(_) => categories |= Categories::ZERO,
+        Entry::Marker(Marker::Guard) => categories |= Categories::SWAPPED | Categories::GUARD,
+        Entry::Swap(_) | Entry::Migration(..) | Entry::Marker(_) => {
+            categories |= Categories::SWAPPED;
+        }
+        Entry::None => {}
+    }
+    categories
+}

@@ -1,0 +1,134 @@
+//! [`ModelUffd`]: a userfaultfd of the model for real threads, which sleep where the core parks.
+
+use std::io;
+
+use super::context::Context;
+use super::machine::Machine;
+use super::sync::Arc;
+use super::task::{Outcome, Progress};
+use super::{ContextId, Placement, Thread, Touch};
+use crate::abi::{self, Answer, Call, Errno, RawMessage};
+use crate::backend::Backend;
+use crate::error::Error;
+use crate::features::Features;
+use crate::page::Hva;
+
+/// A userfaultfd of a [`Machine`] behind the crate's trait. Addresses are those of the process
+/// that it was opened for; bytes to copy come from outside of the machine.
+#[derive(Debug)]
+pub struct ModelUffd {
+    machine: Arc<Machine>,
+    thread: Thread,
+    id: ContextId,
+    context: Arc<Context>,
+}
+
+impl ModelUffd {
+    /// The userfaultfd `id` of a machine, called from `thread`.
+    ///
+    /// # Panics
+    ///
+    /// If the machine has no such userfaultfd.
+    pub fn new(machine: Arc<Machine>, thread: Thread, id: ContextId) -> ModelUffd {
+        let context = machine.context(id);
+        ModelUffd { machine, thread, id, context }
+    }
+
+    /// The machine.
+    pub fn machine(&self) -> &Arc<Machine> {
+        &self.machine
+    }
+
+    /// Calls an ioctl and sleeps where the kernel would.
+    pub fn call(&self, call: Call) -> Answer {
+        let progress = self.machine.call(self.thread, self.id, call, Placement::Ordinary);
+        match finish(progress) {
+            Outcome::Ioctl(answer) => answer,
+            other => unreachable!("an ioctl ends as one, not as {other:?}"),
+        }
+    }
+
+    /// COPY of bytes from outside of the machine.
+    pub fn copy_bytes(&self, dst: u64, bytes: &[u8], mode: u64) -> Answer {
+        self.machine.copy_bytes(self.thread, self.id, dst, bytes, mode)
+    }
+
+    /// Reads at least one message and at most `messages`; sleeps while there is none.
+    ///
+    /// # Errors
+    /// EINVAL before the handshake or for no messages at all.
+    pub fn read_blocking(&self, messages: usize) -> Result<Vec<RawMessage>, Errno> {
+        loop {
+            let seen = self.context.news.count();
+            match self.machine.read(self.id, messages * abi::MESSAGE_BYTES) {
+                Err(Errno::EAGAIN) => self.context.news.wait_past(seen),
+                result => return result,
+            }
+        }
+    }
+}
+
+impl Backend for ModelUffd {
+    fn call(&self, call: Call) -> Answer {
+        ModelUffd::call(self, call)
+    }
+
+    fn copy_bytes(&self, at: Hva, bytes: &[u8], mode: u64) -> Answer {
+        ModelUffd::copy_bytes(self, at.0, bytes, mode)
+    }
+
+    /// Staged bytes are outside of the machine, so there are no pages of its own to move.
+    fn move_bytes(&self, at: Hva, staged: &mut [u8], mode: u64) -> Answer {
+        let answer = ModelUffd::copy_bytes(self, at.0, staged, mode & abi::MODE_DONTWAKE);
+        if let abi::Out::Done(done) = answer.out
+            && let Ok(done) = usize::try_from(done)
+        {
+            staged[..done].fill(0);
+        }
+        answer
+    }
+
+    fn give_up(&self, staged: &mut [u8]) {
+        staged.fill(0);
+    }
+
+    fn read(&self, each: &mut dyn FnMut(RawMessage)) -> Result<(), Error> {
+        let messages = match self.machine.read(self.id, MESSAGES_PER_READ * abi::MESSAGE_BYTES) {
+            Ok(messages) => messages,
+            Err(Errno::EAGAIN) => return Ok(()),
+            Err(errno) => return Err(Error::Read(io::Error::from_raw_os_error(errno.0))),
+        };
+        for message in messages {
+            if let RawMessage::Fork { fd } = message {
+                self.machine.close(ContextId(fd));
+            }
+            each(message);
+        }
+        Ok(())
+    }
+
+    fn enabled(&self) -> Features {
+        self.context.features()
+    }
+}
+
+/// Touches memory of a machine from a real thread and sleeps where the kernel would have it sleep.
+pub fn touch(machine: &Machine, thread: Thread, address: u64, touch: Touch) -> Outcome {
+    finish(machine.access(thread, address, touch))
+}
+
+/// Sleeps until something is over.
+pub fn finish(mut progress: Progress) -> Outcome {
+    loop {
+        match progress {
+            Progress::Done(outcome) => return outcome,
+            Progress::Parked(parked) => {
+                parked.wait();
+                progress = parked.resume();
+            }
+        }
+    }
+}
+
+/// Messages that one read takes at most.
+const MESSAGES_PER_READ: usize = 64;
