@@ -1,6 +1,7 @@
 //! What the conformance rows do not pin: locks and their order, saved retry state, wake ranges,
 //! real threads, and what is left behind.
 
+mod guest;
 mod life;
 mod locks;
 mod retry;
