@@ -16,7 +16,7 @@ GUESTS := $(wildcard guest-images/*/Cargo.toml)
 
 .PHONY: help
 help: ## Say what can be made
-	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-11s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 .PHONY: setup
 setup: ## Install what the build needs and is missing (quick if nothing is)
@@ -49,6 +49,14 @@ test: check ## check, then the unit tests and the tests with real guests
 .PHONY: conformance
 conformance: setup ## Every rule of userfaultfd, on the running kernel and on our model
 	$(CARGO) run --locked -p godwit-uffd-testing --bin conformance -- $(ARGS)
+
+# How many operations `differential` does, and its first case.
+OPS ?= 200000
+SEED ?= 1
+
+.PHONY: differential
+differential: setup ## Random operations on the running kernel and on our model: OPS=N SEED=N
+	$(CARGO) run --locked -p godwit-uffd-testing --bin differential -- $(OPS) $(SEED)
 
 .PHONY: bench
 bench: setup ## Measure side by side with the floor, and with QEMU if there is one

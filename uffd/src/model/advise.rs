@@ -8,8 +8,8 @@ use super::folio::{HUGE, PAGE};
 use super::memory_map::update;
 use super::merge;
 use super::page_cache::FileKind;
-use super::page_table::{Entry, Level, Marker, indices};
-use super::swap;
+use super::page_table::{Entry, Level, Marker, indices, is_whole};
+use super::swap::{self, split_folio};
 use super::sync::Arc;
 use super::vma::Vma;
 use super::wait_queue::Sleeper;
@@ -155,16 +155,22 @@ impl Advising {
         match self.advice {
             Advice::HugePage | Advice::NoHugePage => {
                 let huge = self.advice == Advice::HugePage;
-                return update(space, part, |vma| {
+                let as_asked = |vma: &Vma| vma.huge == huge;
+                return update(space, part, as_asked, |vma| {
                     vma.huge = huge;
                     Ok(())
                 });
             }
             Advice::Mergeable => {
-                update(space, part, |vma| {
-                    vma.mergeable = true;
-                    Ok(())
-                })?;
+                update(
+                    space,
+                    part,
+                    |vma| vma.mergeable,
+                    |vma| {
+                        vma.mergeable = true;
+                        Ok(())
+                    },
+                )?;
                 merge::merge_equal_pages(space);
                 return Ok(());
             }
@@ -205,13 +211,43 @@ impl Advising {
 /// MADV_FREE: swapped pages and poison go at once, the rest when memory is short, which it is not.
 fn free(space: &AddressSpace, range: Range<u64>) {
     for (slot, part) in space.tables.in_range(range) {
-        if let Level::Table(table) = &mut *slot.lock() {
+        let mut level = slot.lock();
+        split_for_freeing(&mut level, &part);
+        if let Level::Table(table) = &mut *level {
             for entry in &mut table.entries()[indices(&part)] {
                 if matches!(entry, Entry::Swap(_) | Entry::Marker(Marker::Poison)) {
                     *entry = Entry::None;
                 }
             }
         }
+    }
+}
+
+/// A huge page of which a part only is to be freed is split, if nobody else maps it.
+fn split_for_freeing(level: &mut Level, part: &Range<u64>) {
+    let whole = is_whole(part);
+    let large = |entry: &Entry| match entry {
+        Entry::Page(mapped) if mapped.folio.anonymous && mapped.folio.pages > 1 => {
+            Some(mapped.folio.clone())
+        }
+        _ => None,
+    };
+    let folio = match &mut *level {
+        Level::Huge(entry) if !whole => large(entry),
+        Level::Table(table) if !whole => table.entries()[indices(part)].iter().find_map(large),
+        _ => None,
+    };
+    let Some(folio) = folio else { return };
+    let here = match &mut *level {
+        Level::Table(table) => {
+            let same = |entry: &&Entry| large(entry).is_some_and(|one| Arc::ptr_eq(&one, &folio));
+            table.entries().iter().filter(same).count()
+        }
+        _ => 1,
+    };
+    // One more is held by this function.
+    if Arc::strong_count(&folio) == here + 1 {
+        split_folio(level, &folio);
     }
 }
 

@@ -252,6 +252,7 @@ fn missing_huge(request: &Request<'_>, vma: &Vma, slot: &Slot) -> Step {
         return Step::Again;
     }
     let bits = bits_for(vma, false);
+    request.space.prepare_anonymous(vma);
     *level = Level::Huge(if request.write {
         new_huge(request.space, vma)
     } else {

@@ -17,10 +17,15 @@ pub(super) fn missing(
     protected: bool,
 ) -> Step {
     let page = vma.page_at(request.address);
+    let mut cache = file.cache();
+    if !request.write && !protected && !vma.modes().intersects(Modes::PROTECT | Modes::MINOR) {
+        if map_around(request, vma, &cache) {
+            return Step::Again;
+        }
+    }
     if page >= file.pages() {
         return Step::Failed(Failure::Bus);
     }
-    let mut cache = file.cache();
     let cached = cache.contains_key(&page);
     let reason = if cached { Modes::MINOR } else { Modes::MISSING };
     if vma.modes().contains(reason) {
@@ -40,10 +45,6 @@ pub(super) fn missing(
         return Step::Again;
     }
     *entry = mapping_of(request, vma, cached, protected);
-    drop(level);
-    if !request.write && !vma.modes().intersects(Modes::PROTECT | Modes::MINOR) {
-        map_around(request, vma, &cache);
-    }
     Step::Again
 }
 
@@ -60,14 +61,15 @@ fn mapping_of(request: &Request<'_>, vma: &Vma, cached: &CachePage, protected: b
     Entry::Page(cached.mapped(bits - Bits::WRITE))
 }
 
-/// A read maps the cached pages around it too, where that cannot hide a fault that somebody waits
-/// for.
-fn map_around(request: &Request<'_>, vma: &Vma, cache: &Cache) {
+/// A read maps the cached pages around it, before its own page is looked for, where that cannot
+/// hide a fault that somebody waits for. Whether its own page is mapped then.
+fn map_around(request: &Request<'_>, vma: &Vma, cache: &Cache) -> bool {
     let block = request.address / HUGE * HUGE;
     let start = (request.address / AROUND * AROUND).max(vma.start).max(block);
-    let end = (request.address / AROUND * AROUND + AROUND).min(vma.end);
-    let Some(slot) = request.space.tables.find(request.address) else { return };
+    let end = (start + AROUND).min(vma.end).min(block + HUGE);
+    let slot = request.space.tables.get(request.address);
     let mut level = slot.lock();
+    level.table_or_new();
     let mut address = start;
     while address < end {
         let page = vma.page_at(address);
@@ -82,6 +84,7 @@ fn map_around(request: &Request<'_>, vma: &Vma, cache: &Cache) {
         }
         address += PAGE;
     }
+    level.entry(request.address).is_some_and(|entry| entry.is_present())
 }
 
 /// How much is mapped around a read fault: `fault_around_bytes`.

@@ -162,6 +162,8 @@ pub(super) fn unmap_locked(
     }
     let message = EventMessage::Unmap { start: range.start, end: range.end };
     let events = told.into_iter().map(|owner| Announced::new(owner, message.clone())).collect();
+    split_at(space, map, range.start);
+    split_at(space, map, range.end);
     for cell in map.remove(range) {
         // Whoever works in the VMA is waited for.
         let vma = cell.write();
@@ -171,25 +173,58 @@ pub(super) fn unmap_locked(
     Ok(events)
 }
 
-/// Changes the VMAs of a range, split at its ends and merged afterwards.
+/// Changes the VMAs of a range up to the first hole, split where the range ends in them and merged
+/// afterwards. Those that are `as_asked` already stay whole.
 pub(super) fn update(
     space: &AddressSpace,
     range: &Range<u64>,
+    as_asked: impl Fn(&Vma) -> bool,
     mut change: impl FnMut(&mut Vma) -> Result<(), Errno>,
 ) -> Result<(), Errno> {
     let mut map = space.map.write();
-    let mapped = map.is_mapped(range);
-    map.split_at(range.start);
-    map.split_at(range.end);
+    let mut at = range.start;
     let mut result = Ok(());
     for cell in map.in_range(range) {
+        let (part, skip) = {
+            let vma = cell.read();
+            (vma.intersection(range), as_asked(&vma))
+        };
+        if part.start != at {
+            break;
+        }
+        at = part.end;
+        if skip {
+            continue;
+        }
+        split_at(space, &mut map, part.start);
+        split_at(space, &mut map, part.end);
+        let cell = map.find(part.start).expect("it was split here").clone();
         result = change(&mut cell.write());
         if result.is_err() {
             break;
         }
     }
     map.merge_around(range);
-    if mapped { result } else { result.and(Err(Errno::ENOMEM)) }
+    result.and(if at < range.end { Err(Errno::ENOMEM) } else { Ok(()) })
+}
+
+/// Splits the VMA that `address` is inside of, and the huge page that it is inside of.
+pub(super) fn split_at(space: &AddressSpace, map: &mut VmaMap, address: u64) {
+    let Some(cell) = map.find(address).cloned() else { return };
+    let (inside, hugetlb) = {
+        let vma = cell.read();
+        (vma.start < address, vma.is_hugetlb())
+    };
+    if !inside {
+        return;
+    }
+    map.split_at(address);
+    if !hugetlb
+        && !address.is_multiple_of(HUGE)
+        && let Some(slot) = space.tables.find(address)
+    {
+        slot.lock().split();
+    }
 }
 
 /// mprotect.
@@ -200,7 +235,8 @@ pub(super) fn protect(
     access: Access,
 ) -> Result<(), Errno> {
     let range = check(start, len)?;
-    update(space, &range, |vma| {
+    let as_asked = |vma: &Vma| vma.access == access;
+    update(space, &range, as_asked, |vma| {
         if access == Access::ReadWrite && !vma.may_write {
             return Err(Errno::EACCES);
         }
@@ -252,8 +288,9 @@ pub(super) fn lock(
     locked: bool,
 ) -> Result<Range<u64>, Errno> {
     let range = check(start, len)?;
-    update(space, &range, |vma| {
-        vma.locked = locked && !vma.is_hugetlb();
+    let as_asked = |vma: &Vma| vma.locked == locked || vma.is_hugetlb();
+    update(space, &range, as_asked, |vma| {
+        vma.locked = locked;
         Ok(())
     })?;
     Ok(range)

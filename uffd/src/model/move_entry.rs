@@ -14,6 +14,8 @@ pub(super) enum Moved {
     Done,
     /// It cannot be moved.
     Failed(Errno),
+    /// It is a part of a huge page, which is split first.
+    Large(Arc<Folio>),
     /// Somebody works on the page: wait for the page lock without the page tables'.
     Contended(Arc<Folio>),
     /// The page is being migrated: wait for the end of that.
@@ -68,5 +70,8 @@ fn may_move(mapped: &Mapped) -> Result<(), Moved> {
     if folio.lock.is_held() {
         return Err(Moved::Contended(folio.clone()));
     }
-    if folio.maybe_pinned() { Err(Moved::Failed(Errno::EBUSY)) } else { Ok(()) }
+    if folio.maybe_pinned() {
+        return Err(Moved::Failed(Errno::EBUSY));
+    }
+    if folio.pages > 1 { Err(Moved::Large(folio.clone())) } else { Ok(()) }
 }

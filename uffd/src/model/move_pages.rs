@@ -82,6 +82,9 @@ impl Move {
     ) -> Result<(), Stop> {
         let space = &context.space;
         let destination = destination.ok_or(Errno::ENOENT)?;
+        if !destination.shared {
+            space.prepare_anonymous(destination);
+        }
         let source = source.ok_or(Errno::ENOENT)?;
         let _no_event_begins = context.map_changing.read();
         if context.is_changing() {
@@ -89,7 +92,6 @@ impl Move {
         }
         let dst = self.dst..self.dst + self.len;
         validate(context, (destination, &dst), (source, &(self.src..self.src + self.len)))?;
-        space.prepare_anonymous(destination);
         let mover = Mover { space, thread, destination, holes: self.holes };
         while self.done < self.len {
             if thread.is_dying() {
@@ -197,8 +199,9 @@ impl Mover<'_> {
                 *destination = Level::Huge(huge);
                 Ok(HUGE)
             }
+            // The page itself is split when the first of its parts really moves.
             _ => {
-                split_folio(source);
+                source.split();
                 Ok(0)
             }
         }
@@ -222,6 +225,10 @@ impl Mover<'_> {
             match moved {
                 Moved::Done => done += PAGE,
                 Moved::Failed(errno) => return (done, Some(errno.into())),
+                Moved::Large(folio) => match &mut guard {
+                    PairGuard::One(level) => split_folio(level, &folio),
+                    PairGuard::Two { source, .. } => split_folio(source, &folio),
+                },
                 Moved::Contended(folio) => {
                     // The page lock is only tried under the page-table locks. It is waited for
                     // without them; whether the entry is still the same is found out anew.

@@ -1,7 +1,8 @@
 //! Page tables as a privileged observer sees them, without touching the memory.
 
 use super::address_space::{AddressSpace, locate};
-use super::page_table::{Bits, Entry, Level, Marker};
+use super::page_table::{Entry, Level, Marker};
+use super::sync::Arc;
 
 /// An entry as it is seen (section 0.1 of the specification).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -10,7 +11,8 @@ pub enum Observed {
     None,
     /// P, PS, PW, or a part of T.
     Anonymous {
-        /// P, not PS.
+        /// Mapped here and nowhere else. That is what an observer sees; whether the entry may be
+        /// written to without a copy (P, not PS) is a bit of the entry that does not show.
         exclusive: bool,
         /// With the uffd-wp bit.
         protected: bool,
@@ -47,22 +49,42 @@ pub(super) fn observe(space: &AddressSpace, address: u64) -> Observed {
     let Some(slot) = space.tables.find(address) else { return Observed::None };
     let mut level = slot.lock();
     let huge = matches!(&*level, Level::Huge(_));
+    let alone = is_mapped_once(&mut level, address);
     let Some(entry) = level.entry(address) else { return Observed::None };
     let protected = entry.is_protected();
     match entry {
         Entry::None => Observed::None,
         Entry::Page(mapped) if mapped.folio.anonymous => {
-            let exclusive = mapped.bits.contains(Bits::EXCLUSIVE);
-            Observed::Anonymous { exclusive, protected, huge }
+            Observed::Anonymous { exclusive: alone, protected, huge }
         }
         Entry::Page(_) => Observed::File { protected },
         Entry::Zero(_) => Observed::Zero { protected },
         Entry::Marker(Marker::Protect) => Observed::ProtectMarker,
+        // The observer's file has no bit for it in huge entries.
+        Entry::Marker(Marker::Poison) if huge => Observed::None,
         Entry::Marker(Marker::Poison) => Observed::PoisonMarker,
         Entry::Marker(Marker::Guard) => Observed::GuardMarker,
         Entry::Swap(_) => Observed::Swap { protected },
         Entry::Migration(..) => Observed::Migration,
     }
+}
+
+/// Whether nothing else maps what the entry of an address does. Each page of a huge page that is
+/// mapped in parts has its own entry, so these are counted together.
+fn is_mapped_once(level: &mut Level, address: u64) -> bool {
+    let folio = match level.entry(address) {
+        Some(Entry::Page(mapped)) => mapped.folio.clone(),
+        _ => return false,
+    };
+    let here = match level {
+        Level::Table(table) if folio.pages > 1 => {
+            let same = |entry: &&Entry| matches!(entry, Entry::Page(mapped) if Arc::ptr_eq(&mapped.folio, &folio));
+            table.entries().iter().filter(same).count()
+        }
+        _ => 1,
+    };
+    // One more is held by this function.
+    Arc::strong_count(&folio) == here + 1
 }
 
 /// The byte at an address, if the entry has a page.

@@ -15,7 +15,7 @@ pub(super) enum Purpose {
     Read,
     /// MADV_POPULATE_WRITE.
     Write,
-    /// mlock: as a write where that is private memory's business, and without what has no rights.
+    /// mlock: as a write where that is private memory's business; memory without rights fails.
     Lock,
 }
 
@@ -35,28 +35,26 @@ impl Populate {
             let write = self.space.with_vma(self.at, |vma| {
                 let vma = vma?;
                 match self.purpose {
-                    Purpose::Read => Some(Some(false)),
-                    Purpose::Write => Some(Some(true)),
-                    Purpose::Lock if vma.access == Access::None => Some(None),
-                    Purpose::Lock => Some(Some(vma.is_writable() && !vma.shared)),
+                    Purpose::Read => Some(false),
+                    Purpose::Write => Some(true),
+                    Purpose::Lock if vma.access == Access::None => None,
+                    Purpose::Lock => Some(vma.is_writable() && !vma.shared),
                 }
             });
             let Some(write) = write else { return Ok(Err(Errno::ENOMEM)) };
-            if let Some(write) = write {
-                let request = Request {
-                    thread,
-                    space: &self.space,
-                    address: self.at,
-                    write,
-                    user: false,
-                    no_wait: false,
-                };
-                match populate(&request) {
-                    Reached::Done(()) => {}
-                    Reached::Parked(waiting) => return Err(waiting),
-                    Reached::Failed(failure) => return Ok(Err(self.error(failure))),
-                    Reached::WouldWait => return Ok(Err(Errno::EFAULT)),
-                }
+            let request = Request {
+                thread,
+                space: &self.space,
+                address: self.at,
+                write,
+                user: false,
+                no_wait: false,
+            };
+            match populate(&request) {
+                Reached::Done(()) => {}
+                Reached::Parked(waiting) => return Err(waiting),
+                Reached::Failed(failure) => return Ok(Err(self.error(failure))),
+                Reached::WouldWait => return Ok(Err(Errno::EFAULT)),
             }
             self.at += PAGE;
         }

@@ -5,6 +5,7 @@ use std::ops::Range;
 use super::address_space::TASK_SIZE;
 use super::context::{Context, FEATURE_RWP, Modes};
 use super::folio::{HUGE, PAGE};
+use super::memory_map::split_at;
 use super::page_cache::FileKind;
 use super::profile::Profile;
 use super::protect;
@@ -94,8 +95,8 @@ pub(super) fn register(
         if has_all {
             continue;
         }
-        map.split_at(part.start);
-        map.split_at(part.end);
+        split_at(&context.space, &mut map, part.start);
+        split_at(&context.space, &mut map, part.end);
         let cell = map.find(part.start).expect("it was split here").clone();
         cell.write().registration = Some(Registration { context: context.clone(), modes });
     }
@@ -181,8 +182,8 @@ pub(super) fn unregister(context: &Arc<Context>, start: u64, len: u64) -> Result
         if registration.modes.contains(Modes::MISSING) {
             registration.context.faults.wake(&part);
         }
-        map.split_at(part.start);
-        map.split_at(part.end);
+        split_at(&context.space, &mut map, part.start);
+        split_at(&context.space, &mut map, part.end);
         let cell = map.find(part.start).expect("it was split here").clone();
         detach(context, &mut cell.write());
     }

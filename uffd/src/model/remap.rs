@@ -5,7 +5,7 @@ use std::ops::Range;
 use super::address_space::AddressSpace;
 use super::events::{Announced, EventMessage};
 use super::folio::{HUGE, PAGE};
-use super::memory_map::{place, unmap_locked};
+use super::memory_map::{place, split_at, unmap_locked};
 use super::page_table::{Bits, Entry, Level, Marker, index_in_table};
 use super::sync::{AtomicU64, Ordering};
 use super::vma::{Vma, VmaMap};
@@ -32,6 +32,50 @@ pub struct Remap {
 pub(super) fn remap(space: &AddressSpace, call: Remap) -> Result<(u64, Vec<Announced>), Errno> {
     check(&call)?;
     let mut map = space.map.write();
+    match call.to {
+        Some(to) if call.len == call.new_len => move_all(space, &mut map, &call, to),
+        _ => remap_one(space, &mut map, call),
+    }
+}
+
+/// Moves all VMAs of a range to where it is told, each with its distance to the one before. One
+/// that somebody waits for faults of has to be the only one.
+fn move_all(
+    space: &AddressSpace,
+    map: &mut VmaMap,
+    call: &Remap,
+    to: u64,
+) -> Result<(u64, Vec<Announced>), Errno> {
+    let old = call.from..call.from + call.len;
+    let parts: Vec<(Range<u64>, u64, bool)> = map
+        .in_range(&old)
+        .iter()
+        .map(|cell| {
+            let vma = cell.read();
+            (vma.intersection(&old), vma.end, vma.modes().is_empty())
+        })
+        .collect();
+    if parts.first().is_none_or(|(part, ..)| part.start != old.start) {
+        return Err(Errno::EFAULT);
+    }
+    let mut events = Vec::new();
+    for (number, (part, vma_end, movable)) in parts.into_iter().enumerate() {
+        if !movable && (number > 0 || vma_end < old.end) {
+            return Err(Errno::EFAULT);
+        }
+        let len = part.end - part.start;
+        let target = to + (part.start - old.start);
+        let one = Remap { from: part.start, len, new_len: len, to: Some(target), ..*call };
+        events.extend(remap_one(space, map, one)?.1);
+    }
+    Ok((to, events))
+}
+
+fn remap_one(
+    space: &AddressSpace,
+    map: &mut VmaMap,
+    call: Remap,
+) -> Result<(u64, Vec<Announced>), Errno> {
     let old = call.from..call.from + call.len;
     let covers = map.find(call.from).map(|cell| cell.read().contains(&old));
     if covers != Some(true) {
@@ -39,25 +83,28 @@ pub(super) fn remap(space: &AddressSpace, call: Remap) -> Result<(u64, Vec<Annou
     }
     let mut early = Vec::new();
     if let Some(to) = call.to {
-        early = unmap_locked(space, &mut map, &(to..to + call.new_len))?;
+        early = unmap_locked(space, map, &(to..to + call.new_len))?;
     }
+    let mut late = Vec::new();
     if call.new_len < call.len {
         let tail = call.from + call.new_len..old.end;
-        early.extend(unmap_locked(space, &mut map, &tail)?);
+        late = unmap_locked(space, map, &tail)?;
     }
     if call.to.is_none() && !call.dont_unmap {
         if call.new_len <= call.len {
-            return Ok((call.from, early));
+            return Ok((call.from, late));
         }
-        if grow_in_place(&mut map, &call) {
-            return Ok((call.from, early));
+        if grow_in_place(map, &call) {
+            return Ok((call.from, late));
         }
     }
     let to = call.to.unwrap_or_else(|| place(space, call.new_len));
     let len = call.len.min(call.new_len);
-    let (remapped, unmapped) = move_mapping(space, &mut map, &call, (to, len))?;
-    let mut events: Vec<Announced> = remapped.into_iter().collect();
-    events.append(&mut early);
+    let (remapped, unmapped) = move_mapping(space, map, &call, (to, len))?;
+    // What was in the way is told first, then the move, then what was left behind.
+    let mut events = early;
+    events.extend(remapped);
+    events.extend(late);
     events.extend(unmapped);
     Ok((to, events))
 }
@@ -101,8 +148,8 @@ fn move_mapping(
     (to, len): (u64, u64),
 ) -> Result<Events, Errno> {
     let old = call.from..call.from + len;
-    map.split_at(old.start);
-    map.split_at(old.end);
+    split_at(space, map, old.start);
+    split_at(space, map, old.end);
     let cell = map.find(old.start).expect("it was found before").clone();
     // Whoever works in the VMA is waited for, and nobody begins until the pages are moved.
     let source = cell.write();
@@ -113,18 +160,21 @@ fn move_mapping(
     {
         return Err(Errno::EINVAL);
     }
-    let mut moved = moved_vma(&source, to, call.new_len);
+    let moved = moved_vma(&source, to, call.new_len);
     let owner = source.owner().cloned();
     let follows = owner.as_ref().filter(|owner| owner.has(Features::EVENT_REMAP)).cloned();
     // Memory whose context has not asked for the event is ordinary at its new place.
-    let clears = owner.is_some() && follows.is_none();
-    if clears {
-        moved.registration = None;
-    }
-    let clears = clears && space.profile().remap_clears_protection;
+    let forgets = owner.is_some() && follows.is_none();
+    let clears = forgets && space.profile().remap_clears_protection;
     move_entries(space, &source, old.clone(), to, clears);
     drop(source);
     map.insert(moved);
+    if forgets {
+        // The new mapping has become one with neighbours that are registered alike, and these are
+        // forgotten with it.
+        map.merge_around(&(to..to + call.new_len));
+        map.find(to).expect("just inserted").write().registration = None;
+    }
     let message = EventMessage::Remap { from: call.from, to, len: call.len };
     let remapped = follows.map(|context| Announced::new(context, message));
     let unmapped = if call.dont_unmap {

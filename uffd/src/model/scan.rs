@@ -3,6 +3,7 @@
 use std::ops::Range;
 
 use super::address_space::AddressSpace;
+use super::context::Modes;
 use super::folio::{HUGE, PAGE};
 use super::page_table::{Entry, Level, Marker};
 use super::protect;
@@ -115,7 +116,9 @@ fn scan_entry(
     let end = if huge && whole { address + HUGE } else { address + PAGE };
     let mut categories = match level.entry(address) {
         Some(entry) => of_entry(vma, entry, huge),
-        None => Categories::WRITTEN,
+        // Where there is no table, a hole counts as written only if it could be protected.
+        None if vma.modes().contains(Modes::PROTECT) => Categories::WRITTEN,
+        None => Categories::empty(),
     };
     categories.set(Categories::WP_ALLOWED, allowed);
     if !categories.contains(call.mask) {

@@ -4,7 +4,7 @@ use std::ops::Range;
 
 use super::address_space::{AddressSpace, bits_for};
 use super::faults::may_reuse;
-use super::folio::PAGE;
+use super::folio::{Folio, PAGE};
 use super::page_cache::CachePage;
 use super::page_table::{Bits, Entry, Level, Mapped, Marker};
 use super::sync::{Arc, Ordering};
@@ -32,10 +32,13 @@ pub(super) fn page_out(space: &AddressSpace, vma: &Vma, range: Range<u64>) {
         if vma.is_hugetlb() {
             continue;
         }
-        if matches!(&*slot.lock(), Level::Huge(Entry::Page(_))) {
+        let mut level = slot.lock();
+        if let Level::Huge(Entry::Page(mapped)) = &*level {
             // Swap takes huge pages apart here; the kernel may keep them whole.
-            split_folio(&mut slot.lock());
+            let folio = mapped.folio.clone();
+            split_folio(&mut level, &folio);
         }
+        drop(level);
         for address in part.step_by(PAGE_STEP) {
             page_out_one(space, vma, address);
         }
@@ -77,16 +80,15 @@ fn page_out_one(space: &AddressSpace, vma: &Vma, address: u64) {
     );
 }
 
-/// Splits a huge mapping and the folio under it into pages of their own. Pages of zeros are freed
+/// Splits a huge page, and a huge mapping of it, into pages of their own. Pages of zeros are freed
 /// and the zero page is mapped in their place.
-pub(super) fn split_folio(level: &mut Level) {
+pub(super) fn split_folio(level: &mut Level, folio: &Arc<Folio>) {
     level.split();
     let Level::Table(table) = level else { return };
     for entry in table.entries() {
         if let Entry::Page(mapped) = entry
-            && mapped.folio.anonymous
-            && mapped.folio.pages > 1
-            && !mapped.folio.maybe_pinned()
+            && Arc::ptr_eq(&mapped.folio, folio)
+            && !folio.maybe_pinned()
         {
             if mapped.folio.page_is_zero(mapped.index) {
                 let bits = mapped.bits & (Bits::PROTECTED | Bits::NO_ACCESS);

@@ -230,18 +230,6 @@ impl VmaMap {
         self.vmas.values().cloned().collect()
     }
 
-    /// A range is mapped without a hole.
-    pub(super) fn is_mapped(&self, range: &Range<u64>) -> bool {
-        let mut at = range.start;
-        while at < range.end {
-            match self.find(at) {
-                Some(cell) => at = cell.read().end,
-                None => return false,
-            }
-        }
-        true
-    }
-
     /// Splits the VMA that `address` is inside of.
     pub(super) fn split_at(&mut self, address: u64) {
         let Some(cell) = self.find(address) else { return };

@@ -417,6 +417,10 @@ pub trait World {
     }
     /// The byte at `address` if the entry has a page, looked at without raising a fault.
     fn peek(&mut self, process: Process, address: u64) -> Option<u8>;
+    /// The first byte of each of `pages` pages from `start` on, as [`peek`](World::peek) says it.
+    fn bytes(&mut self, process: Process, start: u64, pages: u64) -> Vec<Option<u8>> {
+        (0..pages).map(|page| self.peek(process, start + page * BASE_PAGE)).collect()
+    }
     /// PAGEMAP_SCAN.
     ///
     /// # Errors

@@ -25,7 +25,7 @@ const YIELDS: u32 = 1;
 /// The longest sleep between two looks.
 const LONGEST_WAIT: Duration = Duration::from_millis(2);
 /// When something that neither ends nor sleeps is a fault of the test.
-const DEADLINE: Duration = Duration::from_secs(60);
+const DEADLINE: Duration = Duration::from_secs(20);
 
 /// How a posted operation stands.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

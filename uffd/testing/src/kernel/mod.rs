@@ -49,13 +49,14 @@ const NOWHERE: u64 = 0x1E00_0000_0000;
 /// The running kernel.
 ///
 /// Dropping it ends all its processes and gives back what it switched on, in the order of the
-/// fields: processes first, because their memory is in the pools and on the swap device.
+/// fields: processes first, because their threads sleep in pipes and in userfaultfds, and their
+/// memory is in the pools and on the swap device.
 #[derive(Debug)]
 pub struct KernelWorld {
+    agents: Agents,
     tickets: Vec<Stage>,
     pins: BTreeMap<(usize, u64), Pin>,
     guests: BTreeMap<usize, Guest>,
-    agents: Agents,
     /// The agent of each process, until it ends.
     processes: Vec<Option<usize>>,
     /// The descriptor of each userfaultfd, until it is closed.
@@ -80,10 +81,10 @@ impl KernelWorld {
             return Err(NotHere("the observer of page tables must be root".to_owned()));
         }
         let mut world = Self {
+            agents: Agents::new(),
             tickets: Vec::new(),
             pins: BTreeMap::new(),
             guests: BTreeMap::new(),
-            agents: Agents::new(),
             processes: Vec::new(),
             descriptors: Vec::new(),
             files: Vec::new(),
@@ -120,6 +121,18 @@ impl KernelWorld {
 
     fn file(&self, file: File) -> &MemoryFile {
         &self.files[file.0 as usize]
+    }
+
+    /// The byte at an address, if its entry is one of a page.
+    fn byte_behind(&self, process: Process, entry: Entry, address: u64) -> Option<u8> {
+        let (Entry::Anonymous { .. } | Entry::Zero { .. } | Entry::File { .. }) = entry else {
+            return None;
+        };
+        let mut byte = [0];
+        let memory = self.agents.memory(self.agent(process));
+        // Past the end of its file a page is no longer memory, though it is still mapped.
+        memory.read_exact_at(&mut byte, address).ok()?;
+        Some(byte[0])
     }
 
     /// A system call of memory management, which may sleep.
@@ -223,8 +236,9 @@ impl World for KernelWorld {
 
     fn exit(&mut self, process: Process) {
         let at = self.processes[process.0 as usize].take().expect("the process lives");
-        self.forget(at);
+        // In this order: a pipe does not close while a thread sleeps in it.
         self.agents.end(at);
+        self.forget(at);
     }
 
     fn make_file(&mut self, kind: FileKind, pages: u64) -> File {
@@ -394,15 +408,14 @@ impl World for KernelWorld {
     }
 
     fn peek(&mut self, process: Process, address: u64) -> Option<u8> {
-        match self.entry(process, address) {
-            Entry::Anonymous { .. } | Entry::Zero { .. } | Entry::File { .. } => {
-                let mut byte = [0];
-                let memory = self.agents.memory(self.agent(process));
-                memory.read_exact_at(&mut byte, address).expect("the byte of a mapped page");
-                Some(byte[0])
-            }
-            _ => None,
-        }
+        let entry = self.entry(process, address);
+        self.byte_behind(process, entry, address)
+    }
+
+    fn bytes(&mut self, process: Process, start: u64, pages: u64) -> Vec<Option<u8>> {
+        let entries = self.entries(process, start, pages).into_iter();
+        let addresses = (0..).map(|page| start + page * PAGE);
+        entries.zip(addresses).map(|(entry, at)| self.byte_behind(process, entry, at)).collect()
     }
 
     fn scan(&mut self, process: Process, scan: Scan) -> Result<Vec<ScanRegion>, Errno> {

@@ -80,6 +80,8 @@ impl ModelWorld {
                 let thread_id = parked.thread_id();
                 let state = Some(State::Sleeps(parked));
                 self.tickets.insert(ticket, Slept { process, thread_id, state });
+                // The thread that sleeps may be the one that makes calls; the next has another.
+                self.add_caller(process);
                 Step::Parked(ticket)
             }
         };

@@ -7,6 +7,7 @@ mod continuing;
 mod copy;
 mod copy_unlocked;
 mod delivery;
+mod edges;
 mod events;
 mod handshake;
 mod hugetlb;

@@ -273,6 +273,17 @@ macro_rules! for_each_row {
             hugetlb::row_371_async_writes_to_huge_pages_are_silent [Hugetlb(1)];
             hugetlb::row_372_a_private_huge_page_is_copied_when_it_is_written [Hugetlb(2)];
             hugetlb::row_373_huge_pages_are_filled_as_far_as_it_goes [Hugetlb(2)];
+            edges::row_380_protection_of_shared_memory_and_a_fork [];
+            edges::row_381_protection_of_swapped_pages_and_a_fork [Swap];
+            edges::row_382_the_kernel_waits_at_protected_pages [];
+            edges::row_383_unprotect_that_fails_wakes_nobody [];
+            edges::row_384_register_over_parts_with_other_modes [];
+            edges::row_385_a_protected_hole_of_a_private_file [];
+            edges::row_386_poll_tells_of_events_and_faults [];
+            edges::row_387_a_merged_page_moves_once_it_is_written_to [Ksm];
+            edges::row_388_a_pinned_page_stays_the_parents [Pin];
+            edges::row_389_memory_mapped_over_registered_memory_is_not_registered [];
+            edges::row_390_a_fault_whose_memory_is_unmapped_is_a_signal [];
         }
     };
 }

@@ -1,9 +1,10 @@
 //! Calls across the edges of page tables and of mappings (sections 4.1, 4.7 and 4.8).
 
+use godwit_uffd::abi::RawMessage;
+
 use super::setup::{Rig, finished, forked, parked};
 use super::words::*;
 use crate::world::{Access, Advice, Backing, Entry, Fd, Outcome, Touch, World};
-use godwit_uffd::abi::RawMessage;
 
 pub fn row_360_a_copy_crosses_page_tables(world: &mut dyn World) {
     let mut rig = Rig::new(world, 0);

@@ -1,6 +1,6 @@
 //! Who waits, who is woken, and who is not (sections 3.3 to 3.5 and 4.1).
 
-use godwit_uffd::abi::{Call, MODE_DONTWAKE};
+use godwit_uffd::abi::{Call, MODE_DONTWAKE, RawMessage};
 
 use super::setup::{Rig, finished, parked};
 use super::words::*;
@@ -140,7 +140,7 @@ pub fn row_358_memory_is_there_until_its_event_is_read(world: &mut dyn World) {
     let advice = parked(rig.world.advise(rig.process, start, 1, Advice::DontNeed));
     rig.load(start, 7);
     rig.store(start, 8);
-    rig.says(godwit_uffd::abi::RawMessage::Remove { start, end: start + PAGE });
+    rig.says(RawMessage::Remove { start, end: start + PAGE });
     rig.ended(advice, Outcome::Returned(Ok(0)));
     rig.faults(start, Touch::Load, READ);
 }

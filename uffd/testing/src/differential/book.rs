@@ -1,0 +1,321 @@
+//! What both worlds have agreed on so far: which numbers exist, and what would be a race.
+//!
+//! A race is where the kernel may let either of two woken threads go first. Such acts are left
+//! out, in replays too, so that any disagreement is one about the rules.
+
+use godwit_uffd::abi::{Answer, RawMessage};
+
+use super::act::{AREAS, Act, How, Memory, Number, Span, address, units};
+use super::act::{FIRST_HUGETLB, FIRST_TRANSPARENT};
+use super::side::{Ended, Report};
+use crate::world::{Advice, Outcome, Process};
+
+/// The feature bit of UNMAP events.
+const EVENT_UNMAP: u64 = 1 << 6;
+
+/// What sleeps.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Sleeper {
+    /// An access.
+    Touch {
+        /// The area.
+        area: u8,
+        /// The unit in it.
+        page: u8,
+        /// Not a load.
+        store: bool,
+        /// Not by the kernel.
+        user: bool,
+    },
+    /// A COPY that waits for its source.
+    Call,
+    /// A call of memory management.
+    Memory,
+}
+
+/// A descriptor.
+#[derive(Clone, Copy, Debug)]
+pub struct Descriptor {
+    /// Not closed.
+    pub open: bool,
+    /// The process whose memory it is for.
+    pub process: u8,
+    /// What was asked for in the handshake.
+    pub features: u64,
+    /// Faults may be queued in any order.
+    disorder: bool,
+}
+
+/// The areas of a process: what each was mapped as last.
+pub type Areas = [Option<Memory>; AREAS as usize];
+
+/// What exists.
+#[derive(Clone, Debug)]
+pub struct Book {
+    /// The areas of each process that lives.
+    pub processes: Vec<Option<Areas>>,
+    /// All descriptors there were.
+    pub descriptors: Vec<Descriptor>,
+    /// What sleeps, by ticket, and its process.
+    pub tickets: Vec<Option<(u8, Sleeper)>>,
+}
+
+impl Default for Book {
+    fn default() -> Self {
+        let root = Some([None; AREAS as usize]);
+        Self { processes: vec![root], descriptors: Vec::new(), tickets: Vec::new() }
+    }
+}
+
+fn small(count: usize) -> u8 {
+    u8::try_from(count).expect("a case is short")
+}
+
+/// Processes at one time, so that looking at all memory stays quick.
+const PROCESSES_MAX: usize = 3;
+/// Processes, descriptors and tickets in all.
+const NUMBERS_MAX: usize = 100;
+
+impl Book {
+    /// The areas of a living process.
+    #[must_use]
+    pub fn areas(&self, process: u8) -> Option<&Areas> {
+        self.processes.get(usize::from(process))?.as_ref()
+    }
+
+    /// Living processes.
+    pub fn living(&self) -> impl Iterator<Item = u8> + '_ {
+        let all = self.processes.iter().enumerate();
+        all.filter(|(_, areas)| areas.is_some()).map(|(number, _)| small(number))
+    }
+
+    /// Open descriptors.
+    pub fn open(&self) -> impl Iterator<Item = u8> + '_ {
+        let all = self.descriptors.iter().enumerate();
+        all.filter(|(_, one)| one.open).map(|(number, _)| small(number))
+    }
+
+    /// What sleeps: ticket, process, and what it is.
+    pub fn sleepers(&self) -> impl Iterator<Item = (u8, u8, Sleeper)> + '_ {
+        let all = self.tickets.iter().enumerate();
+        all.filter_map(|(number, one)| one.map(|(process, what)| (small(number), process, what)))
+    }
+
+    fn asleep(&self, is: impl Fn(Sleeper) -> bool) -> bool {
+        self.sleepers().any(|(_, _, what)| is(what))
+    }
+
+    fn lives(&self, process: u8) -> bool {
+        self.areas(process).is_some()
+    }
+
+    fn is_open(&self, fd: u8) -> bool {
+        self.descriptors.get(usize::from(fd)).is_some_and(|one| one.open)
+    }
+
+    /// Whether nothing but private anonymous memory can be in a range.
+    fn is_anonymous(&self, process: u8, at: Span) -> bool {
+        let Some(areas) = self.areas(process) else { return false };
+        let end = at.start() + at.bytes();
+        (0..AREAS).zip(areas).all(|(area, memory)| {
+            let apart = address(area, units(area)) <= at.start() || end <= address(area, 0);
+            let anonymous = matches!(memory, None | Some(Memory::Anonymous | Memory::Transparent));
+            apart || anonymous
+        })
+    }
+
+    /// Whether a range is in hugetlb memory. It is never moved: 6.18 then loses count of what is
+    /// reserved, and the host's pool does not shrink again.
+    fn is_hugetlb(&self, process: u8, at: Span) -> bool {
+        let memory = self.areas(process).and_then(|areas| areas[usize::from(at.area)]);
+        (FIRST_HUGETLB..FIRST_TRANSPARENT).contains(&at.area)
+            || matches!(memory, Some(Memory::Hugetlb | Memory::HugetlbFile { .. }))
+    }
+
+    /// Whether an act can be done now, and in one way only.
+    #[must_use]
+    pub fn allows(&self, act: Act) -> bool {
+        let room = self.tickets.len().max(self.descriptors.len()).max(self.processes.len());
+        if room >= NUMBERS_MAX {
+            return false;
+        }
+        let memory = |what| what == Sleeper::Memory;
+        let no_memory = !self.asleep(memory);
+        match act {
+            // A mapping over another would sleep, and has no way to say so.
+            Act::Map { process, .. } => {
+                let events = |one: &Descriptor| one.open && one.features & EVENT_UNMAP != 0;
+                self.lives(process) && !self.descriptors.iter().any(events)
+            }
+            // Where a protected page of a file becomes a marker, 6.18 installs the guard for ever.
+            Act::Advise { process, at, advice: Advice::GuardInstall } => {
+                self.lives(process) && no_memory && self.is_anonymous(process, at)
+            }
+            Act::Remap { process, from, .. } => {
+                self.lives(process) && no_memory && !self.is_hugetlb(process, from)
+            }
+            Act::Unmap { process, .. }
+            | Act::Advise { process, .. }
+            | Act::Lock { process, .. } => self.lives(process) && no_memory,
+            Act::Fork { process } => {
+                self.lives(process) && no_memory && self.living().count() < PROCESSES_MAX
+            }
+            Act::Protect { process, .. } | Act::Scan { process, .. } => self.lives(process),
+            Act::Open { process, .. } => self.lives(process),
+            Act::Exit { process } => process != 0 && self.lives(process) && no_memory,
+            Act::Close { fd } => {
+                // A call in flight keeps a context alive without a descriptor to read it by.
+                let in_flight = self.asleep(|one| one == Sleeper::Call);
+                let lone = no_memory || !self.asleep(|one| !memory(one));
+                self.is_open(fd) && lone && !in_flight
+            }
+            Act::Call { process, fd, number, .. } => {
+                let one_copy = number != Number::Copy || !self.asleep(|one| one == Sleeper::Call);
+                self.lives(process) && self.is_open(fd) && one_copy
+            }
+            Act::Read { fd, .. } => self.is_open(fd),
+            Act::Touch { process, page, how, .. } => {
+                let store = matches!(how, How::Store | How::KernelStore);
+                let races = |what| {
+                    matches!(what, Sleeper::Touch { page: other, store: stores, .. }
+                    if other == page && stores != store)
+                };
+                self.lives(process) && !self.asleep(races)
+            }
+            Act::Interrupt { ticket } => {
+                let sleeper = self.tickets.get(usize::from(ticket)).copied().flatten();
+                matches!(sleeper, Some((_, Sleeper::Touch { .. })))
+            }
+            Act::FileStore { .. } | Act::FilePunch { .. } | Act::FileTruncate { .. } => true,
+        }
+    }
+
+    /// Whether faults may be queued on a descriptor in any order.
+    #[must_use]
+    pub fn disorder(&self, fd: u8) -> bool {
+        self.descriptors[usize::from(fd)].disorder
+    }
+
+    /// Notes what an act has come to.
+    pub fn note(&mut self, act: Act, report: &Report, ended: &[Ended]) {
+        match report {
+            Report::Asleep => self.note_sleeper(act),
+            Report::Over(Outcome::Forked(child)) => self.note_child(act, *child),
+            Report::Opened(Ok(answer)) => self.note_descriptor(act, answer),
+            Report::Read(Ok(messages)) => self.note_messages(act, messages),
+            Report::Mapped(Ok(_)) => {
+                if let Act::Map { process, area, memory, .. } = act {
+                    self.set(process, area, Some(memory));
+                }
+            }
+            Report::Over(Outcome::Returned(Ok(_))) => self.note_memory(act),
+            _ => {}
+        }
+        if let Act::Close { fd } = act {
+            self.descriptors[usize::from(fd)].open = false;
+        }
+        if let Act::Exit { process } = act {
+            self.processes[usize::from(process)] = None;
+        }
+        for (ticket, outcome) in ended {
+            let sleeper = self.tickets[usize::from(*ticket)].take();
+            if let (Outcome::Forked(child), Some((process, _))) = (outcome, sleeper) {
+                self.note_child(Act::Fork { process }, *child);
+            }
+        }
+        let touches = self.sleepers().filter(|(_, _, one)| matches!(one, Sleeper::Touch { .. }));
+        if touches.count() > 1 && may_wake(act) {
+            self.descriptors.iter_mut().for_each(|one| one.disorder = true);
+        }
+    }
+
+    /// Tickets of a process that is about to end.
+    pub fn forget(&mut self, process: u8) -> Vec<u8> {
+        let gone: Vec<u8> = self
+            .sleepers()
+            .filter(|(_, owner, _)| *owner == process)
+            .map(|(ticket, _, _)| ticket)
+            .collect();
+        for ticket in &gone {
+            self.tickets[usize::from(*ticket)] = None;
+        }
+        gone
+    }
+
+    fn set(&mut self, process: u8, area: u8, memory: Option<Memory>) {
+        if let Some(areas) = &mut self.processes[usize::from(process)] {
+            areas[usize::from(area)] = memory;
+        }
+    }
+
+    fn note_sleeper(&mut self, act: Act) {
+        let sleeper = match act {
+            Act::Touch { process, area, page, how, .. } => {
+                let store = matches!(how, How::Store | How::KernelStore);
+                let user = matches!(how, How::Load | How::Store);
+                (process, Sleeper::Touch { area, page, store, user })
+            }
+            Act::Call { process, .. } => (process, Sleeper::Call),
+            Act::Remap { process, .. } => {
+                // It has moved already; only its events are left.
+                self.note_memory(act);
+                (process, Sleeper::Memory)
+            }
+            Act::Unmap { process, .. }
+            | Act::Advise { process, .. }
+            | Act::Lock { process, .. }
+            | Act::Fork { process } => (process, Sleeper::Memory),
+            other => panic!("{other:?} sleeps"),
+        };
+        self.tickets.push(Some(sleeper));
+    }
+
+    fn note_child(&mut self, act: Act, child: Process) {
+        assert_eq!(child.0 as usize, self.processes.len(), "processes are counted");
+        let Act::Fork { process } = act else { unreachable!("only forks have children") };
+        self.processes.push(self.processes[usize::from(process)]);
+    }
+
+    fn note_descriptor(&mut self, act: Act, answer: &Answer) {
+        let Act::Open { process, features, .. } = act else { unreachable!("only open opens") };
+        let features = if answer.result.is_ok() { features } else { 0 };
+        self.descriptors.push(Descriptor { open: true, process, features, disorder: false });
+    }
+
+    fn note_messages(&mut self, act: Act, read: &[RawMessage]) {
+        let Act::Read { fd, messages } = act else { unreachable!("only read reads") };
+        let own = self.descriptors[usize::from(fd)];
+        for message in read {
+            if let RawMessage::Fork { .. } = message {
+                // The child is the next process: no second fork begins before this one ends.
+                let process = small(self.processes.len());
+                self.descriptors.push(Descriptor { open: true, process, ..own });
+            }
+        }
+        if read.len() < usize::from(messages) {
+            self.descriptors[usize::from(fd)].disorder = false;
+        }
+    }
+
+    /// After a move an area may hold two kinds of memory. The one to beware of is noted.
+    fn note_memory(&mut self, act: Act) {
+        if let Act::Remap { process, from, to, .. } = act
+            && let Some(areas) = self.areas(process)
+        {
+            let [from, there] = [from.area, to].map(|area| areas[usize::from(area)]);
+            if matches!(there, None | Some(Memory::Anonymous | Memory::Transparent)) {
+                self.set(process, to, from.or(there));
+            }
+        }
+    }
+}
+
+/// Whether an act may wake more than one thread.
+fn may_wake(act: Act) -> bool {
+    match act {
+        Act::Call { .. } | Act::Close { .. } | Act::Read { .. } | Act::Exit { .. } => true,
+        Act::Advise { advice, .. } => !matches!(advice, Advice::NoHugePage | Advice::HugePage),
+        Act::Unmap { .. } | Act::Map { .. } | Act::Remap { .. } | Act::Fork { .. } => true,
+        _ => false,
+    }
+}

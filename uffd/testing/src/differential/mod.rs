@@ -1,0 +1,255 @@
+//! Random sequences of operations on two worlds, which must agree on everything that shows.
+//!
+//! Each case is short and starts in fresh worlds. Where the worlds disagree, the case is cut down
+//! to the few acts that matter and printed as a Rust expression, to be kept as a regression.
+
+pub mod act;
+pub mod book;
+pub mod generate;
+pub mod host;
+pub mod profile;
+pub mod random;
+mod shrink;
+pub mod side;
+
+use std::any::Any;
+use std::collections::BTreeMap;
+use std::fmt;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+
+use godwit_uffd::abi::RawMessage;
+
+use crate::world::World;
+use act::Act;
+use book::Book;
+use generate::{Generator, Kinds};
+use side::{Observation, Report, Side};
+
+/// Acts of one case.
+const CASE_ACTS: usize = 80;
+/// After so many acts all memory of all processes is compared, not only the actor's.
+const LOOK_AT_ALL: usize = 8;
+/// Disagreements after which a run ends.
+const ENOUGH: usize = 40;
+
+/// Makes a fresh world.
+pub type NewWorld<'a> = dyn Fn() -> Box<dyn World> + 'a;
+
+/// The two worlds of a comparison.
+pub struct Pair<'a> {
+    /// The one that is right: the running kernel.
+    pub first: &'a NewWorld<'a>,
+    /// The one that is compared with it.
+    pub second: &'a NewWorld<'a>,
+    /// What both have.
+    pub kinds: Kinds,
+}
+
+/// Where the worlds do not agree.
+#[derive(Clone, Debug)]
+pub struct Disagreement {
+    /// The acts so far; the last is the one that shows it.
+    pub acts: Vec<Act>,
+    /// What differs, the same for cases of one cause.
+    pub kind: String,
+    /// What each world says.
+    pub detail: String,
+}
+
+impl fmt::Display for Disagreement {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        writeln!(f, "{}\n{}\nacts: &[", self.kind, self.detail)?;
+        for act in &self.acts {
+            writeln!(f, "    {act:?},")?;
+        }
+        write!(f, "]")
+    }
+}
+
+/// What came of a run.
+#[derive(Debug, Default)]
+pub struct Summary {
+    /// Acts that both worlds have done.
+    pub operations: u64,
+    /// Cases that the worlds did not agree on.
+    pub disagreements: usize,
+    /// One small case of each kind.
+    pub cases: BTreeMap<String, (usize, Disagreement)>,
+}
+
+impl Pair<'_> {
+    /// Runs random cases from a seed on until so many operations are done.
+    #[must_use]
+    pub fn run(&self, seed: u64, operations: u64) -> Summary {
+        let mut summary = Summary::default();
+        let mut seed = seed;
+        while summary.operations < operations && summary.disagreements < ENOUGH {
+            let mut generator = Generator::new(seed, self.kinds);
+            seed += 1;
+            let mut acts = Vec::new();
+            let case = self.case(LOOK_AT_ALL, &mut acts, &mut |book, done| {
+                (done < CASE_ACTS).then(|| generator.next(book))
+            });
+            summary.operations += acts.len() as u64;
+            if let Err(found) = case {
+                summary.disagreements += 1;
+                let small = shrink::smallest(found, |acts| self.replay(acts).err());
+                summary.cases.entry(small.kind.clone()).or_insert_with(|| (0, small)).0 += 1;
+            }
+        }
+        summary
+    }
+
+    /// Repeats a case in fresh worlds and looks at everything after each act.
+    ///
+    /// # Errors
+    /// Where the worlds do not agree.
+    pub fn replay(&self, acts: &[Act]) -> Result<(), Disagreement> {
+        let mut left = acts.iter();
+        self.case(1, &mut Vec::new(), &mut |book, _| {
+            left.by_ref().find(|act| book.allows(**act)).copied()
+        })
+    }
+
+    /// One case; what was done is in `acts`, whatever happens.
+    fn case(
+        &self,
+        every: usize,
+        acts: &mut Vec<Act>,
+        next: &mut dyn FnMut(&Book, usize) -> Option<Act>,
+    ) -> Result<(), Disagreement> {
+        let run = catch_unwind(AssertUnwindSafe(|| {
+            let new = |world: &NewWorld<'_>| Side::new(world(), self.kinds.hugetlb);
+            let mut run = Run { sides: [new(self.first), new(self.second)], book: Book::default() };
+            while let Some(act) = next(&run.book, acts.len()) {
+                acts.push(act);
+                let all = acts.len().is_multiple_of(every);
+                run.step(act, all)?;
+            }
+            run.compare_state(None)
+        }));
+        let (kind, detail) = match run {
+            Ok(Ok(())) => return Ok(()),
+            Ok(Err(Difference(kind, detail))) => (kind, detail),
+            Err(payload) => ("a panic".to_owned(), message(&*payload)),
+        };
+        let name = acts.last().map_or_else(String::new, name);
+        Err(Disagreement { acts: acts.clone(), kind: format!("{name}: {kind}"), detail })
+    }
+}
+
+fn message(payload: &(dyn Any + Send)) -> String {
+    let text = payload.downcast_ref::<String>().map(String::as_str);
+    text.or_else(|| payload.downcast_ref::<&str>().copied()).unwrap_or("no words").to_owned()
+}
+
+/// The kind of an act.
+fn name(act: &Act) -> String {
+    match act {
+        Act::Call { number, .. } => format!("{number:?}"),
+        Act::Advise { advice, .. } => format!("{advice:?}"),
+        Act::Touch { how, .. } => format!("{how:?}"),
+        other => {
+            let text = format!("{other:?}");
+            text.split(' ').next().unwrap_or_default().to_owned()
+        }
+    }
+}
+
+/// What differs, and what both say.
+struct Difference(String, String);
+
+/// Two worlds in the middle of a case.
+struct Run {
+    sides: [Side; 2],
+    book: Book,
+}
+
+impl Run {
+    fn step(&mut self, act: Act, all: bool) -> Result<(), Difference> {
+        let mut act = act;
+        let mut sort = false;
+        match &mut act {
+            Act::Read { fd, messages } if self.book.disorder(*fd) => {
+                // Only the whole queue can be compared when its order is open.
+                *messages = 100;
+                sort = true;
+            }
+            Act::Exit { process } => {
+                for ticket in self.book.forget(*process) {
+                    self.sides.iter_mut().for_each(|side| side.forget(ticket));
+                }
+            }
+            _ => {}
+        }
+        let [first, second] = self.sides.each_mut().map(|side| {
+            let mut report = side.apply(act);
+            if let (Report::Read(Ok(messages)), true) = (&mut report, sort) {
+                let fault = |one: &&RawMessage| matches!(one, RawMessage::Pagefault { .. });
+                let faults = messages.iter().take_while(fault).count();
+                messages[..faults].sort();
+            }
+            report
+        });
+        if first != second {
+            return Err(Difference("the result".to_owned(), both(&first, &second)));
+        }
+        let [ended, other] = self.sides.each_mut().map(Side::settle);
+        if ended != other {
+            return Err(Difference("what was woken".to_owned(), both(&ended, &other)));
+        }
+        self.book.note(act, &first, &ended);
+        self.compare_state(if all { None } else { actor(act) })
+    }
+
+    /// Compares what shows of one process, or of all.
+    fn compare_state(&mut self, process: Option<u8>) -> Result<(), Difference> {
+        let mut areas = Vec::new();
+        for living in self.book.living() {
+            if process.is_none_or(|one| one == living) {
+                let known = self.book.areas(living).expect("it lives");
+                areas.extend(
+                    side::all_areas(living).filter(|(_, area)| known[usize::from(*area)].is_some()),
+                );
+            }
+        }
+        let [first, second] = self.sides.each_mut().map(|side| side.observe(&areas));
+        if first == second { Ok(()) } else { Err(first_difference(&first, &second)) }
+    }
+}
+
+fn both(first: &dyn fmt::Debug, second: &dyn fmt::Debug) -> String {
+    format!("first:  {first:?}\nsecond: {second:?}")
+}
+
+fn actor(act: Act) -> Option<u8> {
+    match act {
+        Act::Map { process, .. }
+        | Act::Unmap { process, .. }
+        | Act::Protect { process, .. }
+        | Act::Advise { process, .. }
+        | Act::Remap { process, .. }
+        | Act::Lock { process, .. }
+        | Act::Open { process, .. }
+        | Act::Call { process, .. }
+        | Act::Touch { process, .. }
+        | Act::Scan { process, .. } => Some(process),
+        _ => None,
+    }
+}
+
+fn first_difference(first: &Observation, second: &Observation) -> Difference {
+    for (one, other) in first.pages.iter().zip(&second.pages) {
+        if one.2 != other.2 {
+            return Difference("an entry".to_owned(), both(one, other));
+        }
+        if one != other {
+            return Difference("a byte".to_owned(), both(one, other));
+        }
+    }
+    if first.descriptors != second.descriptors {
+        let words = both(&first.descriptors, &second.descriptors);
+        return Difference("a descriptor".to_owned(), words);
+    }
+    Difference("a file".to_owned(), both(&first.files, &second.files))
+}
