@@ -4,6 +4,7 @@
 mod guest;
 mod life;
 mod locks;
+mod newest;
 mod retry;
 mod threads;
 mod waiting;
