@@ -272,6 +272,11 @@ impl Machine {
         self.process(process).space
     }
 
+    /// The address spaces of all processes.
+    pub(super) fn spaces(&self) -> Vec<Arc<AddressSpace>> {
+        self.processes.read().values().map(|state| state.space.clone()).collect()
+    }
+
     fn process(&self, process: Process) -> ProcessState {
         let processes = self.processes.read();
         processes.get(&process.0).cloned().expect("a process of this machine that has not ended")

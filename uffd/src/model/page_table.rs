@@ -249,11 +249,37 @@ impl Directory {
             .collect()
     }
 
+    /// Whether the table of the next level exists that `address` belongs to: something in its
+    /// gigabyte is mapped.
+    pub(super) fn has_upper(&self, address: u64) -> bool {
+        let start = address / GIGABYTE * GIGABYTE;
+        let slots = self.in_range(start..start + GIGABYTE);
+        slots.iter().any(|(slot, _)| !matches!(&*slot.lock(), Level::Empty))
+    }
+
+    /// Counts the entries that map one page of a folio.
+    pub(super) fn count(&self, folio: &Arc<Folio>, index: u16) -> usize {
+        let slots: Vec<Arc<Slot>> = self.slots.read().values().cloned().collect();
+        let same = |entry: &Entry, huge: bool| {
+            matches!(entry, Entry::Page(mapped)
+                if Arc::ptr_eq(&mapped.folio, folio) && (huge || mapped.index == index))
+        };
+        let in_level = |level: &mut Level| match level {
+            Level::Empty => 0,
+            Level::Huge(entry) => usize::from(same(entry, true)),
+            Level::Table(table) => table.entries().iter().filter(|one| same(one, false)).count(),
+        };
+        slots.iter().map(|slot| in_level(&mut slot.lock())).sum()
+    }
+
     /// Lets go of everything.
     pub(super) fn clear(&self) {
         self.slots.write().clear();
     }
 }
+
+/// Bytes that one table of the next level maps.
+const GIGABYTE: u64 = 1 << 30;
 
 /// The position of an address's entry in its table.
 pub(super) fn index_in_table(address: u64) -> usize {

@@ -74,13 +74,18 @@ fn move_all(
 fn remap_one(
     space: &AddressSpace,
     map: &mut VmaMap,
-    call: Remap,
+    mut call: Remap,
 ) -> Result<(u64, Vec<Announced>), Errno> {
     let old = call.from..call.from + call.len;
-    let covers = map.find(call.from).map(|cell| cell.read().contains(&old));
-    if covers != Some(true) {
-        return Err(Errno::EFAULT);
-    }
+    let covers = |map: &VmaMap, len: u64| {
+        let kept = call.from..call.from + len;
+        match map.find(call.from).is_some_and(|cell| cell.read().contains(&kept)) {
+            true => Ok(()),
+            false => Err(Errno::EFAULT),
+        }
+    };
+    // Only what is kept has to be in one VMA, and one that shrinks is looked at when it has.
+    covers(map, if call.new_len < call.len { PAGE } else { call.len })?;
     let mut early = Vec::new();
     if let Some(to) = call.to {
         early = unmap_locked(space, map, &(to..to + call.new_len))?;
@@ -89,6 +94,10 @@ fn remap_one(
     if call.new_len < call.len {
         let tail = call.from + call.new_len..old.end;
         late = unmap_locked(space, map, &tail)?;
+        if call.to.is_some() {
+            covers(map, call.new_len)?;
+            call.len = call.new_len;
+        }
     }
     if call.to.is_none() && !call.dont_unmap {
         if call.new_len <= call.len {

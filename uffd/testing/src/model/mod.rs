@@ -35,6 +35,8 @@ pub struct ModelWorld {
     /// The thread that makes the system calls of a process.
     callers: BTreeMap<Process, Thread>,
     tickets: BTreeMap<Ticket, Slept>,
+    /// Those of processes that have ended are gone, so they are not counted.
+    next_ticket: u32,
 }
 
 impl ModelWorld {
@@ -51,6 +53,7 @@ impl ModelWorld {
             root: Process(root.0),
             callers: BTreeMap::new(),
             tickets: BTreeMap::new(),
+            next_ticket: 0,
         };
         world.add_caller(world.root);
         world
@@ -76,7 +79,8 @@ impl ModelWorld {
         let step = match progress {
             Progress::Done(outcome) => Step::Done(self.outcome(outcome)),
             Progress::Parked(parked) => {
-                let ticket = Ticket(u32::try_from(self.tickets.len()).expect("few tickets"));
+                let ticket = Ticket(self.next_ticket);
+                self.next_ticket += 1;
                 let thread_id = parked.thread_id();
                 let state = Some(State::Sleeps(parked));
                 self.tickets.insert(ticket, Slept { process, thread_id, state });
