@@ -123,6 +123,11 @@ fn in_vma(request: &Request<'_>, vma: &Vma) -> Step {
     if matches!(&*level, Level::Huge(_)) {
         return present_huge(request, vma, level);
     }
+    if matches!(&*level, Level::Empty) && vma.backing.is_file() {
+        // Its table is made when there is something to put in.
+        drop(level);
+        return missing(request, vma, &slot, false);
+    }
     let Some(table) = level.table_or_new() else { return Step::Again };
     let entry = &mut table.entries()[super::page_table::index_in_table(request.address)];
     if entry.allows(request.write) {
@@ -215,6 +220,10 @@ fn missing(request: &Request<'_>, vma: &Vma, slot: &Slot, protected: bool) -> St
     if let Backing::File(file) = &vma.backing {
         return file_faults::missing(request, vma, file, protected);
     }
+    if request.write {
+        // Before anybody waits; it shows when VMAs merge and when the process forks.
+        request.space.prepare_anonymous(vma);
+    }
     if vma.modes().contains(Modes::MISSING) {
         return userfault(request, vma, Modes::MISSING);
     }
@@ -225,7 +234,6 @@ fn missing(request: &Request<'_>, vma: &Vma, slot: &Slot, protected: bool) -> St
     }
     let bits = bits_for(vma, protected);
     *entry = if request.write {
-        request.space.prepare_anonymous(vma);
         let folio = Arc::new(Folio::zeroed(true));
         Entry::Page(Mapped { folio, index: 0, bits: bits | Bits::EXCLUSIVE })
     } else {
@@ -244,6 +252,7 @@ pub(super) fn still_missing(entry: &Entry, protected: bool) -> bool {
 }
 
 fn missing_huge(request: &Request<'_>, vma: &Vma, slot: &Slot) -> Step {
+    request.space.prepare_anonymous(vma);
     if vma.modes().contains(Modes::MISSING) {
         return userfault(request, vma, Modes::MISSING);
     }
@@ -252,7 +261,6 @@ fn missing_huge(request: &Request<'_>, vma: &Vma, slot: &Slot) -> Step {
         return Step::Again;
     }
     let bits = bits_for(vma, false);
-    request.space.prepare_anonymous(vma);
     *level = Level::Huge(if request.write {
         new_huge(request.space, vma)
     } else {
