@@ -1,9 +1,16 @@
 //! Every row of the conformance suite as a test, once for each backend:
-//! `kernel::row_043_copy_into_a_hole`, `model::row_043_copy_into_a_hole`.
+//! `kernel::row_043_copy_into_a_hole`, `model::row_043_copy_into_a_hole`, and `newest::` for the
+//! model of the newest kernel.
 
+use godwit_uffd::model::Profile;
 use godwit_uffd_testing::judge::{Verdict, judge};
+use godwit_uffd_testing::kernel::KernelWorld;
+use godwit_uffd_testing::model::ModelWorld;
 use godwit_uffd_testing::rows::{ROWS, Row, SPECIFIED};
 use godwit_uffd_testing::world::{NotHere, World};
+
+const V6_18: Profile = Profile::V6_18;
+const NEWEST: Profile = Profile::NEWEST;
 
 /// Fails if the claim of a row does not hold, and says why if it cannot be tried here.
 fn check<W: World + 'static>(name: &str, new_world: fn() -> Result<W, NotHere>) {
@@ -21,7 +28,25 @@ macro_rules! tests {
             $(
                 #[test]
                 fn $row() {
-                    super::check(stringify!($row), godwit_uffd_testing::kernel::KernelWorld::new);
+                    super::check(stringify!($row), super::KernelWorld::new);
+                }
+            )*
+        }
+
+        mod model {
+            $(
+                #[test]
+                fn $row() {
+                    super::check(stringify!($row), || Ok(super::ModelWorld::new(super::V6_18)));
+                }
+            )*
+        }
+
+        mod newest {
+            $(
+                #[test]
+                fn $row() {
+                    super::check(stringify!($row), || Ok(super::ModelWorld::new(super::NEWEST)));
                 }
             )*
         }

@@ -1,6 +1,7 @@
 //! An address space: its map, its page tables, and what both are made under.
 
 use super::folio::Folio;
+use super::frames::Frames;
 use super::hugetlb::Pool;
 use super::page_table::{Bits, Directory, Level};
 use super::profile::Profile;
@@ -12,6 +13,8 @@ use super::vma::{Access, Vma, VmaMap};
 pub(super) struct Host {
     /// Which kernel it is.
     pub(super) profile: Profile,
+    /// Its memory.
+    pub(super) frames: Arc<Frames>,
     /// The pool of huge pages.
     pub(super) pool: Arc<Pool>,
     /// The next group of VMAs with common anonymous pages.
@@ -136,10 +139,10 @@ pub(super) fn locate(
     let size = if huge { HUGE } else { PAGE };
     let offset = usize::try_from(address % size).expect("an offset in a page");
     match entry {
-        Entry::Page(mapped) | Entry::Swap(mapped) | Entry::Migration(mapped, _) => {
+        Entry::Page(mapped) | Entry::Swap(mapped) => {
             (Some(&mapped.folio), usize::from(mapped.index) * PAGE_BYTES + offset)
         }
-        Entry::None | Entry::Zero(_) | Entry::Marker(_) => (None, offset),
+        Entry::None | Entry::Zero(_) | Entry::Marker(_) | Entry::Migration(_) => (None, offset),
     }
 }
 

@@ -39,7 +39,7 @@ fn collapse_private(space: &AddressSpace, vma: &Vma, block: u64) -> Result<(), E
     let Some(slot) = space.tables.find(block) else { return Ok(()) };
     let mut level = slot.lock();
     let Level::Table(table) = &mut *level else { return Ok(()) };
-    let folio = gathered(vma, table.entries()).ok_or(Errno::EINVAL)?;
+    let folio = gathered(vma, table.entries())?;
     space.prepare_anonymous(vma);
     let bits = bits_for(vma, false) | Bits::EXCLUSIVE;
     *level = Level::Huge(Entry::Page(Mapped { folio: Arc::new(folio), index: 0, bits }));
@@ -47,24 +47,24 @@ fn collapse_private(space: &AddressSpace, vma: &Vma, block: u64) -> Result<(), E
 }
 
 /// A huge page with the bytes of 512 entries, if all of them may be in one.
-fn gathered(vma: &Vma, entries: &[Entry]) -> Option<Folio> {
+fn gathered(vma: &Vma, entries: &[Entry]) -> Result<Folio, Errno> {
     let armed = vma.modes().intersects(Modes::MISSING | Modes::PROTECT);
     let huge = Folio::zeroed_huge(true);
     let mut page = [0; PAGE_BYTES];
     for (index, entry) in entries.iter().enumerate() {
         match entry {
-            _ if entry.is_protected() => return None,
+            _ if entry.is_protected() => return Err(Errno::EINVAL),
             // Filling a hole would hide a fault that somebody waits for.
-            Entry::None | Entry::Zero(_) if armed => return None,
+            Entry::None | Entry::Zero(_) if armed => return Err(Errno::EBUSY),
             Entry::None | Entry::Zero(_) => {}
             Entry::Page(mapped) if !mapped.folio.maybe_pinned() => {
                 mapped.folio.read(usize::from(mapped.index) * PAGE_BYTES, &mut page);
                 huge.write(index * PAGE_BYTES, &page);
             }
-            _ => return None,
+            _ => return Err(Errno::EINVAL),
         }
     }
-    Some(huge)
+    Ok(huge)
 }
 
 /// The pages of a file become one huge page of the cache, which all who map them have to find

@@ -7,6 +7,7 @@ use super::file_faults;
 use super::folio::{Folio, HUGE};
 use super::hugetlb_faults;
 use super::page_table::{Bits, Entry, Level, Mapped, Marker, Slot};
+use super::read_write_protect::waits_for_access;
 use super::swap;
 use super::sync::{Arc, AtomicBool, MutexGuard, Ordering};
 use super::vma::{Access, Backing, Vma};
@@ -133,6 +134,11 @@ fn in_vma(request: &Request<'_>, vma: &Vma) -> Step {
     if entry.allows(request.write) {
         return Step::Again;
     }
+    if entry.is_armed() {
+        let waits = waits_for_access(vma, entry);
+        drop(level);
+        return if waits { userfault(request, vma, Modes::READ_WRITE) } else { Step::Again };
+    }
     match entry {
         Entry::None => {
             drop(level);
@@ -153,8 +159,8 @@ fn in_vma(request: &Request<'_>, vma: &Vma) -> Step {
             swap::fault_in(vma, entry);
             Step::Again
         }
-        Entry::Migration(_, sleeper) => {
-            Step::Parked(Waiting { sleeper: sleeper.clone(), context: None })
+        Entry::Migration(migrating) => {
+            Step::Parked(Waiting { sleeper: migrating.sleeper.clone(), context: None })
         }
         Entry::Page(_) | Entry::Zero(_) => {
             if waits_for_write(vma, entry) {
@@ -281,6 +287,11 @@ fn present_huge(request: &Request<'_>, vma: &Vma, mut level: MutexGuard<'_, Leve
     if entry.allows(request.write) {
         return Step::Again;
     }
+    if entry.is_armed() {
+        let waits = waits_for_access(vma, entry);
+        drop(level);
+        return if waits { userfault(request, vma, Modes::READ_WRITE) } else { Step::Again };
+    }
     if vma.modes().contains(Modes::PROTECT) && entry.is_protected() {
         if vma.is_async() {
             // Only the page that is written loses its protection.
@@ -298,8 +309,8 @@ fn present_huge(request: &Request<'_>, vma: &Vma, mut level: MutexGuard<'_, Leve
         Entry::Page(mapped) if Arc::strong_count(&mapped.folio) == 1 => {
             mapped.bits.insert(Bits::WRITE | Bits::EXCLUSIVE);
         }
-        Entry::Migration(_, sleeper) => {
-            return Step::Parked(Waiting { sleeper: sleeper.clone(), context: None });
+        Entry::Migration(migrating) => {
+            return Step::Parked(Waiting { sleeper: migrating.sleeper.clone(), context: None });
         }
         _ => level.split(),
     }
@@ -371,7 +382,11 @@ fn must_wait(request: &Request<'_>, vma: &Vma, reason: Modes) -> bool {
     match entry {
         Entry::None | Entry::Marker(Marker::Protect | Marker::Poison) => true,
         Entry::Marker(Marker::Guard) => vma.is_hugetlb() || request.space.profile().waits_on_guard,
-        Entry::Page(_) | Entry::Zero(_) => reason == Modes::PROTECT && !entry.allows(true),
+        Entry::Page(_) | Entry::Zero(_) => match reason {
+            Modes::PROTECT => !entry.allows(true),
+            Modes::READ_WRITE => entry.is_armed(),
+            _ => false,
+        },
         Entry::Swap(_) | Entry::Migration(..) => false,
     }
 }

@@ -2,6 +2,7 @@
 
 use super::address_space::{AddressSpace, bits_for};
 use super::folio::{Folio, PAGE};
+use super::frames::Frame;
 use super::mfill::{Fill, Kind, Source, Stop};
 use super::page_cache::CachePage;
 use super::page_table::{Bits, Entry, Marker, Slot, index_in_table};
@@ -28,20 +29,16 @@ pub(super) fn takes_page(profile: &Profile, entry: &Entry) -> bool {
 /// Puts a page into an entry (`mfill_atomic_install_pte`). A marker of protection that was there
 /// is forgotten: only `protect` counts.
 fn install(
-    space: &AddressSpace,
+    profile: &Profile,
     vma: &Vma,
-    (slot, address): (&Slot, u64),
+    (entry, address): (&mut Entry, u64),
     page: &CachePage,
     protect: bool,
 ) -> Result<(), Errno> {
-    let mut level = slot.lock();
     if is_over_size(vma, address) {
         return Err(Errno::EFAULT);
     }
-    // A huge page took the table's place.
-    let table = level.table_or_new().ok_or(Errno::EAGAIN)?;
-    let entry = &mut table.entries()[index_in_table(address)];
-    if !takes_page(space.profile(), entry) {
+    if !takes_page(profile, entry) {
         return Err(Errno::EEXIST);
     }
     let mut bits = bits_for(vma, protect);
@@ -53,6 +50,21 @@ fn install(
     Ok(())
 }
 
+/// As [`install`], under the page-table lock.
+fn install_locked(
+    space: &AddressSpace,
+    vma: &Vma,
+    (slot, address): (&Slot, u64),
+    page: &CachePage,
+    protect: bool,
+) -> Result<(), Errno> {
+    let mut level = slot.lock();
+    // A huge page took the table's place.
+    let table = level.table_or_new().ok_or(Errno::EAGAIN)?;
+    let entry = &mut table.entries()[index_in_table(address)];
+    install(space.profile(), vma, (entry, address), page, protect)
+}
+
 /// Installs a new page, of bytes or of zeros: an anonymous one in private memory
 /// (`mfill_atomic_pte_copy`, `mfill_atomic_pte_zeroed_folio`), one of the page cache in shared
 /// memory.
@@ -60,7 +72,7 @@ pub(super) fn put(
     space: &AddressSpace,
     vma: &Vma,
     at: (&Slot, u64),
-    bytes: Option<Box<[u8]>>,
+    bytes: Option<Frame>,
     protect: bool,
 ) -> Result<(), Errno> {
     let new = |anonymous| {
@@ -70,7 +82,7 @@ pub(super) fn put(
         }))
     };
     let Some(file) = vma.file().filter(|_| vma.shared) else {
-        return install(space, vma, at, &new(true), protect);
+        return install_locked(space, vma, at, &new(true), protect);
     };
     let page = vma.page_at(at.1);
     let mut cache = file.cache();
@@ -81,26 +93,41 @@ pub(super) fn put(
         return Err(Errno::EEXIST);
     }
     let new = new(false);
-    install(space, vma, at, &new, protect)?;
+    install_locked(space, vma, at, &new, protect)?;
     cache.insert(page, new);
     Ok(())
 }
 
-/// Maps the page that the cache has (`mfill_atomic_pte_continue`).
-pub(super) fn continue_one(
-    space: &AddressSpace,
+/// Maps the pages that the cache has (`mfill_atomic_pte_continue`), as far as one table goes.
+pub(super) fn continue_run(
+    fill: &mut Fill,
+    (space, source): (&AddressSpace, &Source<'_>),
     vma: &Vma,
-    at: (&Slot, u64),
-    protect: bool,
-) -> Result<(), Errno> {
+    (slot, end): (&Slot, u64),
+) -> Result<(), Stop> {
     let file = vma.file().ok_or(Errno::EINVAL)?;
     let mut cache = file.cache();
-    if is_over_size(vma, at.1) {
-        return Err(space.profile().continue_past_end);
+    let mut cached = cache.range_mut(vma.page_at(fill.at())..);
+    let mut level = slot.lock();
+    let table = level.table_or_new().ok_or(Errno::EAGAIN)?;
+    let first = index_in_table(fill.at());
+    for entry in &mut table.entries()[first..] {
+        let at = fill.at();
+        if at == end {
+            break;
+        }
+        if is_over_size(vma, at) {
+            return Err(space.profile().continue_past_end.into());
+        }
+        let (page, cached) = cached.next().ok_or(Errno::EFAULT)?;
+        if *page != vma.page_at(at) {
+            return Err(Errno::EFAULT.into());
+        }
+        cached.swapped = false;
+        install(space.profile(), vma, (entry, at), cached, fill.protect)?;
+        fill.page_done(source, PAGE)?;
     }
-    let cached = cache.get_mut(&vma.page_at(at.1)).ok_or(Errno::EFAULT)?;
-    cached.swapped = false;
-    install(space, vma, at, cached, protect)
+    Ok(())
 }
 
 /// Writes what needs no page into entries of one table, under its lock: the zero page

@@ -1,7 +1,8 @@
 //! Pages of memory. A folio is one page, or the 512 pages of a huge page.
 
+use super::frames::Frame;
 use super::hugetlb::Charge;
-use super::sync::{AtomicBool, AtomicU32, Mutex, Ordering};
+use super::sync::{AtomicBool, AtomicU32, Mutex, Ordering, PageLock};
 
 /// Bytes of a page.
 pub const PAGE: u64 = 4096;
@@ -24,21 +25,21 @@ pub(super) struct Folio {
     /// It was merged with equal pages; a write always copies it.
     pub(super) merged: AtomicBool,
     /// The page lock.
-    pub(super) lock: Mutex<()>,
+    pub(super) lock: PageLock,
     /// The page of the pool that it takes up.
     charge: Option<Charge>,
     /// `None` while all bytes are zero.
-    bytes: Mutex<Option<Box<[u8]>>>,
+    bytes: Mutex<Option<Frame>>,
 }
 
 impl Folio {
-    fn new(anonymous: bool, pages: u16, bytes: Option<Box<[u8]>>) -> Folio {
+    fn new(anonymous: bool, pages: u16, bytes: Option<Frame>) -> Folio {
         Folio {
             anonymous,
             pages,
             pins: AtomicU32::new(0),
             merged: AtomicBool::new(false),
-            lock: Mutex::new(()),
+            lock: PageLock::default(),
             charge: None,
             bytes: Mutex::new(bytes),
         }
@@ -55,7 +56,7 @@ impl Folio {
     }
 
     /// A page, or a huge page, with bytes.
-    pub(super) fn filled(anonymous: bool, bytes: Box<[u8]>) -> Folio {
+    pub(super) fn filled(anonymous: bool, bytes: Frame) -> Folio {
         let pages = if bytes.len() == PAGE_BYTES { 1 } else { 512 };
         assert_eq!(bytes.len(), PAGE_BYTES * usize::from(pages), "a folio is one page or 512");
         Folio::new(anonymous, pages, Some(bytes))
@@ -73,17 +74,17 @@ impl Folio {
 
     /// A copy, for this address space alone, of one page.
     pub(super) fn copy_of_page(&self, index: u16) -> Folio {
-        Folio::new(true, 1, self.page_bytes(index))
+        Folio::new(true, 1, self.page_bytes(index).map(Frame::from))
     }
 
     /// All bytes; `None` if they are zeros.
     pub(super) fn all_bytes(&self) -> Option<Box<[u8]>> {
-        self.bytes.lock().clone()
+        self.bytes.lock().as_deref().map(Box::from)
     }
 
     /// A copy of the whole folio.
     pub(super) fn copy_of_all(&self) -> Folio {
-        Folio::new(true, self.pages, self.all_bytes())
+        Folio::new(true, self.pages, self.all_bytes().map(Frame::from))
     }
 
     fn page_bytes(&self, index: u16) -> Option<Box<[u8]>> {
@@ -108,7 +109,7 @@ impl Folio {
     pub(super) fn write(&self, at: usize, from: &[u8]) {
         let mut bytes = self.bytes.lock();
         let length = usize::from(self.pages) * PAGE_BYTES;
-        let bytes = bytes.get_or_insert_with(|| vec![0; length].into_boxed_slice());
+        let bytes = bytes.get_or_insert_with(|| Frame::from(vec![0; length].into_boxed_slice()));
         bytes[at..at + from.len()].copy_from_slice(from);
     }
 

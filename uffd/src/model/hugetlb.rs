@@ -1,6 +1,7 @@
 //! The pool of huge pages, and what mappings have reserved of it.
 
 use super::folio::Folio;
+use super::frames::Frame;
 use super::sync::{Arc, Mutex};
 
 /// The pool of huge pages.
@@ -77,7 +78,7 @@ impl Pool {
         pool: &Arc<Pool>,
         reservation: Option<&Arc<Reservation>>,
         anonymous: bool,
-        bytes: Option<Box<[u8]>>,
+        bytes: Option<Frame>,
     ) -> Option<Folio> {
         let mut left = reservation.map(|reservation| reservation.left.lock());
         let mut counts = pool.counts.lock();

@@ -4,9 +4,11 @@ use super::address_space::bits_for;
 use super::context::Modes;
 use super::faults::{Failure, Request, Step, Waiting, still_missing, userfault};
 use super::folio::{HUGE, PAGES_PER_HUGE};
+use super::frames::Frame;
 use super::hugetlb::Pool;
 use super::page_cache::{CachePage, MemoryFile};
 use super::page_table::{Bits, Entry, Level, Mapped, Marker, Slot};
+use super::read_write_protect::waits_for_access;
 use super::sync::Arc;
 use super::vma::Vma;
 
@@ -18,6 +20,11 @@ pub(super) fn resolve(request: &Request<'_>, vma: &Vma) -> Step {
     if entry.allows(request.write) {
         return Step::Again;
     }
+    if entry.is_armed() {
+        let waits = waits_for_access(vma, entry);
+        drop(level);
+        return if waits { userfault(request, vma, Modes::READ_WRITE) } else { Step::Again };
+    }
     match entry {
         Entry::Marker(Marker::Poison) => Step::Failed(Failure::Poison),
         Entry::Marker(Marker::Guard) => Step::Failed(Failure::Segment),
@@ -26,8 +33,8 @@ pub(super) fn resolve(request: &Request<'_>, vma: &Vma) -> Step {
             drop(level);
             missing(request, vma, &slot, protected)
         }
-        Entry::Migration(_, sleeper) => {
-            Step::Parked(Waiting { sleeper: sleeper.clone(), context: None })
+        Entry::Migration(migrating) => {
+            Step::Parked(Waiting { sleeper: migrating.sleeper.clone(), context: None })
         }
         Entry::Page(_) | Entry::Zero(_) | Entry::Swap(_) => {
             if vma.modes().contains(Modes::PROTECT) && entry.is_protected() {
@@ -62,7 +69,8 @@ fn make_writable(request: &Request<'_>, vma: &Vma, entry: &mut Entry) -> Step {
         mapped.bits.set(Bits::EXCLUSIVE, mapped.folio.anonymous);
         return Step::Again;
     }
-    let Some(copy) = Pool::take(&request.space.host.pool, None, true, mapped.folio.all_bytes())
+    let Some(copy) =
+        Pool::take(&request.space.host.pool, None, true, mapped.folio.all_bytes().map(Frame::from))
     else {
         return Step::Failed(Failure::Bus);
     };

@@ -9,6 +9,7 @@ use super::context::Context;
 use super::events::Delivery;
 use super::faults::ThreadState;
 use super::fork::fork;
+use super::frames::Frames;
 use super::handshake::{Door, may_open};
 use super::hugetlb::Pool;
 use super::page_cache::MemoryFile;
@@ -58,7 +59,9 @@ impl Machine {
     /// A machine without processes.
     pub fn new(setup: Setup) -> Machine {
         let pool = Arc::new(Pool::new(setup.hugetlb_pages));
-        let host = Host { profile: setup.profile, pool, next_group: AtomicU64::new(1) };
+        let frames = Arc::new(Frames::default());
+        let next_group = AtomicU64::new(1);
+        let host = Host { profile: setup.profile, frames, pool, next_group };
         Machine {
             setup,
             host: Arc::new(host),
@@ -177,6 +180,28 @@ impl Machine {
         called(&thread, calls::call(&self.context(context), &thread, call, placement))
     }
 
+    /// RWPROTECT, which only the newest kernels have, with the mode bits of WRITEPROTECT.
+    ///
+    /// # Errors
+    /// The kernel's; EINVAL where the profile has no such call.
+    pub fn read_write_protect(
+        &self,
+        context: ContextId,
+        start: u64,
+        len: u64,
+        mode: u64,
+    ) -> Result<(), Errno> {
+        calls::read_write_protect(&self.context(context), (start, len), mode)
+    }
+
+    /// SET_MODE, which only the newest kernels have: turns features on and off.
+    ///
+    /// # Errors
+    /// As [`read_write_protect`](Machine::read_write_protect).
+    pub fn set_mode(&self, context: ContextId, enable: u64, disable: u64) -> Result<(), Errno> {
+        calls::set_mode(&self.context(context), enable, disable)
+    }
+
     /// COPY of bytes from outside of the machine. It never sleeps.
     pub fn copy_bytes(
         &self,
@@ -271,6 +296,11 @@ impl Machine {
         let file = Arc::new(file);
         self.files.write().insert(file.id.0, file.clone());
         file
+    }
+
+    /// The last descriptor of a file is closed. Who maps it keeps it.
+    pub fn close_file(&self, file: FileId) {
+        self.files.write().remove(&file.0);
     }
 
     pub(super) fn file(&self, file: FileId) -> Arc<MemoryFile> {

@@ -8,7 +8,7 @@ use super::machine::Machine;
 use super::memory_map::{self, NewMapping};
 use super::observe::{self, Observed};
 use super::page_cache::{FileKind, MemoryFile};
-use super::page_table::{Entry, Level};
+use super::page_table::{Entry, Level, Migrating};
 use super::populate::{Populate, Purpose};
 use super::remap::{self, Remap};
 use super::scan::{self, Region, Scan};
@@ -217,7 +217,8 @@ impl Machine {
     pub fn begin_migration(&self, process: Process, address: u64) {
         self.with_entry(process, address, |entry| match std::mem::take(entry) {
             Entry::Page(mapped) => {
-                *entry = Entry::Migration(mapped, Arc::new(Sleeper::default()));
+                let sleeper = Arc::new(Sleeper::default());
+                *entry = Entry::Migration(Box::new(Migrating { page: mapped, sleeper }));
             }
             other => panic!("there is no page to migrate at {address:#x}: {other:?}"),
         });
@@ -226,8 +227,9 @@ impl Machine {
     /// Ends a migration: the page is back, and whoever sleeps for it goes on.
     pub fn end_migration(&self, process: Process, address: u64) {
         self.with_entry(process, address, |entry| match std::mem::take(entry) {
-            Entry::Migration(mapped, sleeper) => {
-                *entry = Entry::Page(mapped);
+            Entry::Migration(migrating) => {
+                let Migrating { page, sleeper } = *migrating;
+                *entry = Entry::Page(page);
                 sleeper.wake();
             }
             other => panic!("there is no migration at {address:#x}: {other:?}"),

@@ -8,6 +8,7 @@ use super::faults::{ThreadState, Waiting};
 use super::fill_hugetlb;
 use super::fill_page;
 use super::folio::{HUGE, PAGE, PAGE_BYTES};
+use super::frames::Frame;
 use super::page_cache::FileKind;
 use super::page_table::Slot;
 use super::retry_state::RetryState;
@@ -50,7 +51,7 @@ pub(super) struct Fill {
 /// A page whose source was not there: it is read without locks, and then put in place.
 #[derive(Debug)]
 struct Outside {
-    bytes: Box<[u8]>,
+    bytes: Frame,
     filled: usize,
     saved: RetryState,
 }
@@ -195,6 +196,9 @@ impl Fill {
         if self.kind == Kind::Poison || (self.kind == Kind::Zero && private) {
             return fill_page::mark_run(self, source, vma, (slot, end));
         }
+        if self.kind == Kind::Continue {
+            return fill_page::continue_run(self, (space, source), vma, (slot, end));
+        }
         while self.at() < end {
             let at = self.at();
             match self.kind {
@@ -202,11 +206,7 @@ impl Fill {
                     let bytes = self.source_page(source, vma, PAGE_BYTES)?;
                     fill_page::put(space, vma, (slot, at), Some(bytes), self.protect)?;
                 }
-                Kind::Zero => fill_page::put(space, vma, (slot, at), None, false)?,
-                Kind::Continue => {
-                    fill_page::continue_one(space, vma, (slot, at), self.protect)?;
-                }
-                Kind::Poison => unreachable!("it is done as a run"),
+                _ => fill_page::put(space, vma, (slot, at), None, false)?,
             }
             self.page_done(source, PAGE)?;
         }
@@ -227,15 +227,16 @@ impl Fill {
         source: &Source<'_>,
         vma: &Vma,
         size: usize,
-    ) -> Result<Box<[u8]>, Stop> {
+    ) -> Result<Frame, Stop> {
         if let Some(outside) = self.outside.take_if(|outside| outside.is_full(size)) {
             return Ok(outside.bytes);
         }
+        let frames = &source.thread.space.host.frames;
         if let Some(given) = source.given {
             let at = usize::try_from(self.done).expect("inside of a slice");
-            return Ok(given[at..at + size].into());
+            return Ok(frames.copy_of(&given[at..at + size]));
         }
-        let mut bytes = vec![0; size].into_boxed_slice();
+        let mut bytes = frames.any(size);
         if copy_present(&source.thread.space, self.src + self.done, &mut bytes) {
             return Ok(bytes);
         }

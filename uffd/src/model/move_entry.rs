@@ -1,8 +1,8 @@
 //! What MOVE does to one entry, under both page-table locks.
 
-use super::address_space::bits_for;
 use super::folio::Folio;
 use super::page_table::{Bits, Entry, Mapped};
+use super::read_write_protect::moved_bits;
 use super::sync::Arc;
 use super::vma::Vma;
 use super::wait_queue::Sleeper;
@@ -33,15 +33,16 @@ pub(super) fn move_one(vma: &Vma, holes: bool, target: &mut Entry, source: &mut 
         Entry::None if holes => Moved::Done,
         Entry::None => Moved::Failed(Errno::ENOENT),
         Entry::Page(mapped) => {
-            let result = move_present(vma, target, mapped);
-            if matches!(result, Moved::Done) {
-                *source = Entry::None;
+            if let Err(moved) = may_move(mapped) {
+                return moved;
             }
-            result
+            mapped.bits = moved_bits(vma);
+            *target = std::mem::take(source);
+            Moved::Done
         }
         // The zero page is put there anew, so a protection is lost (`move_zeropage_pte`).
         Entry::Zero(_) => {
-            *target = Entry::Zero(bits_for(vma, false) - Bits::WRITE);
+            *target = Entry::Zero(moved_bits(vma) - Bits::WRITE - Bits::EXCLUSIVE);
             *source = Entry::None;
             Moved::Done
         }
@@ -50,31 +51,28 @@ pub(super) fn move_one(vma: &Vma, holes: bool, target: &mut Entry, source: &mut 
                 return Moved::Failed(Errno::EBUSY);
             }
             // The entry keeps its bits, the protection too (`move_swap_pte`).
+            mapped.bits |= moved_bits(vma) & Bits::ARMED;
             *target = std::mem::take(source);
             Moved::Done
         }
-        Entry::Migration(_, sleeper) => Moved::Migrating(sleeper.clone()),
+        Entry::Migration(migrating) => Moved::Migrating(migrating.sleeper.clone()),
         Entry::Marker(_) => Moved::Failed(Errno::EFAULT),
     }
 }
 
-/// Moves a page: it has to be this address space's alone, and no device's. The new entry is
-/// writable and not protected.
-fn move_present(vma: &Vma, target: &mut Entry, mapped: &Mapped) -> Moved {
-    let folio = mapped.folio.clone();
+/// A page can be moved if it is this address space's alone, and no device's. Whoever has the page
+/// lock is waited for (`folio_trylock`). It need not be taken: who gets it now can do nothing to
+/// the entry before the page-table locks are given back.
+fn may_move(mapped: &Mapped) -> Result<(), Moved> {
+    let folio = &mapped.folio;
     if !folio.anonymous || !mapped.bits.contains(Bits::EXCLUSIVE) {
-        return Moved::Failed(Errno::EBUSY);
+        return Err(Moved::Failed(Errno::EBUSY));
     }
-    let Some(_page_lock) = folio.lock.try_lock() else {
-        return Moved::Contended(folio.clone());
-    };
+    if folio.lock.is_held() {
+        return Err(Moved::Contended(folio.clone()));
+    }
     if folio.maybe_pinned() {
-        return Moved::Failed(Errno::EBUSY);
+        return Err(Moved::Failed(Errno::EBUSY));
     }
-    if folio.pages > 1 {
-        return Moved::Large(folio.clone());
-    }
-    let bits = bits_for(vma, false) | Bits::EXCLUSIVE;
-    *target = Entry::Page(Mapped { folio: folio.clone(), index: mapped.index, bits });
-    Moved::Done
+    if folio.pages > 1 { Err(Moved::Large(folio.clone())) } else { Ok(()) }
 }

@@ -21,6 +21,8 @@ bitflags::bitflags! {
         const EXCLUSIVE = 4;
         /// The hardware lets nothing through (PROT_NONE).
         const NO_ACCESS = 8;
+        /// RWPROTECT: the next access of any kind is told.
+        const ARMED = 16;
     }
 }
 
@@ -46,6 +48,15 @@ pub(super) struct Mapped {
     pub(super) bits: Bits,
 }
 
+/// A page that is on its way to another frame.
+#[derive(Clone, Debug)]
+pub(super) struct Migrating {
+    /// The page, as it will be again.
+    pub(super) page: Mapped,
+    /// Whoever needs it sleeps on this.
+    pub(super) sleeper: Arc<Sleeper>,
+}
+
 /// One entry, of a table or huge.
 #[derive(Clone, Debug, Default)]
 pub(super) enum Entry {
@@ -60,8 +71,8 @@ pub(super) enum Entry {
     Marker(Marker),
     /// S, SW: the folio is what the swap slot holds.
     Swap(Mapped),
-    /// M: the page is on its way to another frame; who needs it sleeps on the sleeper.
-    Migration(Mapped, Arc<Sleeper>),
+    /// M.
+    Migration(Box<Migrating>),
 }
 
 impl Entry {
@@ -78,9 +89,8 @@ impl Entry {
     /// The bits, if it has any.
     pub(super) fn bits(&self) -> Option<Bits> {
         match self {
-            Entry::Page(mapped) | Entry::Swap(mapped) | Entry::Migration(mapped, _) => {
-                Some(mapped.bits)
-            }
+            Entry::Page(mapped) | Entry::Swap(mapped) => Some(mapped.bits),
+            Entry::Migration(migrating) => Some(migrating.page.bits),
             Entry::Zero(bits) => Some(*bits),
             Entry::None | Entry::Marker(_) => None,
         }
@@ -89,9 +99,8 @@ impl Entry {
     /// The bits, to be changed.
     pub(super) fn bits_mut(&mut self) -> Option<&mut Bits> {
         match self {
-            Entry::Page(mapped) | Entry::Swap(mapped) | Entry::Migration(mapped, _) => {
-                Some(&mut mapped.bits)
-            }
+            Entry::Page(mapped) | Entry::Swap(mapped) => Some(&mut mapped.bits),
+            Entry::Migration(migrating) => Some(&mut migrating.page.bits),
             Entry::Zero(bits) => Some(bits),
             Entry::None | Entry::Marker(_) => None,
         }
@@ -103,6 +112,11 @@ impl Entry {
             || self.bits().is_some_and(|bits| bits.contains(Bits::PROTECTED))
     }
 
+    /// It has a page, and RWPROTECT has made it inaccessible.
+    pub(super) fn is_armed(&self) -> bool {
+        self.is_present() && self.bits().is_some_and(|bits| bits.contains(Bits::ARMED))
+    }
+
     /// A load or a store goes through without a fault.
     pub(super) fn allows(&self, write: bool) -> bool {
         let bits = match self {
@@ -110,7 +124,7 @@ impl Entry {
             Entry::Zero(bits) => *bits,
             _ => return false,
         };
-        !bits.contains(Bits::NO_ACCESS) && (!write || bits.contains(Bits::WRITE))
+        !bits.intersects(Bits::NO_ACCESS | Bits::ARMED) && (!write || bits.contains(Bits::WRITE))
     }
 }
 

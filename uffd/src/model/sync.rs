@@ -15,7 +15,7 @@
 //! No lock is held while a caller is parked. A lock whose holder has panicked is taken all the
 //! same: the panic is already on its way to whoever joins that thread.
 
-use std::sync::{self, PoisonError, TryLockError};
+use std::sync::{self, PoisonError};
 
 pub(super) use std::sync::Arc;
 pub(super) use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, AtomicUsize, Ordering};
@@ -34,15 +34,6 @@ impl<T> Mutex<T> {
     /// Waits for the lock.
     pub(super) fn lock(&self) -> MutexGuard<'_, T> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    /// Takes the lock if nobody has it.
-    pub(super) fn try_lock(&self) -> Option<MutexGuard<'_, T>> {
-        match self.0.try_lock() {
-            Ok(guard) => Some(guard),
-            Err(TryLockError::Poisoned(poisoned)) => Some(poisoned.into_inner()),
-            Err(TryLockError::WouldBlock) => None,
-        }
     }
 }
 
@@ -64,6 +55,42 @@ impl<T> RwLock<T> {
     /// Waits for the whole lock.
     pub(super) fn write(&self) -> RwLockWriteGuard<'_, T> {
         self.0.write().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// The lock of a page. Its holders never sleep, so who waits for it only lets others run.
+#[derive(Debug, Default)]
+pub(super) struct PageLock {
+    held: AtomicBool,
+}
+
+/// Holds the lock of a page.
+#[derive(Debug)]
+pub(super) struct PageGuard<'a>(&'a PageLock);
+
+impl PageLock {
+    /// Takes the lock if nobody has it.
+    pub(super) fn try_lock(&self) -> Option<PageGuard<'_>> {
+        let taken = self.held.compare_exchange(false, true, Ordering::SeqCst, Ordering::SeqCst);
+        taken.is_ok().then(|| PageGuard(self))
+    }
+
+    /// Somebody has it.
+    pub(super) fn is_held(&self) -> bool {
+        self.held.load(Ordering::SeqCst)
+    }
+
+    /// Waits until nobody has it.
+    pub(super) fn wait(&self) {
+        while self.is_held() {
+            std::thread::yield_now();
+        }
+    }
+}
+
+impl Drop for PageGuard<'_> {
+    fn drop(&mut self) {
+        self.0.held.store(false, Ordering::SeqCst);
     }
 }
 

@@ -62,8 +62,8 @@ fn zap_entry(vma: &Vma, entry: &mut Entry, why: Zap) {
         Entry::Page(mapped) | Entry::Swap(mapped) if keeps_private && mapped.folio.anonymous => {
             return;
         }
-        Entry::Migration(_, sleeper) => {
-            sleeper.wake();
+        Entry::Migration(migrating) => {
+            migrating.sleeper.wake();
             Entry::None
         }
         Entry::Page(_) | Entry::Swap(_) | Entry::Zero(_)

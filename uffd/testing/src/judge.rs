@@ -52,6 +52,14 @@ where
     W: World,
     F: FnOnce() -> Result<W, NotHere> + Send + 'static,
 {
+    judge_within(row, new_world, DEADLINE)
+}
+
+fn judge_within<W, F>(row: &'static Row, new_world: F, deadline: Duration) -> Verdict
+where
+    W: World,
+    F: FnOnce() -> Result<W, NotHere> + Send + 'static,
+{
     let (sender, receiver) = mpsc::channel();
     let thread = thread::Builder::new().name(row.name.to_owned()).spawn(move || {
         let run = AssertUnwindSafe(|| run(row, new_world, &sender));
@@ -67,7 +75,7 @@ where
     let mut limit = TURN;
     loop {
         match receiver.recv_timeout(limit) {
-            Ok(Report::Begun) => limit = DEADLINE,
+            Ok(Report::Begun) => limit = deadline,
             Ok(Report::Over(verdict)) => return verdict,
             Err(_) => return Verdict::Failed(format!("no end within {} s", limit.as_secs())),
         }
@@ -96,4 +104,53 @@ fn run<W: World>(
 fn message(payload: &(dyn Any + Send)) -> String {
     let text = payload.downcast_ref::<String>().map(String::as_str);
     text.or_else(|| payload.downcast_ref::<&str>().copied()).unwrap_or("a panic").to_owned()
+}
+
+#[cfg(test)]
+mod tests {
+    use godwit_uffd::model::Profile;
+
+    use super::*;
+    use crate::model::ModelWorld;
+    use crate::world::Ability;
+
+    fn model() -> Result<ModelWorld, NotHere> {
+        Ok(ModelWorld::new(Profile::V6_18))
+    }
+
+    #[test]
+    fn a_row_that_holds_passes() {
+        static ROW: Row = Row { name: "row_900_holds", needs: &[], run: |_| {} };
+        assert_eq!(judge(&ROW, model), Verdict::Passed);
+    }
+
+    #[test]
+    fn a_row_that_panics_fails_with_its_words() {
+        static ROW: Row = Row { name: "row_901_no", needs: &[], run: |_| panic!("it is not so") };
+        let verdict = judge(&ROW, model);
+        assert!(matches!(&verdict, Verdict::Failed(why) if why.ends_with("it is not so")));
+    }
+
+    #[test]
+    fn a_row_that_hangs_fails_at_the_deadline() {
+        fn hang(_: &mut dyn World) {
+            loop {
+                thread::park();
+            }
+        }
+        static ROW: Row = Row { name: "row_902_hangs", needs: &[], run: hang };
+        let verdict = judge_within(&ROW, model, Duration::from_millis(10));
+        assert!(matches!(&verdict, Verdict::Failed(why) if why.starts_with("no end")));
+    }
+
+    #[test]
+    fn a_row_without_its_ability_is_not_run() {
+        static ROW: Row = Row {
+            name: "row_903_needs",
+            needs: &[Ability::Newest],
+            run: |_| panic!("it runs without what it needs"),
+        };
+        let verdict = judge(&ROW, model);
+        assert_eq!(verdict, Verdict::NotRunnable("the profile is 6.18".to_owned()));
+    }
 }

@@ -5,8 +5,8 @@ use godwit_uffd::abi::{Answer, Call, Out, RawMessage};
 use super::setup::{Rig, answered, parked};
 use super::words::*;
 use crate::world::{
-    Access, Advice, Backing, Door, Fd, Mapping, Outcome, Placement, Polled, Process, Step, Touch,
-    World,
+    Ability, Access, Advice, Backing, Door, Fd, Mapping, Outcome, Placement, Polled, Process, Step,
+    Touch, World,
 };
 
 /// Every feature of 6.18.
@@ -26,9 +26,12 @@ fn shake(world: &mut dyn World, (process, fd): (Process, Fd), call: Call) -> Ans
     answered(world.ioctl(process, fd, call, Placement::Ordinary))
 }
 
-fn agreed() -> Answer {
-    let out = Out::Api { api: 0xAA, features: ALL_FEATURES, ioctls: DESCRIPTOR_IOCTLS };
-    Answer { result: Ok(()), out }
+/// What a handshake that works tells; the newest kernel adds RWP, RWP_ASYNC and SET_MODE.
+fn agreed(world: &mut dyn World) -> Answer {
+    let newest = u64::from(world.can(Ability::Newest).is_ok());
+    let features = ALL_FEATURES | (newest * (3 << 17));
+    let ioctls = DESCRIPTOR_IOCTLS | (newest << 0xA);
+    Answer { result: Ok(()), out: Out::Api { api: 0xAA, features, ioctls } }
 }
 
 pub fn row_001_register_before_the_handshake_is_refused(world: &mut dyn World) {
@@ -57,18 +60,18 @@ pub fn row_003_another_version_of_the_interface_is_refused(world: &mut dyn World
 pub fn row_004_an_unknown_feature_is_refused_and_another_try_works(world: &mut dyn World) {
     let fresh = fresh(world);
     assert_eq!(shake(world, fresh, api(1 << 40)), zeroed(EINVAL));
-    assert_eq!(shake(world, fresh, api(0)), agreed());
+    assert_eq!(shake(world, fresh, api(0)), agreed(world));
 }
 
 pub fn row_005_the_handshake_tells_all_features_and_calls(world: &mut dyn World) {
     let fresh = fresh(world);
-    assert_eq!(shake(world, fresh, api(0)), agreed());
+    assert_eq!(shake(world, fresh, api(0)), agreed(world));
     assert_eq!(world.poll(fresh.1), Polled::Idle);
 }
 
 pub fn row_006_a_second_handshake_is_refused(world: &mut dyn World) {
     let fresh = fresh(world);
-    assert_eq!(shake(world, fresh, api(0)), agreed());
+    assert_eq!(shake(world, fresh, api(0)), agreed(world));
     assert_eq!(shake(world, fresh, api(0)), zeroed(EINVAL));
 }
 
@@ -78,7 +81,7 @@ pub fn row_007_fork_events_without_privilege_are_refused_first(world: &mut dyn W
     let fd = world.open(process, Door::Call, flags).expect("a userfaultfd for user faults");
     assert_eq!(shake(world, (process, fd), api(EVENT_FORK)), zeroed(EPERM));
     assert_eq!(shake(world, (process, fd), api(EVENT_FORK | 1 << 40)), zeroed(EPERM));
-    assert_eq!(shake(world, (process, fd), api(0)), agreed());
+    assert_eq!(shake(world, (process, fd), api(0)), agreed(world));
 }
 
 pub fn row_008_async_protection_brings_unpopulated_along(world: &mut dyn World) {
@@ -89,7 +92,7 @@ pub fn row_008_async_protection_brings_unpopulated_along(world: &mut dyn World) 
 pub fn row_009_poll_refuses_a_blocking_descriptor(world: &mut dyn World) {
     let process = world.root();
     let fd = world.open(process, Door::Call, O_CLOEXEC).expect("a userfaultfd");
-    assert_eq!(shake(world, (process, fd), api(0)), agreed());
+    assert_eq!(shake(world, (process, fd), api(0)), agreed(world));
     assert_eq!(world.poll(fd), Polled::Err);
     world.set_nonblocking(fd, true);
     assert_eq!(world.poll(fd), Polled::Idle);
@@ -111,6 +114,14 @@ pub fn row_011_permission_is_checked_before_flags(world: &mut dyn World) {
 }
 
 pub fn row_128_what_6_18_does_not_have_is_an_invalid_argument(world: &mut dyn World) {
+    if world.can(Ability::Newest).is_ok() {
+        // RWP is there, and RWP_ASYNC not without it.
+        let (one, other) = (fresh(world), fresh(world));
+        assert_eq!(shake(world, one, api(1 << 18)), zeroed(EINVAL));
+        assert_eq!(shake(world, one, api(1 << 17)), agreed(world));
+        assert_eq!(shake(world, other, api(3 << 17)), agreed(world));
+        return;
+    }
     for feature in [17, 18] {
         let fresh = fresh(world);
         assert_eq!(shake(world, fresh, api(1 << feature)), zeroed(EINVAL), "bit {feature}");
@@ -137,7 +148,7 @@ pub fn row_202_an_inherited_device_serves_the_unprivileged(world: &mut dyn World
     let fd = world.open(process, Door::InheritedDevice, O_NONBLOCK).expect("a userfaultfd");
     // It still takes privilege to follow a fork.
     assert_eq!(shake(world, (process, fd), api(EVENT_FORK)), zeroed(EPERM));
-    assert_eq!(shake(world, (process, fd), api(0)), agreed());
+    assert_eq!(shake(world, (process, fd), api(0)), agreed(world));
     let access = Access::ReadWrite;
     let backing = Backing::Anonymous;
     let mapping = Mapping { pages: 4, backing, access, at: None };

@@ -4,7 +4,7 @@ use godwit_uffd::abi::Call;
 
 use super::setup::Rig;
 use super::words::*;
-use crate::world::{Access, Backing, FileKind, Mapping, Outcome, Touch, World};
+use crate::world::{Access, Advice, Backing, FileKind, Mapping, Outcome, Touch, World};
 
 /// Two huge pages of ordinary memory, the first byte of each set.
 #[track_caller]
@@ -98,4 +98,59 @@ pub fn row_282_huge_pages_do_not_move(world: &mut dyn World) {
     let src = huge_source(&mut rig, 7);
     assert_eq!(rig.call(move_(start, src, HUGE_PAGES)), refused(EINVAL));
     rig.is(start, N);
+}
+
+pub fn row_370_huge_pages_given_up_stay_protected(world: &mut dyn World) {
+    let mut rig = Rig::new(world, 0);
+    let start = rig.armed(Backing::Hugetlb, HUGE_PAGES, MISSING | WP);
+    let src = huge_source(&mut rig, 7);
+    assert_eq!(rig.call(copy_protected(start, src, HUGE_PAGES)), done(HUGE_PAGES));
+    rig.advise(start, HUGE_PAGES, Advice::DontNeed);
+    rig.is(start, W);
+    rig.wait(start, Touch::Load);
+    rig.says(fault(READ, start));
+    assert_eq!(rig.call(copy(start, src, HUGE_PAGES)), done(HUGE_PAGES));
+    rig.store(start, 8);
+    rig.silent();
+}
+
+pub fn row_371_async_writes_to_huge_pages_are_silent(world: &mut dyn World) {
+    let mut rig = Rig::new(world, ASYNC);
+    let start = rig.armed(Backing::Hugetlb, HUGE_PAGES, MISSING | WP);
+    let src = huge_source(&mut rig, 7);
+    assert_eq!(rig.call(copy_protected(start, src, HUGE_PAGES)), done(HUGE_PAGES));
+    rig.load(start, 7);
+    rig.store(start + 5 * PAGE, 8);
+    rig.silent();
+    // The whole page is written to.
+    rig.store(start, 9);
+    rig.holds(start, 9);
+    rig.holds(start + 5 * PAGE, 8);
+}
+
+pub fn row_372_a_private_huge_page_is_copied_when_it_is_written(world: &mut dyn World) {
+    let mut rig = Rig::new(world, 0);
+    let file = rig.world.make_file(FileKind::Hugetlb, HUGE_PAGES);
+    rig.world.file_store(file, 0, 7);
+    let start = rig.armed(private(file), HUGE_PAGES, MINOR);
+    assert_eq!(rig.call(continue_(start, HUGE_PAGES)), done(HUGE_PAGES));
+    rig.load(start, 7);
+    rig.store(start, 8);
+    rig.silent();
+    rig.holds(start, 8);
+    assert_eq!(rig.world.file_load(file, 0), Some(7));
+}
+
+pub fn row_373_huge_pages_are_filled_as_far_as_it_goes(world: &mut dyn World) {
+    let mut rig = Rig::new(world, 0);
+    let start = rig.armed(Backing::Hugetlb, 2 * HUGE_PAGES, MISSING);
+    let src = huge_source(&mut rig, 7);
+    assert_eq!(rig.call(poison(start + HUGE, HUGE_PAGES)), done(HUGE_PAGES));
+    assert_eq!(rig.call(poison(start, 2 * HUGE_PAGES)), partial(HUGE_PAGES));
+    // Both give way to a copy, and the second copy is refused.
+    assert_eq!(rig.call(copy(start, src, 2 * HUGE_PAGES)), done(2 * HUGE_PAGES));
+    assert_eq!(rig.call(copy(start, src, 2 * HUGE_PAGES)), refused(EEXIST));
+    assert_eq!(rig.call(poison(start, HUGE_PAGES)), refused(EEXIST));
+    rig.load(start, 7);
+    rig.load(start + HUGE, 7);
 }

@@ -7,6 +7,7 @@ mod continuing;
 mod copy;
 mod copy_unlocked;
 mod delivery;
+mod edges;
 mod events;
 mod handshake;
 mod hugetlb;
@@ -19,6 +20,8 @@ mod register;
 mod scanning;
 mod setup;
 mod table;
+mod tables;
+mod waiting;
 mod words;
 mod zeropage;
 
