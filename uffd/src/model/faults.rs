@@ -124,6 +124,11 @@ fn in_vma(request: &Request<'_>, vma: &Vma) -> Step {
     if matches!(&*level, Level::Huge(_)) {
         return present_huge(request, vma, level);
     }
+    if matches!(&*level, Level::Empty) && vma.backing.is_file() {
+        // Its table is made when there is something to put in.
+        drop(level);
+        return missing(request, vma, &slot, false);
+    }
     let Some(table) = level.table_or_new() else { return Step::Again };
     let entry = &mut table.entries()[super::page_table::index_in_table(request.address)];
     if entry.allows(request.write) {
@@ -221,6 +226,10 @@ fn missing(request: &Request<'_>, vma: &Vma, slot: &Slot, protected: bool) -> St
     if let Backing::File(file) = &vma.backing {
         return file_faults::missing(request, vma, file, protected);
     }
+    if request.write {
+        // Before anybody waits; it shows when VMAs merge and when the process forks.
+        request.space.prepare_anonymous(vma);
+    }
     if vma.modes().contains(Modes::MISSING) {
         return userfault(request, vma, Modes::MISSING);
     }
@@ -231,7 +240,6 @@ fn missing(request: &Request<'_>, vma: &Vma, slot: &Slot, protected: bool) -> St
     }
     let bits = bits_for(vma, protected);
     *entry = if request.write {
-        request.space.prepare_anonymous(vma);
         let folio = Arc::new(Folio::zeroed(true));
         Entry::Page(Mapped { folio, index: 0, bits: bits | Bits::EXCLUSIVE })
     } else {
@@ -250,6 +258,7 @@ pub(super) fn still_missing(entry: &Entry, protected: bool) -> bool {
 }
 
 fn missing_huge(request: &Request<'_>, vma: &Vma, slot: &Slot) -> Step {
+    request.space.prepare_anonymous(vma);
     if vma.modes().contains(Modes::MISSING) {
         return userfault(request, vma, Modes::MISSING);
     }
@@ -258,7 +267,6 @@ fn missing_huge(request: &Request<'_>, vma: &Vma, slot: &Slot) -> Step {
         return Step::Again;
     }
     let bits = bits_for(vma, false);
-    request.space.prepare_anonymous(vma);
     *level = Level::Huge(if request.write {
         new_huge(request.space, vma)
     } else {

@@ -84,8 +84,8 @@ fn remap_one(
             false => Err(Errno::EFAULT),
         }
     };
-    // Only what is kept has to be in one VMA, and one that shrinks is looked at when it has.
-    covers(map, if call.new_len < call.len { PAGE } else { call.len })?;
+    // Only what is kept has to be in one VMA.
+    covers(map, call.len.min(call.new_len))?;
     let mut early = Vec::new();
     if let Some(to) = call.to {
         early = unmap_locked(space, map, &(to..to + call.new_len))?;
@@ -95,7 +95,6 @@ fn remap_one(
         let tail = call.from + call.new_len..old.end;
         late = unmap_locked(space, map, &tail)?;
         if call.to.is_some() {
-            covers(map, call.new_len)?;
             call.len = call.new_len;
         }
     }
@@ -157,6 +156,7 @@ fn move_mapping(
     (to, len): (u64, u64),
 ) -> Result<Events, Errno> {
     let old = call.from..call.from + len;
+    let is_whole = map.find(old.start).is_some_and(|cell| cell.read().range() == old);
     split_at(space, map, old.start);
     split_at(space, map, old.end);
     let cell = map.find(old.start).expect("it was found before").clone();
@@ -178,23 +178,27 @@ fn move_mapping(
     move_entries(space, &source, old.clone(), to, clears);
     drop(source);
     map.insert(moved);
+    map.merge_around(&(to..to + call.new_len));
     if forgets {
         // The new mapping has become one with neighbours that are registered alike, and these are
-        // forgotten with it.
-        map.merge_around(&(to..to + call.new_len));
+        // forgotten with it. It does not become one with others then.
         map.find(to).expect("just inserted").write().registration = None;
     }
     let message = EventMessage::Remap { from: call.from, to, len: call.len };
     let remapped = follows.map(|context| Announced::new(context, message));
     let unmapped = if call.dont_unmap {
-        cell.write().locked = false;
+        let mut left = cell.write();
+        left.locked = false;
+        if is_whole {
+            // It has no pages left that it could share.
+            left.anon_group.store(0, Ordering::SeqCst);
+        }
         Vec::new()
     } else {
         unmap_locked(space, map, &old)?
     };
     free_tables(space, map, old.clone());
     map.merge_around(&old);
-    map.merge_around(&(to..to + call.new_len));
     Ok((remapped, unmapped))
 }
 
@@ -236,6 +240,10 @@ fn move_entries(space: &AddressSpace, vma: &Vma, old: Range<u64>, to: u64, clear
         let mut entries: Vec<Entry> =
             table.entries()[first..first + count].iter_mut().map(std::mem::take).collect();
         drop(level);
+        // The target gets tables even for holes.
+        for end in [target, target + (part.end - part.start) - PAGE] {
+            space.tables.get(end).lock().table_or_new();
+        }
         let mut address = target;
         for mut entry in entries.drain(..) {
             if !entry.is_none() {

@@ -65,12 +65,14 @@ pub struct Book {
     pub descriptors: Vec<Descriptor>,
     /// What sleeps, by ticket, and its process.
     pub tickets: Vec<Option<(u8, Sleeper)>>,
+    /// Memory was locked.
+    locks: bool,
 }
 
 impl Default for Book {
     fn default() -> Self {
         let root = Some([None; AREAS as usize]);
-        Self { processes: vec![root], descriptors: Vec::new(), tickets: Vec::new() }
+        Self { processes: vec![root], descriptors: Vec::new(), tickets: Vec::new(), locks: false }
     }
 }
 
@@ -177,9 +179,11 @@ impl Book {
             Act::Advise { process, at, advice: Advice::GuardInstall } => {
                 self.lives(process) && no_memory && self.is_anonymous(process, at)
             }
-            // Parts of huge pages stay where parts are expected.
-            Act::Remap { process, from, to, .. } => {
-                let alike = (from.area < SMALL) == (to < SMALL);
+            // Parts of huge pages stay where parts are expected. Locked memory does not grow: the
+            // kernel then populates it, and the model has no such step in mremap.
+            Act::Remap { process, from, to, new_pages, .. } => {
+                let grows = new_pages > from.pages;
+                let alike = (from.area < SMALL) == (to < SMALL) && !(grows && self.locks);
                 self.lives(process) && no_memory && alike && !self.is_hugetlb(process, from)
             }
             Act::Unmap { process, .. }
@@ -241,6 +245,7 @@ impl Book {
             Report::Over(Outcome::Returned(Ok(_))) => self.note_memory(act),
             _ => {}
         }
+        self.locks |= matches!(act, Act::Lock { locked: true, .. });
         if let Act::Close { fd } = act {
             self.descriptors[usize::from(fd)].open = false;
         }

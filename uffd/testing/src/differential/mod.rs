@@ -80,12 +80,7 @@ pub struct Summary {
 impl Pair<'_> {
     /// Runs random cases from a seed on until so many operations are done. The first case of each
     /// kind is handed to `found` as soon as it is known.
-    pub fn run(
-        &self,
-        seed: u64,
-        operations: u64,
-        mut found: impl FnMut(&Disagreement),
-    ) -> Summary {
+    pub fn run(&self, seed: u64, operations: u64, mut found: impl FnMut(&Disagreement)) -> Summary {
         let mut summary = Summary::default();
         let mut seed = seed;
         while summary.operations < operations && summary.disagreements < ENOUGH {

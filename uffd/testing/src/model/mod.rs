@@ -77,7 +77,7 @@ impl ModelWorld {
     /// Notes what sleeps, and lets everybody run who may.
     fn step(&mut self, process: Process, progress: Progress) -> Step {
         let step = match progress {
-            Progress::Done(outcome) => Step::Done(self.outcome(outcome)),
+            Progress::Done(outcome) => Step::Done(self.outcome(&outcome)),
             Progress::Parked(parked) => {
                 let ticket = Ticket(self.next_ticket);
                 self.next_ticket += 1;
@@ -93,7 +93,7 @@ impl ModelWorld {
         step
     }
 
-    fn outcome(&mut self, outcome: model::Outcome) -> Outcome {
+    fn outcome(&mut self, outcome: &model::Outcome) -> Outcome {
         if let model::Outcome::Forked(child) = outcome {
             self.add_caller(Process(child.0));
         }
@@ -102,12 +102,8 @@ impl ModelWorld {
 
     /// Resumes whatever was woken, oldest first, until all that is left sleeps.
     fn settle(&mut self) {
-        let woken = |slept: &Slept| match &slept.state {
-            Some(State::Sleeps(parked)) => parked.is_woken(),
-            _ => false,
-        };
         while let Some(ticket) =
-            self.tickets.iter().find(|(_, slept)| woken(slept)).map(|(ticket, _)| *ticket)
+            self.tickets.iter().find(|(_, slept)| is_woken(slept)).map(|(ticket, _)| *ticket)
         {
             self.resume(ticket, Parked::resume);
         }
@@ -118,7 +114,7 @@ impl ModelWorld {
         let state = match slept.state.take() {
             Some(State::Sleeps(parked)) => match go_on(parked) {
                 Progress::Parked(parked) => State::Sleeps(parked),
-                Progress::Done(outcome) => State::Over(self.outcome(outcome)),
+                Progress::Done(outcome) => State::Over(self.outcome(&outcome)),
             },
             Some(over) => over,
             None => unreachable!("a ticket always has a state"),
@@ -129,6 +125,10 @@ impl ModelWorld {
     fn returned(&mut self, process: Process, result: Result<u64, Errno>) -> Step {
         self.step(process, Progress::Done(model::Outcome::Returned(result)))
     }
+}
+
+fn is_woken(slept: &Slept) -> bool {
+    matches!(&slept.state, Some(State::Sleeps(parked)) if parked.is_woken())
 }
 
 impl World for ModelWorld {
