@@ -137,6 +137,18 @@ impl Error {
         }
     }
 
+    /// A MOVE did nothing with a page because something holds on to it (EBUSY), or because the two
+    /// mappings differ or the kernel has no MOVE (EINVAL): the page still holds its bytes.
+    pub fn is_move_refused(&self) -> bool {
+        match self {
+            Error::Stopped { source, .. } => source.is_move_refused(),
+            Error::Operation { operation: "MOVE", source, .. } => {
+                matches!(source.raw_os_error(), Some(libc::EBUSY | libc::EINVAL))
+            }
+            _ => false,
+        }
+    }
+
     /// Pages of a guest that were done before it failed.
     pub fn pages_done(&self) -> u32 {
         match self {

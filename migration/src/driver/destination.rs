@@ -20,7 +20,7 @@ use super::records::{Ownership, RecordError, Records};
 use super::source::in_full;
 use super::stage::Stage;
 use super::take::{Failed, Installer, take_pushed};
-use crate::limits::{STAGED_AHEAD_BYTES_MAX, STAGING_TIMEOUT};
+use crate::limits::{STAGED_AHEAD_BYTES_MAX, STAGING_STEP_BYTES, STAGING_TIMEOUT};
 use crate::metrics::Progress;
 use crate::page::{Claims, Contents};
 use crate::proto::{
@@ -43,8 +43,9 @@ pub trait IncomingHost: Send + Sync {
 pub trait IncomingVm: Send + Sync {
     /// Its memory.
     fn memory(&self) -> Arc<GuestUffd<KernelUffd>>;
-    /// Whether pages of this process can be moved into its memory, instead of being copied.
-    fn takes_moves(&self) -> bool;
+    /// Bytes of pages that may be allocated ahead, to be moved into its memory. 0 if its memory
+    /// takes none, or the host has too little to spare.
+    fn staged_bytes_max(&self) -> usize;
     /// Loads the state of vCPUs and devices. May touch guest memory, which is served meanwhile.
     ///
     /// # Errors
@@ -205,6 +206,10 @@ impl Driver<'_> {
                 // The last words; whether they arrive changes nothing here.
                 let _ = self.channel.flush();
                 self.setup.progress.ended(&outcome);
+                if let Some(room) = &mut self.machine_room {
+                    // Nobody will receive into it, and the guest may stay for long.
+                    room.stage = None;
+                }
                 if let Outcome::Paused { .. } = outcome {
                     // This thread goes on, so nobody else will. The source learns it at once.
                     self.setup.progress.show_end();
@@ -238,7 +243,7 @@ impl Driver<'_> {
             progress: Arc::clone(&self.setup.progress),
         };
         self.guest = offer.guest;
-        let stage = vm.takes_moves().then(|| stage(pages)).flatten();
+        let stage = stage(&claims, vm.staged_bytes_max());
         if let Err(error) = self.setup.records.settle(offer.guest) {
             vm.discard();
             return Err(in_full(&error));
@@ -378,16 +383,18 @@ impl Driver<'_> {
     fn start_bulk(&mut self, stream: Stream) {
         let stream = Arc::new(stream);
         let room = self.room();
-        let (installer, stage) = (room.installer.clone(), room.stage.take());
+        let (installer, mut stage) = (room.installer.clone(), room.stage.take());
         let events = Arc::clone(&self.setup.events);
         let take = {
             let stream = Arc::clone(&stream);
             move || {
                 let last = || events.send(Event::AllInstalled);
-                match take_pushed(&stream, &installer, stage, last) {
+                match take_pushed(&stream, &installer, stage.as_mut(), last) {
                     Ok(()) => events.send(Event::PushEnded),
                     Err(error) => events.send(Event::BulkFailed(error)),
                 }
+                // After the event, because it takes a while.
+                drop(stage);
             }
         };
         match std::thread::Builder::new().name("godwit-bulk".into()).spawn(take) {
@@ -427,8 +434,15 @@ impl Driver<'_> {
 }
 
 /// Pages for the push, allocated before the guest stops. Without them the guest comes as well.
-fn stage(pages: u32) -> Option<Stage> {
-    match Stage::begin(PageSize::BASE.length_of(pages), STAGED_AHEAD_BYTES_MAX) {
+fn stage(claims: &Arc<Claims>, bytes_max: usize) -> Option<Stage> {
+    let ahead_max = bytes_max.min(STAGED_AHEAD_BYTES_MAX);
+    if ahead_max < STAGING_STEP_BYTES {
+        return None;
+    }
+    let bytes = PageSize::BASE.length_of(claims.page_count());
+    let claims = Arc::clone(claims);
+    let missing = move || PageSize::BASE.length_of(claims.remaining());
+    match Stage::begin(bytes, ahead_max, missing) {
         Ok(stage) => {
             stage.wait(STAGING_TIMEOUT);
             Some(stage)

@@ -172,7 +172,7 @@ fn greet(stream: Stream, shared: &Shared) -> io::Result<()> {
     stream.set_receive_timeout(Some(PREAMBLE_TIMEOUT))?;
     let mut preamble = [0; PREAMBLE_BYTES];
     let silent = || io::Error::other("it closed before it said what it is");
-    if !stream.receive_exact(&mut preamble)? {
+    if !stream.receive_exact_or_end(&mut preamble)? {
         return Err(silent());
     }
     let theirs = Preamble::decode(&preamble);
@@ -194,7 +194,7 @@ fn greet(stream: Stream, shared: &Shared) -> io::Result<()> {
         }
         Channel::Bulk => {
             let mut session = [0; 16];
-            if !stream.receive_exact(&mut session)? {
+            if !stream.receive_exact_or_end(&mut session)? {
                 return Err(silent());
             }
             stream.set_receive_timeout(None)?;

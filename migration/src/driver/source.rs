@@ -123,7 +123,7 @@ fn dial(address: &Address, channel: Channel) -> Result<Stream, PeerError> {
     stream.send(&Preamble::ours(channel).encode(), false).map_err(lost)?;
     stream.set_receive_timeout(Some(PREAMBLE_TIMEOUT)).map_err(lost)?;
     let mut answer = [0; PREAMBLE_BYTES];
-    match stream.receive_exact(&mut answer) {
+    match stream.receive_exact_or_end(&mut answer) {
         Ok(true) => {}
         Ok(false) => return Err(PeerError::Lost(format!("{address} closed the connection"))),
         Err(error) => {

@@ -15,7 +15,6 @@ use super::source::in_full;
 use crate::limits::STAGING_STEP_BYTES;
 
 /// Pages to receive in, with the thread that makes them.
-#[derive(Debug)]
 pub(super) struct Stage {
     staging: Staging,
     shared: Arc<Shared>,
@@ -23,10 +22,11 @@ pub(super) struct Stage {
 }
 
 /// What the bulk thread and the populating thread tell each other.
-#[derive(Debug)]
 struct Shared {
     /// Most bytes that are populated and not taken.
     ahead_max: usize,
+    /// Bytes of pages that have not come yet: more are not needed.
+    missing: Box<dyn Fn() -> usize + Send + Sync>,
     state: Mutex<State>,
     changed: Condvar,
 }
@@ -42,14 +42,19 @@ enum State {
 }
 
 impl Stage {
-    /// Begins to populate pages for `bytes` bytes, never more than `ahead_max` ahead of their use.
+    /// Begins to populate pages for `bytes` bytes, never more than `ahead_max` ahead of their use,
+    /// nor more than `missing` says are to come.
     ///
     /// # Errors
     /// No address space or thread to be had.
-    pub fn begin(bytes: usize, ahead_max: usize) -> std::io::Result<Stage> {
+    pub fn begin(
+        bytes: usize,
+        ahead_max: usize,
+        missing: impl Fn() -> usize + Send + Sync + 'static,
+    ) -> std::io::Result<Stage> {
         let (staging, populator) = Staging::new(bytes)?;
-        let state = Mutex::new(State::Populating);
-        let shared = Arc::new(Shared { ahead_max, state, changed: Condvar::new() });
+        let (state, changed) = (Mutex::new(State::Populating), Condvar::new());
+        let shared = Arc::new(Shared { ahead_max, missing: Box::new(missing), state, changed });
         let populate = {
             let shared = Arc::clone(&shared);
             move || shared.populate(populator)
@@ -116,7 +121,8 @@ impl Shared {
     /// False if nobody wants more pages.
     fn wait_for_room(&self, populator: &Populator) -> bool {
         let mut state = self.state();
-        if *state == State::Populating && populator.ahead() >= self.ahead_max {
+        if *state == State::Populating && populator.ahead() >= self.ahead_max.min((self.missing)())
+        {
             *state = State::Full;
             self.changed.notify_all();
         }
@@ -135,7 +141,7 @@ mod tests {
     #[test]
     fn pages_are_made_ahead_up_to_the_limit_and_on_as_they_are_used() {
         let (all, ahead) = (6 * STAGING_STEP_BYTES, 4 * STAGING_STEP_BYTES);
-        let mut stage = Stage::begin(all, ahead).unwrap();
+        let mut stage = Stage::begin(all, ahead, move || all).unwrap();
         stage.wait(PATIENCE);
         assert_eq!(*stage.shared.state(), State::Full);
         assert!(stage.take(ahead + STAGING_STEP_BYTES).is_none());
@@ -149,6 +155,16 @@ mod tests {
 
     #[test]
     fn a_stage_that_nobody_wants_ends_at_once() {
-        drop(Stage::begin(1 << 40, 1 << 30).unwrap());
+        drop(Stage::begin(1 << 40, 1 << 30, || 1 << 40).unwrap());
+    }
+
+    #[test]
+    fn no_more_pages_are_made_than_are_missing() {
+        let all = 6 * STAGING_STEP_BYTES;
+        let mut stage = Stage::begin(all, all, || STAGING_STEP_BYTES).unwrap();
+        stage.wait(PATIENCE);
+        assert_eq!(*stage.shared.state(), State::Full);
+        assert!(stage.take(2 * STAGING_STEP_BYTES).is_none());
+        assert!(stage.take(STAGING_STEP_BYTES).is_some());
     }
 }

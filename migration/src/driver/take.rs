@@ -1,5 +1,6 @@
 //! The bulk receiver: a thread that installs what the source pushes.
 
+use std::io::ErrorKind;
 use std::sync::Arc;
 use std::time::Instant;
 
@@ -69,23 +70,28 @@ impl Failed {
 pub(super) fn take_pushed<U: Uffd>(
     stream: &Stream,
     installer: &Installer<U>,
-    mut stage: Option<Stage>,
+    mut stage: Option<&mut Stage>,
     mut last: impl FnMut(),
 ) -> Result<(), PeerError> {
-    let lost = |what: String| PeerError::Lost(format!("bulk channel: {what}"));
+    let lost = |what: &str| PeerError::Lost(format!("bulk channel: {what}"));
     let mut head = [0; RUN_HEAD_BYTES];
     let mut buffer = vec![0; RUN_BYTES_MAX];
     loop {
-        if !stream.receive_exact(&mut head).map_err(|e| lost(e.to_string()))? {
-            return Err(lost("it ended before the push did".into()));
+        if !stream.receive_exact_or_end(&mut head).map_err(|e| lost(&e.to_string()))? {
+            return Err(lost("it ended before the push did"));
         }
         let head = match PushFrame::decode(&head, installer.claims.page_count())? {
             PushFrame::End => return Ok(()),
             PushFrame::Pages(head) => head,
         };
         let bytes = head.content_bytes();
-        let receive =
-            |bytes: &mut [u8]| stream.receive_exact(bytes).map_err(|e| lost(e.to_string()));
+        // Contents that did not come whole are never installed.
+        let receive = |bytes: &mut [u8]| {
+            stream.receive_exact(bytes).map_err(|error| match error.kind() {
+                ErrorKind::UnexpectedEof => lost("it ended inside a run"),
+                _ => lost(&error.to_string()),
+            })
+        };
         let contents = match head.encoding {
             Encoding::Zero => Contents::Zero,
             Encoding::Raw => match stage.as_mut().and_then(|stage| stage.take(bytes)) {

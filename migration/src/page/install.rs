@@ -107,10 +107,27 @@ fn fill<U: Uffd>(
     match contents {
         Contents::Zero => memory.zero(rest, Wake::Now),
         Contents::Data(bytes) => memory.copy(rest, &bytes[done..], Wake::Now),
-        // A page that cannot be moved, because something holds on to it, can still be copied. Those
-        // that were moved are present by now, and no copy replaces what is present.
-        Contents::Staged(bytes) => memory
-            .move_in(rest, &mut bytes[done..], Wake::Now)
-            .or_else(|_| memory.copy(rest, &bytes[done..], Wake::Now)),
+        Contents::Staged(bytes) => fill_staged(memory, rest, &mut bytes[done..]),
+    }
+}
+
+/// Moves staged pages in. A page that something holds on to, or a mapping that differs, is no
+/// reason to fail: its bytes can be copied. Those that were moved before it are present by then,
+/// and no copy replaces what is present. After any other error there may be nothing to copy.
+fn fill_staged<U: Uffd>(
+    memory: &GuestUffd<U>,
+    run: PageRun,
+    staged: &mut [u8],
+) -> Result<Filled, godwit_uffd::Error> {
+    match memory.move_in(run, staged, Wake::Now) {
+        Err(error) if error.is_move_refused() => {
+            let filled = memory.copy(run, staged, Wake::Now);
+            // What was copied is not kept twice.
+            if let Ok(Filled::All) = filled {
+                memory.uffd().give_up(staged);
+            }
+            filled
+        }
+        moved => moved,
     }
 }

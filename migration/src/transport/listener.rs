@@ -120,10 +120,10 @@ mod tests {
             let server = listener.accept().unwrap();
             client.send(b"hello", false).unwrap();
             let mut bytes = [0; 5];
-            assert!(server.receive_exact(&mut bytes).unwrap());
+            assert!(server.receive_exact_or_end(&mut bytes).unwrap());
             assert_eq!(&bytes, b"hello");
             drop(client);
-            assert!(!server.receive_exact(&mut bytes).unwrap());
+            assert!(!server.receive_exact_or_end(&mut bytes).unwrap());
             let again = Listener::bind(listener.address()).unwrap_err().to_string();
             assert!(again.contains(&listener.address().to_string()), "{again}");
         }

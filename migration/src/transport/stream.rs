@@ -103,11 +103,24 @@ impl Stream {
         retry(|| rustix::net::recv(&self.fd, &mut *buffer, flags).map(|(_, bytes)| bytes))
     }
 
-    /// Fills `buffer`. False if the stream ended before its first byte.
+    /// Fills `buffer`.
+    ///
+    /// # Errors
+    /// What the socket returned; `UnexpectedEof` if the stream ended before the last byte, be it
+    /// before the first.
+    pub fn receive_exact(&self, buffer: &mut [u8]) -> io::Result<()> {
+        match self.receive_exact_or_end(buffer)? {
+            true => Ok(()),
+            false => Err(io::ErrorKind::UnexpectedEof.into()),
+        }
+    }
+
+    /// Fills `buffer`, where the stream may end in good order. False if it ended before its first
+    /// byte.
     ///
     /// # Errors
     /// What the socket returned; `UnexpectedEof` if the stream ended inside.
-    pub fn receive_exact(&self, buffer: &mut [u8]) -> io::Result<bool> {
+    pub fn receive_exact_or_end(&self, buffer: &mut [u8]) -> io::Result<bool> {
         let mut filled = 0;
         while filled < buffer.len() {
             let rest = &mut buffer[filled..];

@@ -421,9 +421,16 @@ fn a_source_that_misbehaves_after_the_grant_is_reported() {
     require_kvm!();
     let stage = Stage::new(GODWIT);
     let rehearsal = Rehearsal::of(&stage, &SMALL);
-    let misdeeds: [(&str, Misdeed); 5] = [
+    let misdeeds: [(&str, Misdeed); 6] = [
         ("connection lost", |urgent, bulk| drop((urgent, bulk))),
         ("bulk channel", |mut urgent, bulk| {
+            drop(bulk);
+            urgent.peer.receive_to_end();
+        }),
+        // What has not come whole is not installed.
+        ("it ended inside a run", |mut urgent, mut bulk| {
+            let head = RunHead { run: run(64, 64), encoding: Encoding::Raw };
+            bulk.peer.send(&PushFrame::Pages(head).encode()).expect("takes it");
             drop(bulk);
             urgent.peer.receive_to_end();
         }),

@@ -1,6 +1,6 @@
 //! Changing a guest's memory map while other threads install pages: hotplug, balloon.
 
-use std::sync::Arc;
+use std::sync::{Arc, MutexGuard, PoisonError};
 
 use crate::guest::memory::GuestUffd;
 use crate::guest::space::GuestSpace;
@@ -15,13 +15,17 @@ use crate::uffd::Uffd;
 /// events does nothing of that, because it would wait for itself.
 pub struct Change<'a, U: Uffd> {
     guest: &'a GuestUffd<U>,
+    _only: MutexGuard<'a, ()>,
 }
 
 impl<U: Uffd> GuestUffd<U> {
-    /// Begins a change: waits out the calls that are under way, and holds off others.
+    /// Begins a change: waits out the calls that are under way, and holds off others. One change is
+    /// under way at a time, so that none is lost: the next waits for it, and begins with the map
+    /// that it leaves.
     pub fn change(&self) -> Change<'_, U> {
-        self.write_map().changing += 1;
-        Change { guest: self }
+        let only = self.changes.lock().unwrap_or_else(PoisonError::into_inner);
+        self.write_map().changing = true;
+        Change { guest: self, _only: only }
     }
 }
 
@@ -37,6 +41,6 @@ impl<U: Uffd> Change<'_, U> {
 
 impl<U: Uffd> Drop for Change<'_, U> {
     fn drop(&mut self) {
-        self.guest.write_map().changing -= 1;
+        self.guest.write_map().changing = false;
     }
 }

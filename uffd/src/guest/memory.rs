@@ -2,7 +2,7 @@
 
 use std::ops;
 use std::os::fd::{AsFd, BorrowedFd};
-use std::sync::{Arc, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
+use std::sync::{Arc, Mutex, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
 
 use crate::error::Error;
 use crate::event::Event;
@@ -25,6 +25,8 @@ pub struct GuestUffd<U> {
     mode: RegisterMode,
     methods: [Methods; MemoryKind::ALL.len()],
     map: RwLock<Map>,
+    /// Held by the change that is under way.
+    pub(super) changes: Mutex<()>,
 }
 
 /// Where the guest's memory is now. Operations hold its lock for reading while a call is under
@@ -33,8 +35,8 @@ pub(super) struct Map {
     pub space: Arc<GuestSpace>,
     /// Counts the spaces.
     pub generation: u64,
-    /// Changes under way: until they are over, operations leave the rest to their callers.
-    pub changing: u32,
+    /// A change is under way: until it is over, operations leave the rest to their callers.
+    pub changing: bool,
 }
 
 /// The map at the beginning of an operation, by which its runs are numbered.
@@ -85,6 +87,9 @@ impl<U: Uffd> GuestUffd<U> {
         for memslot in space.memslots() {
             masks[memslot.memory as usize] &= uffd.register(space.range_of(memslot), mode)?;
         }
+        // Trials take pages for a moment, so only what the guest has is tried.
+        let has = |kind| space.memslots().iter().any(|memslot| memslot.memory == kind);
+        let trials = |kind| if has(kind) { trials(kind) } else { Trials::NONE };
         let methods = MemoryKind::ALL
             .map(|kind| Methods::decide(kind, mode, enabled, masks[kind as usize], trials(kind)));
         Ok(GuestUffd::assemble(uffd, space, mode, methods))
@@ -96,8 +101,8 @@ impl<U: Uffd> GuestUffd<U> {
         mode: RegisterMode,
         methods: [Methods; MemoryKind::ALL.len()],
     ) -> GuestUffd<U> {
-        let map = RwLock::new(Map { space: Arc::new(space), generation: 0, changing: 0 });
-        GuestUffd { uffd, mode, methods, map }
+        let map = RwLock::new(Map { space: Arc::new(space), generation: 0, changing: false });
+        GuestUffd { uffd, mode, methods, map, changes: Mutex::default() }
     }
 
     /// The userfaultfd.
@@ -209,7 +214,7 @@ impl<U: Uffd> GuestUffd<U> {
             if map.generation != seen {
                 (seen, changes) = (map.generation, changes + 1);
             }
-            if map.changing > 0 || changes > CHANGES_MAX {
+            if map.changing || changes > CHANGES_MAX {
                 return Ok(Filled::EventsFirst { done });
             }
             if seen != begin.generation {

@@ -14,11 +14,12 @@ mod staging;
 #[cfg(test)]
 pub(crate) mod tests;
 
+use std::any::Any;
 use std::ffi::c_void;
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, FromRawFd, IntoRawFd};
 use std::ptr;
-use std::sync::{PoisonError, RwLock};
+use std::sync::{Arc, Mutex, PoisonError, RwLock};
 
 use userfaultfd::{FeatureFlags, UffdBuilder};
 
@@ -47,6 +48,8 @@ pub struct KernelUffd {
     enabled: Features,
     /// What calls may do more to than fill pages that are missing.
     lent: RwLock<Lent>,
+    /// Of the memory that was lent; dropped last.
+    owners: Mutex<Vec<Arc<dyn Any + Send + Sync>>>,
 }
 
 impl KernelUffd {
@@ -84,7 +87,13 @@ impl KernelUffd {
             Err(userfaultfd::Error::OpenDevUserfaultfd(_)) => open_without_crate(enabled)?,
             Err(error) => return Err(open_error(crate_error(error))),
         };
-        Ok(KernelUffd { inner, offered, enabled, lent: RwLock::default() })
+        Ok(KernelUffd {
+            inner,
+            offered,
+            enabled,
+            lent: RwLock::default(),
+            owners: Mutex::default(),
+        })
     }
 
     /// All features that the kernel offers.
@@ -103,11 +112,17 @@ impl KernelUffd {
     ///
     /// # Safety
     ///
-    /// Until it is unregistered, or the userfaultfd is dropped, the range must be memory that only
-    /// raw pointers, other processes or guests access: a page that Rust holds a reference to must
-    /// not change under it. A thread that serves the faults of registered memory must not touch it.
+    /// Until it is unregistered, or the userfaultfd is dropped, the range must stay mapped (see
+    /// [`keep`](KernelUffd::keep)) and be memory that only raw pointers, other processes or guests
+    /// access: a page that Rust holds a reference to must not change under it. A thread that serves
+    /// the faults of registered memory must not touch it.
     pub unsafe fn lend(&self, range: Range) {
         self.lent.write().unwrap_or_else(PoisonError::into_inner).add(range);
+    }
+
+    /// Keeps whoever owns lent memory alive as long as this userfaultfd.
+    pub fn keep(&self, owner: Arc<dyn Any + Send + Sync>) {
+        self.owners.lock().unwrap_or_else(PoisonError::into_inner).push(owner);
     }
 
     /// Lends a range and [registers](Uffd::register) it.
@@ -144,9 +159,11 @@ impl KernelUffd {
     }
 
     fn unregister_lent(&self, range: Range) -> Answer {
+        // Held for both steps, so that nobody registers in between what is being given back.
+        let mut lent = self.lent.write().unwrap_or_else(PoisonError::into_inner);
         match self.inner.unregister(address(range.start), word(range.bytes)) {
             Ok(()) => {
-                self.lent.write().unwrap_or_else(PoisonError::into_inner).remove(range);
+                lent.remove(range);
                 Answer { result: Ok(()), out: Out::Untouched }
             }
             Err(error) => refused(crate_errno(&error)),

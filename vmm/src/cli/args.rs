@@ -49,7 +49,7 @@ pub enum Command {
     /// Say what this host can do, what is missing, what that costs and how to get it
     ///
     /// Asks KVM and userfaultfd what they offer, and tries every operation of userfaultfd on each
-    /// kind of memory. Changes nothing.
+    /// kind of memory, which takes some pages for a moment. Leaves nothing changed.
     #[command(after_help = DOCTOR_STATUS, verbatim_doc_comment)]
     Doctor(Doctor),
     /// Launch a guest; its console is stdout, its exit code is the exit status

@@ -124,6 +124,7 @@ fn userfaultfd(uffd: &Userfaultfd) -> Vec<Finding> {
             found.push(finding(Weight::Cost, what, cost, remedy));
         }
     }
+    found.extend(uffd.memory.iter().find(|memory| memory.kind == "anonymous").and_then(unusable));
     for (kind, name, weight, cost, remedy) in OPERATIONS {
         let memory = uffd.memory.iter().find(|memory| memory.kind == kind);
         if memory.is_some_and(|memory| lacks(memory, name)) {
@@ -132,6 +133,19 @@ fn userfaultfd(uffd: &Userfaultfd) -> Vec<Finding> {
         }
     }
     found
+}
+
+/// Memory that guests are made of, of which nothing could be tried or no missing page is told.
+fn unusable(memory: &Memory) -> Option<Finding> {
+    let cost = "no guest can come here";
+    let what = match &memory.unknown {
+        Some(reason) => format!("userfaultfd cannot be tried on {} memory: {reason}", memory.kind),
+        None if !memory.modes.iter().any(|mode| mode == "MISSING") => {
+            format!("userfaultfd tells no missing pages of {} memory", memory.kind)
+        }
+        None => return None,
+    };
+    Some(finding(Weight::Move, what, cost, SEE_LOG))
 }
 
 fn no_userfaultfd(uffd: &Userfaultfd) -> Finding {
@@ -191,7 +205,7 @@ fn limits(limits: &Limits) -> Vec<Finding> {
     let below = |limit: Option<u64>, wanted| limit.filter(|&limit| limit < wanted);
     if let Some(available) = below(limits.memory_available, DEMO_BYTES) {
         let what = format!("only {} MiB of memory are available", available >> 20);
-        let cost = "`godwit demo` holds its guest of 1 GiB twice";
+        let cost = "`godwit demo` holds its guest of 1 GiB twice, and pages to receive in";
         found.push(finding(Weight::Cost, what, cost, "give it a smaller guest: --memory 256M"));
     }
     if let Some(descriptors) = below(limits.descriptors, DESCRIPTORS_ENOUGH) {
@@ -286,7 +300,7 @@ const OPERATIONS: [(&str, &str, Weight, &str, &str); 9] = [
         "anonymous",
         "MOVE",
         Weight::Cost,
-        "pages that were received elsewhere are copied, and huge pages become small",
+        "pages of a guest that comes are allocated while it waits: its memory takes longer to arrive",
         "Linux 6.8",
     ),
     (

@@ -1,4 +1,5 @@
-//! Finding out about the host that this runs on. Nothing is changed by it.
+//! Finding out about the host that this runs on. Trials take some pages for a
+//! moment, and nothing is left changed.
 
 use std::fs;
 use std::path::Path;

@@ -3,6 +3,7 @@
 // UNSAFETY: a userfaultfd may put pages into memory behind the compiler's back.
 #![expect(unsafe_code)]
 
+use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
 use godwit_uffd::guest::{GuestSpace, GuestUffd, Region};
@@ -26,10 +27,11 @@ impl GuestMemory {
         let uffd = KernelUffd::open_with(Features::THREAD_ID)?;
         self.forbid_huge_pages()?;
         self.incomplete.store(true, Ordering::Release);
+        uffd.keep(Arc::new(self.inner().clone()));
         for region in self.regions() {
             let range = Range { start: region.hva, bytes: region.bytes };
             // SAFETY: guest memory is only ever accessed by guests and through volatile copies;
-            // nobody holds a reference to its bytes.
+            // nobody holds a reference to its bytes, and it stays mapped as long as it is kept.
             unsafe { uffd.lend(range) };
         }
         let enabled = uffd.enabled();

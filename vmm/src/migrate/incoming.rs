@@ -13,7 +13,7 @@ use godwit_uffd::page::PageSize;
 use super::outgoing::{OPERATOR_SECTION, OPERATOR_VERSION, OperatorState};
 use super::{Guest, Host, HostEvent, Levers, in_full};
 use crate::api::types::Direction;
-use crate::memory::GuestMemory;
+use crate::memory::{GuestMemory, available_bytes};
 use crate::vm::{Vm, VmConfig};
 
 /// Begins to receive the guest of `arrival`; its thread goes on by itself.
@@ -101,9 +101,15 @@ impl IncomingVm for Arriving {
         Arc::clone(&self.memory)
     }
 
-    fn takes_moves(&self) -> bool {
-        let kind = self.vm.memory().kind();
-        self.memory.methods(kind).moving == Moving::Move
+    fn staged_bytes_max(&self) -> usize {
+        let memory = self.vm.memory();
+        if self.memory.methods(memory.kind()).moving != Moving::Move {
+            return 0;
+        }
+        // Pages that are staged and those that faults bring in may exist at the same time, so no
+        // more is staged than half of what the host has beyond the guest.
+        let spare = available_bytes().unwrap_or(0).saturating_sub(memory.bytes());
+        usize::try_from(spare / 2).unwrap_or(usize::MAX)
     }
 
     fn load(&self, mut sections: Vec<Section>) -> Result<(), String> {
