@@ -7,6 +7,7 @@ use super::file_faults;
 use super::folio::{Folio, HUGE};
 use super::hugetlb_faults;
 use super::page_table::{Bits, Entry, Level, Mapped, Marker, Slot};
+use super::read_write_protect::waits_for_access;
 use super::swap;
 use super::sync::{Arc, AtomicBool, MutexGuard, Ordering};
 use super::vma::{Access, Backing, Vma};
@@ -127,6 +128,11 @@ fn in_vma(request: &Request<'_>, vma: &Vma) -> Step {
     let entry = &mut table.entries()[super::page_table::index_in_table(request.address)];
     if entry.allows(request.write) {
         return Step::Again;
+    }
+    if entry.is_armed() {
+        let waits = waits_for_access(vma, entry);
+        drop(level);
+        return if waits { userfault(request, vma, Modes::READ_WRITE) } else { Step::Again };
     }
     match entry {
         Entry::None => {
@@ -273,6 +279,11 @@ fn present_huge(request: &Request<'_>, vma: &Vma, mut level: MutexGuard<'_, Leve
     if entry.allows(request.write) {
         return Step::Again;
     }
+    if entry.is_armed() {
+        let waits = waits_for_access(vma, entry);
+        drop(level);
+        return if waits { userfault(request, vma, Modes::READ_WRITE) } else { Step::Again };
+    }
     if vma.modes().contains(Modes::PROTECT) && entry.is_protected() {
         if vma.is_async() {
             // Only the page that is written loses its protection.
@@ -363,7 +374,11 @@ fn must_wait(request: &Request<'_>, vma: &Vma, reason: Modes) -> bool {
     match entry {
         Entry::None | Entry::Marker(Marker::Protect | Marker::Poison) => true,
         Entry::Marker(Marker::Guard) => vma.is_hugetlb() || request.space.profile().waits_on_guard,
-        Entry::Page(_) | Entry::Zero(_) => reason == Modes::PROTECT && !entry.allows(true),
+        Entry::Page(_) | Entry::Zero(_) => match reason {
+            Modes::PROTECT => !entry.allows(true),
+            Modes::READ_WRITE => entry.is_armed(),
+            _ => false,
+        },
         Entry::Swap(_) | Entry::Migration(..) => false,
     }
 }

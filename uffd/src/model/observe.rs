@@ -78,7 +78,10 @@ fn is_mapped_once(level: &mut Level, address: u64) -> bool {
     };
     let here = match level {
         Level::Table(table) if folio.pages > 1 => {
-            let same = |entry: &&Entry| matches!(entry, Entry::Page(mapped) if Arc::ptr_eq(&mapped.folio, &folio));
+            let same = |entry: &&Entry| match entry {
+                Entry::Page(mapped) => Arc::ptr_eq(&mapped.folio, &folio),
+                _ => false,
+            };
             table.entries().iter().filter(same).count()
         }
         _ => 1,

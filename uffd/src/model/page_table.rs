@@ -21,6 +21,8 @@ bitflags::bitflags! {
         const EXCLUSIVE = 4;
         /// The hardware lets nothing through (PROT_NONE).
         const NO_ACCESS = 8;
+        /// RWPROTECT: the next access of any kind is told.
+        const ARMED = 16;
     }
 }
 
@@ -110,6 +112,11 @@ impl Entry {
             || self.bits().is_some_and(|bits| bits.contains(Bits::PROTECTED))
     }
 
+    /// It has a page, and RWPROTECT has made it inaccessible.
+    pub(super) fn is_armed(&self) -> bool {
+        self.is_present() && self.bits().is_some_and(|bits| bits.contains(Bits::ARMED))
+    }
+
     /// A load or a store goes through without a fault.
     pub(super) fn allows(&self, write: bool) -> bool {
         let bits = match self {
@@ -117,7 +124,7 @@ impl Entry {
             Entry::Zero(bits) => *bits,
             _ => return false,
         };
-        !bits.contains(Bits::NO_ACCESS) && (!write || bits.contains(Bits::WRITE))
+        !bits.intersects(Bits::NO_ACCESS | Bits::ARMED) && (!write || bits.contains(Bits::WRITE))
     }
 }
 

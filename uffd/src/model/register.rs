@@ -9,6 +9,7 @@ use super::memory_map::split_at;
 use super::page_cache::FileKind;
 use super::profile::Profile;
 use super::protect;
+use super::read_write_protect;
 use super::sync::{Arc, Ordering};
 use super::vma::{Access, Backing, Registration, Vma};
 use crate::abi::Errno;
@@ -195,6 +196,9 @@ pub(super) fn unregister(context: &Arc<Context>, start: u64, len: u64) -> Result
 fn detach(context: &Context, vma: &mut Vma) {
     if vma.modes().contains(Modes::PROTECT) {
         protect::change(&context.space, vma, vma.range(), false);
+    }
+    if vma.modes().contains(Modes::READ_WRITE) {
+        read_write_protect::change(&context.space, vma, vma.range(), false);
     }
     vma.registration = None;
 }

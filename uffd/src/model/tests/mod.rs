@@ -3,6 +3,7 @@
 
 mod life;
 mod locks;
+mod newest;
 mod retry;
 mod threads;
 mod waiting;

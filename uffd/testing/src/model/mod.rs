@@ -101,7 +101,10 @@ impl ModelWorld {
 
     /// Resumes whatever was woken, oldest first, until all that is left sleeps.
     fn settle(&mut self) {
-        let woken = |slept: &Slept| matches!(&slept.state, Some(State::Sleeps(parked)) if parked.is_woken());
+        let woken = |slept: &Slept| match &slept.state {
+            Some(State::Sleeps(parked)) => parked.is_woken(),
+            _ => false,
+        };
         while let Some(ticket) =
             self.tickets.iter().find(|(_, slept)| woken(slept)).map(|(ticket, _)| *ticket)
         {
