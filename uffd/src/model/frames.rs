@@ -3,16 +3,17 @@
 
 use std::ops::{Deref, DerefMut};
 
-use super::folio::PAGE_BYTES;
+use super::folio::{HUGE, PAGE_BYTES};
 use super::sync::{Arc, Mutex};
 
 /// Memory for pages that is not in use.
 #[derive(Debug, Default)]
 pub(super) struct Frames {
-    free: Mutex<Vec<Box<[u8]>>>,
+    pages: Mutex<Vec<Box<[u8]>>>,
+    huge_pages: Mutex<Vec<Box<[u8]>>>,
 }
 
-/// The memory of a folio. That of a single page goes back to where it came from.
+/// The memory of a folio. It goes back to where it came from.
 #[derive(Debug)]
 pub(super) struct Frame {
     bytes: Box<[u8]>,
@@ -27,21 +28,25 @@ impl Frames {
         frame
     }
 
-    /// Memory with any bytes, to be written to.
+    /// Memory with any bytes, to be written to, for a page or a huge page.
     pub(super) fn any(self: &Arc<Self>, length: usize) -> Frame {
-        if length != PAGE_BYTES {
-            return Frame::from(vec![0; length].into_boxed_slice());
+        let mut free = self.free(length).lock();
+        if free.is_empty() {
+            // Many pages are made at once, so that what describes them is close together.
+            let count = if length == PAGE_BYTES { MADE_AT_ONCE } else { 1 };
+            free.resize_with(count, || vec![0; length].into_boxed_slice());
         }
-        Frame { bytes: self.page(), home: Some(self.clone()) }
+        let bytes = free.pop().expect("some were made");
+        Frame { bytes, home: Some(self.clone()) }
     }
 
-    /// One page. Many are made at once, so that what describes them is close together in memory.
-    fn page(&self) -> Box<[u8]> {
-        let mut free = self.free.lock();
-        if free.is_empty() {
-            free.resize_with(MADE_AT_ONCE, || vec![0; PAGE_BYTES].into_boxed_slice());
+    /// Memory of this length that is not in use.
+    fn free(&self, length: usize) -> &Mutex<Vec<Box<[u8]>>> {
+        match length {
+            PAGE_BYTES => &self.pages,
+            HUGE_BYTES => &self.huge_pages,
+            _ => panic!("{length} bytes are neither a page nor a huge page"),
         }
-        free.pop().expect("some were made")
     }
 }
 
@@ -69,10 +74,13 @@ impl DerefMut for Frame {
 impl Drop for Frame {
     fn drop(&mut self) {
         if let Some(home) = &self.home {
-            home.free.lock().push(std::mem::take(&mut self.bytes));
+            let bytes = std::mem::take(&mut self.bytes);
+            home.free(bytes.len()).lock().push(bytes);
         }
     }
 }
 
+const HUGE_BYTES: usize = PAGE_BYTES * 512;
+const _: () = assert!(HUGE_BYTES as u64 == HUGE);
 /// Pages that are asked of the system in one go.
 const MADE_AT_ONCE: usize = 512;
