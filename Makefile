@@ -59,7 +59,7 @@ differential: setup ## Random operations on the running kernel and on our model:
 	$(CARGO) run --locked -p godwit-uffd-testing --bin differential -- $(OPS) $(SEED)
 
 .PHONY: uffd-bench
-uffd-bench: setup ## What each call costs on the kernel and on our model: ARGS="copy/anonymous"
+uffd-bench: setup ## What each call costs on the kernel and on our model: ARGS=COPY/memfd
 	$(CARGO) bench --locked -p godwit-uffd --bench operations -- $(ARGS)
 
 .PHONY: bench
