@@ -16,7 +16,7 @@ GUESTS := $(wildcard guest-images/*/Cargo.toml)
 
 .PHONY: help
 help: ## Say what can be made
-	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 .PHONY: setup
 setup: ## Install what the build needs and is missing (quick if nothing is)
@@ -57,6 +57,10 @@ SEED ?= 1
 .PHONY: differential
 differential: setup ## Random operations on the running kernel and on our model: OPS=N SEED=N
 	$(CARGO) run --locked -p godwit-uffd-testing --bin differential -- $(OPS) $(SEED)
+
+.PHONY: uffd-bench
+uffd-bench: setup ## What each call costs on the kernel and on our model: ARGS=COPY/memfd
+	$(CARGO) bench --locked -p godwit-uffd --bench operations -- $(ARGS)
 
 .PHONY: bench
 bench: setup ## Measure side by side with the floor, and with QEMU if there is one

@@ -1,9 +1,9 @@
 //! Loads and stores, by user code and by the kernel for user code: the hardware first, then as
 //! many faults as it takes.
 
-use super::address_space::AddressSpace;
+use super::address_space::{AddressSpace, reach_in};
 use super::faults::{Failure, Request, Step, ThreadState, Waiting, resolve};
-use super::folio::{Folio, PAGE};
+use super::folio::{Folio, HUGE, PAGE};
 use super::sync::Arc;
 
 /// An access of a thread.
@@ -107,17 +107,21 @@ fn reach<R>(request: &Request<'_>, mut work: impl FnMut(Option<&Folio>, usize) -
     }
 }
 
-/// Copies bytes of user memory while page faults are off: what the hardware finds, or nothing.
-pub(super) fn copy_present(space: &AddressSpace, address: u64, into: &mut [u8]) -> bool {
-    let mut done = 0;
-    while done < into.len() {
-        let at = address + done as u64;
-        let length = in_page(at, into.len() - done);
-        let part = &mut into[done..done + length];
-        if space.reach(at, false, |folio, at| read(folio, at, part)).is_none() {
-            return false;
+/// Copies bytes of user memory while page faults are off: what the hardware finds, or nothing. Each
+/// page table is locked once.
+pub(super) fn copy_present(space: &AddressSpace, mut address: u64, mut into: &mut [u8]) -> bool {
+    while !into.is_empty() {
+        let Some(slot) = space.tables.find(address) else { return false };
+        let mut level = slot.lock();
+        let end = (address / HUGE + 1) * HUGE;
+        while address < end && !into.is_empty() {
+            let length = in_page(address, into.len());
+            let (part, rest) = into.split_at_mut(length);
+            if reach_in(&mut level, address, false, |folio, at| read(folio, at, part)).is_none() {
+                return false;
+            }
+            (address, into) = (address + length as u64, rest);
         }
-        done += length;
     }
     true
 }

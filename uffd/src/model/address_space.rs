@@ -112,20 +112,29 @@ impl AddressSpace {
         work: impl FnOnce(Option<&Folio>, usize) -> R,
     ) -> Option<R> {
         let slot = self.tables.find(address)?;
-        let mut level = slot.lock();
-        let huge = matches!(&*level, Level::Huge(_));
-        let entry = level.entry(address)?;
-        if !entry.allows(write) {
-            return None;
-        }
-        let (folio, at) = locate(entry, huge, address);
-        Some(work(folio, at))
+        reach_in(&mut slot.lock(), address, write, work)
     }
 
     /// Makes sure that a VMA can have anonymous pages.
     pub(super) fn prepare_anonymous(&self, vma: &Vma) {
         vma.prepare_anonymous(&self.host.next_group);
     }
+}
+
+/// As [`AddressSpace::reach`], in what maps the address, which is locked.
+pub(super) fn reach_in<R>(
+    level: &mut Level,
+    address: u64,
+    write: bool,
+    work: impl FnOnce(Option<&Folio>, usize) -> R,
+) -> Option<R> {
+    let huge = matches!(level, Level::Huge(_));
+    let entry = level.entry(address)?;
+    if !entry.allows(write) {
+        return None;
+    }
+    let (folio, at) = locate(entry, huge, address);
+    Some(work(folio, at))
 }
 
 /// The folio that a present or swapped entry refers to, and the position in it of `address`.

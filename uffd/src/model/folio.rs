@@ -74,22 +74,22 @@ impl Folio {
 
     /// A copy, for this address space alone, of one page.
     pub(super) fn copy_of_page(&self, index: u16) -> Folio {
-        Folio::new(true, 1, self.page_bytes(index).map(Frame::from))
+        Folio::new(true, 1, self.page_bytes(index))
     }
 
     /// All bytes; `None` if they are zeros.
-    pub(super) fn all_bytes(&self) -> Option<Box<[u8]>> {
-        self.bytes.lock().as_deref().map(Box::from)
+    pub(super) fn all_bytes(&self) -> Option<Frame> {
+        self.bytes.lock().as_deref().map(Frame::copy_of)
     }
 
     /// A copy of the whole folio.
     pub(super) fn copy_of_all(&self) -> Folio {
-        Folio::new(true, self.pages, self.all_bytes().map(Frame::from))
+        Folio::new(true, self.pages, self.all_bytes())
     }
 
-    fn page_bytes(&self, index: u16) -> Option<Box<[u8]>> {
+    fn page_bytes(&self, index: u16) -> Option<Frame> {
         let at = usize::from(index) * PAGE_BYTES;
-        self.bytes.lock().as_ref().map(|bytes| bytes[at..at + PAGE_BYTES].into())
+        self.bytes.lock().as_ref().map(|bytes| Frame::copy_of(&bytes[at..at + PAGE_BYTES]))
     }
 
     /// The byte at `at`, counted from the folio's first.
@@ -109,7 +109,7 @@ impl Folio {
     pub(super) fn write(&self, at: usize, from: &[u8]) {
         let mut bytes = self.bytes.lock();
         let length = usize::from(self.pages) * PAGE_BYTES;
-        let bytes = bytes.get_or_insert_with(|| Frame::from(vec![0; length].into_boxed_slice()));
+        let bytes = bytes.get_or_insert_with(|| Frame::zeroed(length));
         bytes[at..at + from.len()].copy_from_slice(from);
     }
 
@@ -120,9 +120,9 @@ impl Folio {
 
     /// One page of this holds the same bytes as one of another.
     pub(super) fn page_equals(&self, index: u16, other: &Folio, other_index: u16) -> bool {
-        let zeros = || vec![0; PAGE_BYTES].into_boxed_slice();
+        let zeros = || Frame::zeroed(PAGE_BYTES);
         let mine = self.page_bytes(index).unwrap_or_else(zeros);
-        mine == other.page_bytes(other_index).unwrap_or_else(zeros)
+        *mine == *other.page_bytes(other_index).unwrap_or_else(zeros)
     }
 
     /// A device may be writing to it.

@@ -4,7 +4,6 @@ use super::address_space::bits_for;
 use super::context::Modes;
 use super::faults::{Failure, Request, Step, Waiting, still_missing, userfault};
 use super::folio::{HUGE, PAGES_PER_HUGE};
-use super::frames::Frame;
 use super::hugetlb::Pool;
 use super::page_cache::{CachePage, MemoryFile};
 use super::page_table::{Bits, Entry, Level, Mapped, Marker, Slot};
@@ -69,8 +68,7 @@ fn make_writable(request: &Request<'_>, vma: &Vma, entry: &mut Entry) -> Step {
         mapped.bits.set(Bits::EXCLUSIVE, mapped.folio.anonymous);
         return Step::Again;
     }
-    let Some(copy) =
-        Pool::take(&request.space.host.pool, None, true, mapped.folio.all_bytes().map(Frame::from))
+    let Some(copy) = Pool::take(&request.space.host.pool, None, true, mapped.folio.all_bytes())
     else {
         return Step::Failed(Failure::Bus);
     };

@@ -2,6 +2,7 @@
 //! the running kernel has it and as the model has it, behind one trait; and the conformance
 //! suite that both must pass.
 
+pub mod costs;
 pub mod differential;
 pub mod judge;
 pub mod kernel;

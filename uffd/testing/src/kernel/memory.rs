@@ -13,7 +13,7 @@ use crate::world::{Access, Advice, Backing, Mapping, Process, Remap};
 pub(super) const WINDOW: u64 = 0x2000_0000_0000;
 
 /// `log2` of a huge page in the upper bits of the flags of mmap.
-const HUGE_2MB: i32 = 21 << 26;
+pub(super) const HUGE_2MB: i32 = 21 << 26;
 
 impl KernelWorld {
     pub(super) fn map_memory(&mut self, process: Process, map: Mapping) -> Result<u64, Errno> {

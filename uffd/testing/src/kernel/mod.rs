@@ -10,6 +10,7 @@ mod agent;
 mod agents;
 mod descriptor;
 mod files;
+mod ground;
 mod guest;
 mod host;
 mod mailbox;
@@ -33,6 +34,8 @@ use crate::world::{
     Ability, Access, Advice, Door, Entry, Fd, FdInfo, File, FileKind, Mapping, NotHere, Placement,
     Polled, Process, Remap, Scan, ScanRegion, Step, Ticket, Touch, World,
 };
+pub use ground::KernelGround;
+
 use agents::Agents;
 use files::MemoryFile;
 use guest::Guest;

@@ -1,6 +1,7 @@
 //! The model as a world.
 
 mod convert;
+mod ground;
 
 use std::collections::BTreeMap;
 
@@ -13,6 +14,8 @@ use crate::world::{
     Ability, Access, Advice, Door, Entry, Fd, FdInfo, File, FileKind, Mapping, NotHere, Outcome,
     Placement, Polled, Process, Remap, Scan, ScanRegion, Step, Ticket, Touch, World,
 };
+
+pub use ground::ModelGround;
 
 /// Something that sleeps, or how it has ended.
 enum State {
