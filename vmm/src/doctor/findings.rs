@@ -300,7 +300,7 @@ const OPERATIONS: [(&str, &str, Weight, &str, &str); 9] = [
         "anonymous",
         "MOVE",
         Weight::Cost,
-        "pages of a guest that comes are allocated while it waits: its memory takes longer to arrive",
+        "pages of a guest that comes are allocated while it waits, which takes longer",
         "Linux 6.8",
     ),
     (
