@@ -3,6 +3,7 @@
 //! suite that both must pass.
 
 pub mod differential;
+pub mod fuzz;
 pub mod judge;
 pub mod kernel;
 pub mod model;
