@@ -2,7 +2,7 @@
 
 use std::ops::Range;
 
-use super::address_space::AddressSpace;
+use super::address_space::{AddressSpace, TASK_SIZE};
 use super::events::{Announced, EventMessage};
 use super::folio::{HUGE, PAGE};
 use super::memory_map::{place, split_at, unmap_locked};
@@ -77,9 +77,16 @@ fn remap_one(
     call: Remap,
 ) -> Result<(u64, Vec<Announced>), Errno> {
     let old = call.from..call.from + call.len;
-    let covers = map.find(call.from).map(|cell| cell.read().contains(&old));
-    if covers != Some(true) {
+    let Some(hugetlb) = map.find(call.from).and_then(|cell| {
+        let vma = cell.read();
+        vma.contains(&old).then(|| vma.is_hugetlb())
+    }) else {
         return Err(Errno::EFAULT);
+    };
+    // Nothing is changed before this is known.
+    let places = [call.from, call.len, call.new_len, call.to.unwrap_or(0)];
+    if hugetlb && !places.iter().all(|place| place.is_multiple_of(HUGE)) {
+        return Err(Errno::EINVAL);
     }
     let mut early = Vec::new();
     if let Some(to) = call.to {
@@ -118,6 +125,14 @@ fn check(call: &Remap) -> Result<(), Errno> {
     if call.dont_unmap && call.len != call.new_len {
         return Err(Errno::EINVAL);
     }
+    if call.len.max(call.new_len) > TASK_SIZE
+        || call.to.is_some_and(|to| to > TASK_SIZE - call.new_len)
+    {
+        return Err(Errno::EINVAL);
+    }
+    if call.from > TASK_SIZE - call.len {
+        return Err(Errno::EFAULT);
+    }
     let overlaps = |to: u64| to < call.from + call.len && call.from < to + call.new_len;
     if call.to.is_some_and(overlaps) { Err(Errno::EINVAL) } else { Ok(()) }
 }
@@ -153,13 +168,6 @@ fn move_mapping(
     let cell = map.find(old.start).expect("it was found before").clone();
     // Whoever works in the VMA is waited for, and nobody begins until the pages are moved.
     let source = cell.write();
-    if source.is_hugetlb()
-        && (!old.start.is_multiple_of(HUGE)
-            || !to.is_multiple_of(HUGE)
-            || !len.is_multiple_of(HUGE))
-    {
-        return Err(Errno::EINVAL);
-    }
     let moved = moved_vma(&source, to, call.new_len);
     let owner = source.owner().cloned();
     let follows = owner.as_ref().filter(|owner| owner.has(Features::EVENT_REMAP)).cloned();

@@ -1,6 +1,8 @@
 //! What the conformance rows do not pin: locks and their order, saved retry state, wake ranges,
 //! real threads, and what is left behind.
 
+#[cfg(feature = "shuttle")]
+mod interleavings;
 mod life;
 mod locks;
 mod retry;
