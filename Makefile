@@ -43,8 +43,23 @@ check: setup ## Everything that needs no guest: format, lints, house rules
 	$(CARGO) clippy --workspace --all-targets --locked -- -D warnings
 
 .PHONY: test
-test: check ## check, then the unit tests and the tests with real guests
+test: check loom ## check, then the unit tests and the tests with real guests
 	$(CARGO) test --workspace --locked --no-fail-fast
+
+.PHONY: loom
+loom: setup ## The model's threads in many orders, which a checker chooses (in `make test`)
+	$(CARGO) test --locked -p godwit-uffd --lib --features shuttle interleavings
+
+.PHONY: miri
+miri: setup ## The safe parts of uffd under Miri, where there is a nightly compiler
+	tools/nightly.sh miri
+
+# Time of the fuzz targets together.
+SECONDS ?= 60
+
+.PHONY: fuzz
+fuzz: setup ## Fuzz the message decoder and the model, with a nightly compiler: SECONDS=N
+	tools/nightly.sh fuzz $(SECONDS)
 
 .PHONY: conformance
 conformance: setup ## Every rule of userfaultfd, on the running kernel and on our model

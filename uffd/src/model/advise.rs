@@ -142,7 +142,7 @@ impl Advising {
             Advice::Free | Advice::PageOut | Advice::GuardInstall => vma.locked || vma.is_hugetlb(),
             Advice::GuardRemove => vma.is_hugetlb(),
             Advice::Collapse => {
-                !vma.is_anonymous() && !(vma.kind() == Some(FileKind::Shmem) && vma.shared)
+                !(vma.is_anonymous() || (vma.kind() == Some(FileKind::Shmem) && vma.shared))
             }
             _ => false,
         };

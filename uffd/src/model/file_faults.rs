@@ -18,10 +18,9 @@ pub(super) fn missing(
 ) -> Step {
     let page = vma.page_at(request.address);
     let mut cache = file.cache();
-    if !request.write && !protected && !vma.modes().intersects(Modes::PROTECT | Modes::MINOR) {
-        if map_around(request, vma, &cache) {
-            return Step::Again;
-        }
+    let quiet = !vma.modes().intersects(Modes::PROTECT | Modes::MINOR);
+    if !request.write && !protected && quiet && map_around(request, vma, &cache) {
+        return Step::Again;
     }
     if page >= file.pages() {
         return Step::Failed(Failure::Bus);

@@ -77,9 +77,6 @@ pub fn play(bytes: &mut Bytes<'_>) {
     let mut player = Player::new(profile);
     for _ in 0..OPERATIONS_MAX {
         let Some(operation) = Operation::next(bytes) else { break };
-        if std::env::var_os("TRACE").is_some() {
-            eprintln!("{operation:x?}");
-        }
         player.done.0.push(operation);
         player.step(operation);
         player.account();
@@ -184,7 +181,10 @@ impl Player {
                 };
                 self.note(process, Cause::Page, Asked::Touch { process, at, touch }, progress);
             }
-            Operation::Fork { process } if self.processes.len() < PROCESSES_MAX => {
+            // A migration is one of a single entry, which a fork would make two of.
+            Operation::Fork { process }
+                if self.processes.len() < PROCESSES_MAX && self.migrations.is_empty() =>
+            {
                 let (process, caller) = self.process(process);
                 let progress = self.machine.fork(caller);
                 self.note(process, Cause::Event, Asked::Fork, progress);
