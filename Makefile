@@ -11,8 +11,9 @@ CARGO := cargo
 # Words for the program behind `demo` or `bench`: make demo ARGS="--memory 4G --cpus 4"
 ARGS ?=
 
-# The guests are workspaces of their own, so cargo does not reach them from here.
-GUESTS := $(wildcard guest-images/*/Cargo.toml)
+# The guests and the fuzz targets are workspaces of their own, so cargo does not reach them from
+# here.
+APART := $(wildcard guest-images/*/Cargo.toml) tests/fuzz/Cargo.toml
 
 .PHONY: help
 help: ## Say what can be made
@@ -33,12 +34,12 @@ demo: build ## Launch a guest, move it while it runs, show what happened
 .PHONY: fmt
 fmt: ## Format all sources
 	$(CARGO) fmt --all
-	for guest in $(GUESTS); do $(CARGO) fmt --manifest-path $$guest; done
+	for apart in $(APART); do $(CARGO) fmt --manifest-path $$apart; done
 
 .PHONY: check
 check: setup ## Everything that needs no guest: format, lints, house rules
 	$(CARGO) fmt --all --check
-	for guest in $(GUESTS); do $(CARGO) fmt --manifest-path $$guest --check; done
+	for apart in $(APART); do $(CARGO) fmt --manifest-path $$apart --check; done
 	$(CARGO) xtask tidy
 	$(CARGO) clippy --workspace --all-targets --locked -- -D warnings
 

@@ -1,6 +1,6 @@
 //! What a fuzzer feeds: any bytes are read as messages, or as operations on the model alone, and
-//! what comes of them has to be possible. Inputs that once were not are kept in
-//! `tests/fuzz/regressions` and repeated by a test of this crate.
+//! what comes of them has to be possible. Operations that once came to something else are kept in
+//! `tests/fuzz/regressions`, with messages of each kind, and repeated by a test of this crate.
 
 mod bytes;
 mod check;
@@ -85,7 +85,7 @@ mod tests {
     }
 
     #[test]
-    fn inputs_that_failed_once_pass() {
+    fn kept_inputs_pass() {
         for (target, run) in [("messages", messages as fn(&[u8])), ("operations", operations)] {
             let inputs = kept(target);
             assert!(!inputs.is_empty(), "no inputs of {target}");
