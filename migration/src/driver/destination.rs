@@ -7,10 +7,10 @@ use std::sync::Arc;
 use std::thread::JoinHandle;
 use std::time::Instant;
 
+use godwit_uffd::Event as UffdEvent;
 use godwit_uffd::guest::GuestUffd;
 use godwit_uffd::kernel::KernelUffd;
 use godwit_uffd::page::{PageRun, PageSize};
-use godwit_uffd::{Event as UffdEvent, Uffd};
 use uuid::Uuid;
 
 use super::channel::{UrgentChannel, wait_readable};
@@ -271,7 +271,7 @@ impl Driver<'_> {
         // A descriptor that is not to be polled is left out by polling another one twice.
         let urgent = if lost { events } else { urgent };
         let memory = self.machine_room.as_ref().map(|room| Arc::clone(&room.installer.memory));
-        let faults = memory.as_ref().map_or(events, |memory| memory.uffd().as_fd());
+        let faults = memory.as_ref().map_or(events, |memory| memory.as_fd());
         match wait_readable([faults, urgent, events], deadline) {
             Ok([faults, urgent, events]) => {
                 if faults && memory.is_some() {
@@ -296,7 +296,7 @@ impl Driver<'_> {
     fn read_faults(&mut self) {
         let room = self.machine_room.as_mut().expect("polled because it is there");
         let mut faults = std::mem::take(&mut room.faults);
-        if let Err(error) = room.installer.memory.uffd().read_events(&mut faults) {
+        if let Err(error) = room.installer.memory.read_events(&mut faults) {
             let error = PeerError::Lost(format!("cannot read faults: {}", in_full(&error)));
             self.input(DestinationInput::PeerFailed(error));
         }

@@ -112,6 +112,29 @@ fn a_guest_whose_vcpus_wait_for_pages_can_be_paused_and_resumed() {
 }
 
 #[test]
+fn how_pages_are_put_in_place_is_told_as_long_as_they_are_missing() {
+    require_kvm!();
+    for (backing, has_cache) in [("anon", false), ("memfd", true)] {
+        let stage = Stage::new(GODWIT);
+        let machine = Machine { backing, ..SMALL };
+        let source = stage.launch_filled("source", &machine);
+        assert_eq!(source.status().memory, None);
+        let Moving { source: _source, destination, link, mut migrate } =
+            Moving::without_pages(&stage, source);
+        let methods = destination.status().memory.expect("pages are missing");
+        assert_eq!((&*methods.copy, &*methods.zero), ("COPY", "ZEROPAGE"));
+        assert!(has_cache || methods.r#continue.starts_with("refused: "), "{methods:?}");
+        let mut status = stage.control("status", &destination, &[]);
+        status.wait_success();
+        let (text, line) = (status.text(Stream::Stdout), format!("zero      {}", methods.zero));
+        assert!(text.contains(&line), "{text}");
+        link.release();
+        migrate.wait_success();
+        assert_eq!(destination.until_migration(MigrationState::Completed).memory, None);
+    }
+}
+
+#[test]
 fn a_guest_whose_vcpus_wait_for_pages_can_be_shut_down() {
     require_kvm!();
     for (cpus, options) in [(1, &[][..]), (2, &["--force"][..])] {

@@ -195,7 +195,7 @@ impl Backend for KernelUffd {
             return;
         }
         let start = start.cast();
-        // SAFETY: the bytes are whole pages, borrowed for writing, and may hold anything afterwards.
+        // SAFETY: whole pages, borrowed for writing, which may hold anything afterwards.
         let _ = unsafe { rustix::mm::madvise(start, bytes, rustix::mm::Advice::LinuxDontNeed) };
     }
 

@@ -49,6 +49,8 @@ pub(super) struct Advising {
     telling: Option<Delivery>,
     /// The event of the VMA at `at` was read.
     told: bool,
+    /// The end of what was told of.
+    told_until: u64,
 }
 
 /// The part of the VMA that comes next, and what is to be known of it.
@@ -62,7 +64,7 @@ impl Advising {
     /// Advice about a range.
     pub(super) fn new(space: Arc<AddressSpace>, range: Range<u64>, advice: Advice) -> Advising {
         let Range { start: at, end } = range;
-        Advising { space, advice, at, end, hole: false, telling: None, told: false }
+        Advising { space, advice, at, end, hole: false, telling: None, told: false, told_until: at }
     }
 
     /// Goes on until it is over or has to sleep.
@@ -89,6 +91,7 @@ impl Advising {
                 return Ok(Err(errno));
             }
             if let Some(event) = next.event {
+                self.told_until = next.part.end;
                 self.telling = Some(Delivery::new(vec![event]));
                 continue;
             }
@@ -109,7 +112,8 @@ impl Advising {
 
     /// The VMA at the place that the call has come to; a hole is stepped over.
     fn next(&mut self) -> Option<Next> {
-        let range = self.at..self.end;
+        // What was told of is advised first, however the map has changed.
+        let range = self.at..if self.told { self.told_until } else { self.end };
         let map = self.space.map.read();
         let Some(cell) = map.in_range(&range).first().cloned() else {
             (self.hole, self.at) = (true, self.end);
@@ -142,7 +146,8 @@ impl Advising {
             Advice::Free | Advice::PageOut | Advice::GuardInstall => vma.locked || vma.is_hugetlb(),
             Advice::GuardRemove => vma.is_hugetlb(),
             Advice::Collapse => {
-                !(vma.is_anonymous() || (vma.kind() == Some(FileKind::Shmem) && vma.shared))
+                let shmem = vma.kind() == Some(FileKind::Shmem) && vma.shared;
+                !vma.is_anonymous() && !shmem
             }
             _ => false,
         };

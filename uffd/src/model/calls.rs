@@ -1,11 +1,14 @@
 //! The ioctls of a userfaultfd: the order of their checks, the out field, and who is woken.
 
+use std::ops::Range;
+
 use super::context::Context;
 use super::faults::{ThreadState, Waiting};
 use super::handshake;
 use super::mfill::{Fill, Kind, Run, SourceError};
 use super::move_pages::{self, Move};
 use super::protect;
+use super::read_write_protect;
 use super::register::{self, check_limits, check_range};
 use super::sync::Arc;
 use crate::abi::{self, Answer, Call, Errno, Out};
@@ -112,7 +115,8 @@ pub(super) fn call(
             }
         }
         Call::WriteProtect { start, len, mode } => {
-            let result = write_protect(context, (start, len), mode, placement);
+            let apply = protect::write_protect;
+            let result = write_protect(context, (start, len), mode, placement, apply);
             Called::Done(Answer { result, out: Out::Untouched })
         }
         _ => Called::Done(control(context, call, placement)),
@@ -159,10 +163,8 @@ fn control(context: &Arc<Context>, call: Call, placement: Placement) -> Answer {
         Call::Wake { start, len } => plain(check_range(start, len).map(|range| {
             context.faults.wake(&range);
         })),
-        Call::Other { number: SET_MODE } if context.space.profile().read_write_protect => {
-            // Nothing to enable and nothing to disable.
-            plain(if context.space.is_dead() { Err(Errno::ESRCH) } else { Ok(()) })
-        }
+        // A structure of zeros: nothing to enable and nothing to disable.
+        Call::Other { number: SET_MODE } => plain(set_mode(context, 0, 0)),
         _ => failed(Errno::EINVAL),
     }
 }
@@ -305,11 +307,36 @@ impl MoveCall {
     }
 }
 
+/// What WRITEPROTECT or RWPROTECT does to a range: puts protection on, or takes it off.
+type Protection = fn(&Context, &Range<u64>, bool) -> Result<(), Errno>;
+
+/// RWPROTECT. It has the modes of WRITEPROTECT.
+pub(super) fn read_write_protect(
+    context: &Arc<Context>,
+    range: (u64, u64),
+    mode: u64,
+) -> Result<(), Errno> {
+    if !context.is_initialised() || !context.space.profile().read_write_protect {
+        return Err(Errno::EINVAL);
+    }
+    let apply = read_write_protect::read_write_protect;
+    write_protect(context, range, mode, Placement::Ordinary, apply)
+}
+
+/// SET_MODE.
+pub(super) fn set_mode(context: &Arc<Context>, enable: u64, disable: u64) -> Result<(), Errno> {
+    if !context.is_initialised() || !context.space.profile().read_write_protect {
+        return Err(Errno::EINVAL);
+    }
+    read_write_protect::set_mode(context, enable, disable)
+}
+
 fn write_protect(
     context: &Arc<Context>,
     (start, len): (u64, u64),
     mode: u64,
     placement: Placement,
+    apply: Protection,
 ) -> Result<(), Errno> {
     if context.is_changing() {
         return Err(Errno::EAGAIN);
@@ -324,7 +351,7 @@ fn write_protect(
     if mode & !known != 0 || (protect && dont_wake) {
         return Err(Errno::EINVAL);
     }
-    protect::write_protect(context, &range, protect)?;
+    apply(context, &range, protect)?;
     if !protect && !dont_wake {
         context.faults.wake(&range);
     }

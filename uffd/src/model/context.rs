@@ -110,6 +110,12 @@ impl Context {
             .is_ok()
     }
 
+    /// Turns features of an initialised context on and off.
+    pub(super) fn set_features(&self, enable: u64, disable: u64) {
+        self.features.fetch_or(enable, Ordering::SeqCst);
+        self.features.fetch_and(!disable, Ordering::SeqCst);
+    }
+
     /// The last descriptor was closed.
     pub(super) fn is_released(&self) -> bool {
         self.released.load(Ordering::SeqCst)

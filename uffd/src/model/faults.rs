@@ -7,6 +7,7 @@ use super::file_faults;
 use super::folio::{Folio, HUGE};
 use super::hugetlb_faults;
 use super::page_table::{Bits, Entry, Level, Mapped, Marker, Slot};
+use super::read_write_protect::waits_for_access;
 use super::swap;
 use super::sync::{Arc, AtomicBool, MutexGuard, Ordering, yield_now};
 use super::vma::{Access, Backing, Vma};
@@ -123,10 +124,20 @@ fn in_vma(request: &Request<'_>, vma: &Vma) -> Step {
     if matches!(&*level, Level::Huge(_)) {
         return present_huge(request, vma, level);
     }
+    if matches!(&*level, Level::Empty) && vma.backing.is_file() {
+        // Its table is made when there is something to put in.
+        drop(level);
+        return missing(request, vma, &slot, false);
+    }
     let Some(table) = level.table_or_new() else { return Step::Again };
     let entry = &mut table.entries()[super::page_table::index_in_table(request.address)];
     if entry.allows(request.write) {
         return Step::Again;
+    }
+    if entry.is_armed() {
+        let waits = waits_for_access(vma, entry);
+        drop(level);
+        return if waits { userfault(request, vma, Modes::READ_WRITE) } else { Step::Again };
     }
     match entry {
         Entry::None => {
@@ -215,6 +226,10 @@ fn missing(request: &Request<'_>, vma: &Vma, slot: &Slot, protected: bool) -> St
     if let Backing::File(file) = &vma.backing {
         return file_faults::missing(request, vma, file, protected);
     }
+    if request.write {
+        // Before anybody waits; it shows when VMAs merge and when the process forks.
+        request.space.prepare_anonymous(vma);
+    }
     if vma.modes().contains(Modes::MISSING) {
         return userfault(request, vma, Modes::MISSING);
     }
@@ -225,7 +240,6 @@ fn missing(request: &Request<'_>, vma: &Vma, slot: &Slot, protected: bool) -> St
     }
     let bits = bits_for(vma, protected);
     *entry = if request.write {
-        request.space.prepare_anonymous(vma);
         let folio = Arc::new(Folio::zeroed(true));
         Entry::Page(Mapped { folio, index: 0, bits: bits | Bits::EXCLUSIVE })
     } else {
@@ -244,6 +258,7 @@ pub(super) fn still_missing(entry: &Entry, protected: bool) -> bool {
 }
 
 fn missing_huge(request: &Request<'_>, vma: &Vma, slot: &Slot) -> Step {
+    request.space.prepare_anonymous(vma);
     if vma.modes().contains(Modes::MISSING) {
         return userfault(request, vma, Modes::MISSING);
     }
@@ -252,7 +267,6 @@ fn missing_huge(request: &Request<'_>, vma: &Vma, slot: &Slot) -> Step {
         return Step::Again;
     }
     let bits = bits_for(vma, false);
-    request.space.prepare_anonymous(vma);
     *level = Level::Huge(if request.write {
         new_huge(request.space, vma)
     } else {
@@ -272,6 +286,11 @@ fn present_huge(request: &Request<'_>, vma: &Vma, mut level: MutexGuard<'_, Leve
     let Level::Huge(entry) = &mut *level else { return Step::Again };
     if entry.allows(request.write) {
         return Step::Again;
+    }
+    if entry.is_armed() {
+        let waits = waits_for_access(vma, entry);
+        drop(level);
+        return if waits { userfault(request, vma, Modes::READ_WRITE) } else { Step::Again };
     }
     if vma.modes().contains(Modes::PROTECT) && entry.is_protected() {
         if vma.is_async() {
@@ -365,7 +384,11 @@ fn must_wait(request: &Request<'_>, vma: &Vma, reason: Modes) -> bool {
     match entry {
         Entry::None | Entry::Marker(Marker::Protect | Marker::Poison) => true,
         Entry::Marker(Marker::Guard) => vma.is_hugetlb() || request.space.profile().waits_on_guard,
-        Entry::Page(_) | Entry::Zero(_) => reason == Modes::PROTECT && !entry.allows(true),
+        Entry::Page(_) | Entry::Zero(_) => match reason {
+            Modes::PROTECT => !entry.allows(true),
+            Modes::READ_WRITE => entry.is_armed(),
+            _ => false,
+        },
         Entry::Swap(_) | Entry::Migration(..) => false,
     }
 }

@@ -17,9 +17,13 @@ pub(super) fn missing(
     protected: bool,
 ) -> Step {
     let page = vma.page_at(request.address);
+    if request.write && !vma.shared {
+        request.space.prepare_anonymous(vma);
+    }
     let mut cache = file.cache();
-    let quiet = !vma.modes().intersects(Modes::PROTECT | Modes::MINOR);
-    if !request.write && !protected && quiet && map_around(request, vma, &cache) {
+    let around =
+        !request.write && !protected && !vma.modes().intersects(Modes::PROTECT | Modes::MINOR);
+    if around && map_around(request, vma, &cache) {
         return Step::Again;
     }
     if page >= file.pages() {
@@ -39,6 +43,7 @@ pub(super) fn missing(
     cached.swapped = false;
     let slot = request.space.tables.get(request.address);
     let mut level = slot.lock();
+    level.table_or_new();
     let Some(entry) = level.entry(request.address) else { return Step::Again };
     if !still_missing(entry, protected) {
         return Step::Again;
@@ -53,7 +58,6 @@ fn mapping_of(request: &Request<'_>, vma: &Vma, cached: &CachePage, protected: b
         return Entry::Page(cached.mapped(bits));
     }
     if request.write {
-        request.space.prepare_anonymous(vma);
         let folio = Arc::new(cached.folio.copy_of_page(cached.index));
         return Entry::Page(Mapped { folio, index: 0, bits: bits | Bits::EXCLUSIVE });
     }

@@ -8,6 +8,7 @@ use super::frames::Frame;
 use super::hugetlb::Pool;
 use super::page_cache::{CachePage, MemoryFile};
 use super::page_table::{Bits, Entry, Level, Mapped, Marker, Slot};
+use super::read_write_protect::waits_for_access;
 use super::sync::Arc;
 use super::vma::Vma;
 
@@ -18,6 +19,11 @@ pub(super) fn resolve(request: &Request<'_>, vma: &Vma) -> Step {
     let entry = huge_entry(&mut level);
     if entry.allows(request.write) {
         return Step::Again;
+    }
+    if entry.is_armed() {
+        let waits = waits_for_access(vma, entry);
+        drop(level);
+        return if waits { userfault(request, vma, Modes::READ_WRITE) } else { Step::Again };
     }
     match entry {
         Entry::Marker(Marker::Poison) => Step::Failed(Failure::Poison),

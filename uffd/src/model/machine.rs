@@ -180,6 +180,28 @@ impl Machine {
         called(&thread, calls::call(&self.context(context), &thread, call, placement))
     }
 
+    /// RWPROTECT, which only the newest kernels have, with the mode bits of WRITEPROTECT.
+    ///
+    /// # Errors
+    /// The kernel's; EINVAL where the profile has no such call.
+    pub fn read_write_protect(
+        &self,
+        context: ContextId,
+        start: u64,
+        len: u64,
+        mode: u64,
+    ) -> Result<(), Errno> {
+        calls::read_write_protect(&self.context(context), (start, len), mode)
+    }
+
+    /// SET_MODE, which only the newest kernels have: turns features on and off.
+    ///
+    /// # Errors
+    /// As [`read_write_protect`](Machine::read_write_protect).
+    pub fn set_mode(&self, context: ContextId, enable: u64, disable: u64) -> Result<(), Errno> {
+        calls::set_mode(&self.context(context), enable, disable)
+    }
+
     /// COPY of bytes from outside of the machine. It never sleeps.
     pub fn copy_bytes(
         &self,
@@ -248,6 +270,11 @@ impl Machine {
 
     pub(super) fn space(&self, process: Process) -> Arc<AddressSpace> {
         self.process(process).space
+    }
+
+    /// The address spaces of all processes.
+    pub(super) fn spaces(&self) -> Vec<Arc<AddressSpace>> {
+        self.processes.read().values().map(|state| state.space.clone()).collect()
     }
 
     fn process(&self, process: Process) -> ProcessState {

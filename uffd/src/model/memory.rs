@@ -253,7 +253,7 @@ impl Machine {
 
     /// The entry at an address as a privileged observer sees it.
     pub fn observe(&self, process: Process, address: u64) -> Observed {
-        observe::observe(&self.space(process), address)
+        observe::observe(&self.space(process), &self.spaces(), address)
     }
 
     /// The byte at an address if its entry has a page, looked at without raising a fault.

@@ -44,6 +44,7 @@ mod populate;
 mod profile;
 mod protect;
 mod read;
+mod read_write_protect;
 mod register;
 mod remap;
 mod retry_state;

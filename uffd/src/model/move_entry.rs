@@ -1,8 +1,8 @@
 //! What MOVE does to one entry, under both page-table locks.
 
-use super::address_space::bits_for;
 use super::folio::Folio;
 use super::page_table::{Bits, Entry, Mapped};
+use super::read_write_protect::moved_bits;
 use super::sync::Arc;
 use super::vma::Vma;
 use super::wait_queue::Sleeper;
@@ -36,13 +36,13 @@ pub(super) fn move_one(vma: &Vma, holes: bool, target: &mut Entry, source: &mut 
             if let Err(moved) = may_move(mapped) {
                 return moved;
             }
-            mapped.bits = bits_for(vma, false) | Bits::EXCLUSIVE;
+            mapped.bits = moved_bits(vma);
             *target = std::mem::take(source);
             Moved::Done
         }
         // The zero page is put there anew, so a protection is lost (`move_zeropage_pte`).
         Entry::Zero(_) => {
-            *target = Entry::Zero(bits_for(vma, false) - Bits::WRITE);
+            *target = Entry::Zero(moved_bits(vma) - Bits::WRITE - Bits::EXCLUSIVE);
             *source = Entry::None;
             Moved::Done
         }
@@ -51,6 +51,7 @@ pub(super) fn move_one(vma: &Vma, holes: bool, target: &mut Entry, source: &mut 
                 return Moved::Failed(Errno::EBUSY);
             }
             // The entry keeps its bits, the protection too (`move_swap_pte`).
+            mapped.bits |= moved_bits(vma) & Bits::ARMED;
             *target = std::mem::take(source);
             Moved::Done
         }

@@ -9,6 +9,7 @@ use super::faults::ThreadState;
 use super::folio::{HUGE, PAGE};
 use super::move_entry::{Moved, move_one};
 use super::page_table::{Bits, Entry, Level, PairGuard, Slot, index_in_table, lock_pair};
+use super::read_write_protect::moved_bits;
 use super::swap::split_folio;
 use super::sync::Arc;
 use super::vma::Vma;
@@ -185,9 +186,9 @@ impl Mover<'_> {
                 if shared || mapped.folio.maybe_pinned() {
                     return Err(Errno::EBUSY);
                 }
-                Bits::WRITE | Bits::EXCLUSIVE
+                moved_bits(self.destination)
             }
-            Entry::Zero(_) => Bits::empty(),
+            Entry::Zero(_) => moved_bits(self.destination) - Bits::WRITE - Bits::EXCLUSIVE,
             _ => return Err(Errno::EBUSY),
         };
         let whole = from.is_multiple_of(HUGE) && to.is_multiple_of(HUGE) && left >= HUGE;

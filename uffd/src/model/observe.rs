@@ -1,7 +1,7 @@
 //! Page tables as a privileged observer sees them, without touching the memory.
 
 use super::address_space::{AddressSpace, locate};
-use super::page_table::{Entry, Level, Marker};
+use super::page_table::{Entry, Level, Marker, Slot, index_in_table};
 use super::sync::Arc;
 
 /// An entry as it is seen (section 0.1 of the specification).
@@ -44,12 +44,16 @@ pub enum Observed {
     Migration,
 }
 
-/// The entry at an address.
-pub(super) fn observe(space: &AddressSpace, address: u64) -> Observed {
+/// The entry at an address of one of the machine's address spaces.
+pub(super) fn observe(
+    space: &AddressSpace,
+    spaces: &[Arc<AddressSpace>],
+    address: u64,
+) -> Observed {
     let Some(slot) = space.tables.find(address) else { return Observed::None };
+    let alone = is_mapped_once(spaces, &slot, address);
     let mut level = slot.lock();
     let huge = matches!(&*level, Level::Huge(_));
-    let alone = is_mapped_once(&mut level, address);
     let Some(entry) = level.entry(address) else { return Observed::None };
     let protected = entry.is_protected();
     match entry {
@@ -69,22 +73,21 @@ pub(super) fn observe(space: &AddressSpace, address: u64) -> Observed {
     }
 }
 
-/// Whether nothing else maps what the entry of an address does. Each page of a huge page that is
-/// mapped in parts has its own entry, so these are counted together.
-fn is_mapped_once(level: &mut Level, address: u64) -> bool {
-    let folio = match level.entry(address) {
-        Some(Entry::Page(mapped)) => mapped.folio.clone(),
-        _ => return false,
-    };
-    let here = match level {
-        Level::Table(table) if folio.pages > 1 => {
-            let same = |entry: &&Entry| matches!(entry, Entry::Page(mapped) if Arc::ptr_eq(&mapped.folio, &folio));
-            table.entries().iter().filter(same).count()
+/// Whether no other entry of any process maps what the entry of an address does.
+fn is_mapped_once(spaces: &[Arc<AddressSpace>], slot: &Slot, address: u64) -> bool {
+    let (folio, index) = match &mut *slot.lock() {
+        Level::Huge(Entry::Page(mapped)) => {
+            (mapped.folio.clone(), index_in_table(address).try_into().expect("below 512"))
         }
-        _ => 1,
+        level => match level.entry(address) {
+            Some(Entry::Page(mapped)) => (mapped.folio.clone(), mapped.index),
+            _ => return false,
+        },
     };
-    // One more is held by this function.
-    Arc::strong_count(&folio) == here + 1
+    // One more than the entry's is held by this function.
+    let alone = Arc::strong_count(&folio) == 2;
+    let parts = || spaces.iter().map(|space| space.tables.count(&folio, index)).sum::<usize>();
+    alone || (folio.pages > 1 && parts() == 1)
 }
 
 /// The byte at an address, if the entry has a page.

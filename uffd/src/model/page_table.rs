@@ -21,6 +21,8 @@ bitflags::bitflags! {
         const EXCLUSIVE = 4;
         /// The hardware lets nothing through (PROT_NONE).
         const NO_ACCESS = 8;
+        /// RWPROTECT: the next access of any kind is told.
+        const ARMED = 16;
     }
 }
 
@@ -110,6 +112,11 @@ impl Entry {
             || self.bits().is_some_and(|bits| bits.contains(Bits::PROTECTED))
     }
 
+    /// It has a page, and RWPROTECT has made it inaccessible.
+    pub(super) fn is_armed(&self) -> bool {
+        self.is_present() && self.bits().is_some_and(|bits| bits.contains(Bits::ARMED))
+    }
+
     /// A load or a store goes through without a fault.
     pub(super) fn allows(&self, write: bool) -> bool {
         let bits = match self {
@@ -117,7 +124,7 @@ impl Entry {
             Entry::Zero(bits) => *bits,
             _ => return false,
         };
-        !bits.contains(Bits::NO_ACCESS) && (!write || bits.contains(Bits::WRITE))
+        !bits.intersects(Bits::NO_ACCESS | Bits::ARMED) && (!write || bits.contains(Bits::WRITE))
     }
 }
 
@@ -242,11 +249,37 @@ impl Directory {
             .collect()
     }
 
+    /// Whether the table of the next level exists that `address` belongs to: something in its
+    /// gigabyte is mapped.
+    pub(super) fn has_upper(&self, address: u64) -> bool {
+        let start = address / GIGABYTE * GIGABYTE;
+        let slots = self.in_range(start..start + GIGABYTE);
+        slots.iter().any(|(slot, _)| !matches!(&*slot.lock(), Level::Empty))
+    }
+
+    /// Counts the entries that map one page of a folio.
+    pub(super) fn count(&self, folio: &Arc<Folio>, index: u16) -> usize {
+        let slots: Vec<Arc<Slot>> = self.slots.read().values().cloned().collect();
+        let same = |entry: &Entry, huge: bool| {
+            matches!(entry, Entry::Page(mapped)
+                if Arc::ptr_eq(&mapped.folio, folio) && (huge || mapped.index == index))
+        };
+        let in_level = |level: &mut Level| match level {
+            Level::Empty => 0,
+            Level::Huge(entry) => usize::from(same(entry, true)),
+            Level::Table(table) => table.entries().iter().filter(|one| same(one, false)).count(),
+        };
+        slots.iter().map(|slot| in_level(&mut slot.lock())).sum()
+    }
+
     /// Lets go of everything.
     pub(super) fn clear(&self) {
         self.slots.write().clear();
     }
 }
+
+/// Bytes that one table of the next level maps.
+const GIGABYTE: u64 = 1 << 30;
 
 /// The position of an address's entry in its table.
 pub(super) fn index_in_table(address: u64) -> usize {

@@ -33,15 +33,20 @@ impl Populate {
     pub(super) fn go_on(&mut self, thread: &ThreadState) -> Result<Result<u64, Errno>, Waiting> {
         while self.at < self.end {
             let write = self.space.with_vma(self.at, |vma| {
-                let vma = vma?;
+                let vma = vma.ok_or(Errno::ENOMEM)?;
                 match self.purpose {
-                    Purpose::Read => Some(false),
-                    Purpose::Write => Some(true),
-                    Purpose::Lock if vma.access == Access::None => None,
-                    Purpose::Lock => Some(vma.is_writable() && !vma.shared),
+                    Purpose::Read if vma.access == Access::None => Err(Errno::EINVAL),
+                    Purpose::Read => Ok(false),
+                    Purpose::Write if !vma.is_writable() => Err(Errno::EINVAL),
+                    Purpose::Write => Ok(true),
+                    Purpose::Lock if vma.access == Access::None => Err(Errno::ENOMEM),
+                    Purpose::Lock => Ok(vma.is_writable() && !vma.shared),
                 }
             });
-            let Some(write) = write else { return Ok(Err(Errno::ENOMEM)) };
+            let write = match write {
+                Ok(write) => write,
+                Err(errno) => return Ok(Err(errno)),
+            };
             let request = Request {
                 thread,
                 space: &self.space,

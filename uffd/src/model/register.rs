@@ -9,8 +9,9 @@ use super::memory_map::split_at;
 use super::page_cache::FileKind;
 use super::profile::Profile;
 use super::protect;
+use super::read_write_protect;
 use super::sync::{Arc, Ordering};
-use super::vma::{Access, Backing, Registration, Vma};
+use super::vma::{Access, Backing, Registration, Vma, VmaMap};
 use crate::abi::Errno;
 use crate::features::Features;
 
@@ -196,24 +197,41 @@ fn detach(context: &Context, vma: &mut Vma) {
     if vma.modes().contains(Modes::PROTECT) {
         protect::change(&context.space, vma, vma.range(), false);
     }
+    if vma.modes().contains(Modes::READ_WRITE) {
+        read_write_protect::change(&context.space, vma, vma.range(), false);
+    }
     vma.registration = None;
+}
+
+/// Nobody will ever read of this fork: the child's memory has no owner. What was protected stays
+/// so until it is written.
+fn forget(context: &Arc<Context>) {
+    context.released.store(true, Ordering::SeqCst);
+    change_all(context, &mut context.space.map.write(), |vma| vma.registration = None);
+}
+
+/// Changes all VMAs of a context, which then may be one with their neighbours.
+fn change_all(context: &Arc<Context>, map: &mut VmaMap, change: impl Fn(&mut Vma)) {
+    for cell in map.all() {
+        let mut vma = cell.write();
+        if vma.owner().is_some_and(|owner| Arc::ptr_eq(owner, context)) {
+            change(&mut vma);
+            let range = vma.range();
+            drop(vma);
+            map.merge_around(&range);
+        }
+    }
 }
 
 /// The last descriptor is closed: all its memory becomes ordinary, and whoever waits goes on.
 pub(super) fn release(context: &Arc<Context>) {
     context.released.store(true, Ordering::SeqCst);
     let mut map = context.space.map.write();
-    for cell in map.all() {
-        let mut vma = cell.write();
-        if vma.owner().is_some_and(|owner| Arc::ptr_eq(owner, context)) {
-            detach(context, &mut vma);
-        }
-    }
-    map.merge_around(&(0..TASK_SIZE));
+    change_all(context, &mut map, |vma| detach(context, vma));
     drop(map);
     context.faults.wake_all();
     for child in context.events.abandon() {
-        release(&child);
+        forget(&child);
     }
     context.news.ring();
 }

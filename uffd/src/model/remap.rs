@@ -74,16 +74,17 @@ fn move_all(
 fn remap_one(
     space: &AddressSpace,
     map: &mut VmaMap,
-    call: Remap,
+    mut call: Remap,
 ) -> Result<(u64, Vec<Announced>), Errno> {
     let old = call.from..call.from + call.len;
+    // Only what is kept has to be in one VMA. Nothing is changed before that is known.
+    let kept = call.from..call.from + call.len.min(call.new_len);
     let Some(hugetlb) = map.find(call.from).and_then(|cell| {
         let vma = cell.read();
-        vma.contains(&old).then(|| vma.is_hugetlb())
+        vma.contains(&kept).then(|| vma.is_hugetlb())
     }) else {
         return Err(Errno::EFAULT);
     };
-    // Nothing is changed before this is known.
     let places = [call.from, call.len, call.new_len, call.to.unwrap_or(0)];
     if hugetlb && !places.iter().all(|place| place.is_multiple_of(HUGE)) {
         return Err(Errno::EINVAL);
@@ -96,6 +97,9 @@ fn remap_one(
     if call.new_len < call.len {
         let tail = call.from + call.new_len..old.end;
         late = unmap_locked(space, map, &tail)?;
+        if call.to.is_some() {
+            call.len = call.new_len;
+        }
     }
     if call.to.is_none() && !call.dont_unmap {
         if call.new_len <= call.len {
@@ -163,6 +167,7 @@ fn move_mapping(
     (to, len): (u64, u64),
 ) -> Result<Events, Errno> {
     let old = call.from..call.from + len;
+    let is_whole = map.find(old.start).is_some_and(|cell| cell.read().range() == old);
     split_at(space, map, old.start);
     split_at(space, map, old.end);
     let cell = map.find(old.start).expect("it was found before").clone();
@@ -177,23 +182,27 @@ fn move_mapping(
     move_entries(space, &source, old.clone(), to, clears);
     drop(source);
     map.insert(moved);
+    map.merge_around(&(to..to + call.new_len));
     if forgets {
         // The new mapping has become one with neighbours that are registered alike, and these are
-        // forgotten with it.
-        map.merge_around(&(to..to + call.new_len));
+        // forgotten with it. It does not become one with others then.
         map.find(to).expect("just inserted").write().registration = None;
     }
     let message = EventMessage::Remap { from: call.from, to, len: call.len };
     let remapped = follows.map(|context| Announced::new(context, message));
     let unmapped = if call.dont_unmap {
-        cell.write().locked = false;
+        let mut left = cell.write();
+        left.locked = false;
+        if is_whole {
+            // It has no pages left that it could share.
+            left.anon_group.store(0, Ordering::SeqCst);
+        }
         Vec::new()
     } else {
         unmap_locked(space, map, &old)?
     };
     free_tables(space, map, old.clone());
     map.merge_around(&old);
-    map.merge_around(&(to..to + call.new_len));
     Ok((remapped, unmapped))
 }
 
@@ -235,6 +244,10 @@ fn move_entries(space: &AddressSpace, vma: &Vma, old: Range<u64>, to: u64, clear
         let mut entries: Vec<Entry> =
             table.entries()[first..first + count].iter_mut().map(std::mem::take).collect();
         drop(level);
+        // The target gets tables even for holes.
+        for end in [target, target + (part.end - part.start) - PAGE] {
+            space.tables.get(end).lock().table_or_new();
+        }
         let mut address = target;
         for mut entry in entries.drain(..) {
             if !entry.is_none() {

@@ -112,13 +112,17 @@ fn scan_entry(
     call: &Scan,
 ) -> (u64, Option<Categories>) {
     let address = range.start;
+    // The entries of huge pages are in a table one level up, which others may have brought.
+    let has_upper_table = vma.is_hugetlb() && space.tables.has_upper(address);
     let slot = space.tables.get(address);
     let mut level = slot.lock();
     let whole = address.is_multiple_of(HUGE) && range.end - address >= HUGE;
     let huge = matches!(&*level, Level::Huge(_));
     let end = if huge && whole { address + HUGE } else { address + PAGE };
     let mut categories = match level.entry(address) {
-        Some(entry) => of_entry(vma, entry, huge),
+        Some(entry) if !(vma.is_hugetlb() && entry.is_none()) => of_entry(vma, entry, huge),
+        _ if vma.is_hugetlb() && has_upper_table => Categories::HUGE,
+        Some(_) => Categories::empty(),
         // Where there is no table, a hole counts as written only if it could be protected.
         None if vma.modes().contains(Modes::PROTECT) => Categories::WRITTEN,
         None => Categories::empty(),

@@ -14,7 +14,7 @@ use super::wait_queue::Sleeper;
 use crate::abi::{Answer, Errno};
 
 /// What came of something that may sleep.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Outcome {
     /// An ioctl.
     Ioctl(Answer),

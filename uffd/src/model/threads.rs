@@ -13,8 +13,8 @@ use crate::error::Error;
 use crate::features::Features;
 use crate::page::Hva;
 
-/// A userfaultfd of a [`Machine`] as a backend of [`Uffd`](crate::Uffd). Addresses are those of the process
-/// that it was opened for; bytes to copy come from outside of the machine.
+/// A userfaultfd of a [`Machine`] as a backend of [`Uffd`](crate::Uffd). Addresses are those of the
+/// process that it was opened for; bytes to copy come from outside of the machine.
 #[derive(Debug)]
 pub struct ModelUffd {
     machine: Arc<Machine>,

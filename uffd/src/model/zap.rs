@@ -66,8 +66,10 @@ fn zap_entry(vma: &Vma, entry: &mut Entry, why: Zap) {
             migrating.sleeper.wake();
             Entry::None
         }
-        Entry::Page(_) | Entry::Swap(_)
-            if keeps_protection && entry.is_protected() && vma.modes().contains(Modes::PROTECT) =>
+        Entry::Page(_) | Entry::Swap(_) | Entry::Zero(_)
+            if keeps_protection
+                && entry.is_protected()
+                && (vma.is_hugetlb() || vma.modes().contains(Modes::PROTECT)) =>
         {
             Entry::Marker(Marker::Protect)
         }

@@ -16,7 +16,7 @@ use clap::Args;
 use godwit_uffd::guest::{Filled, GuestUffd};
 use godwit_uffd::kernel::KernelUffd;
 use godwit_uffd::page::{PageRun, PageSize};
-use godwit_uffd::{Event, Fault, Uffd, Wake};
+use godwit_uffd::{Event, Fault, Wake};
 use godwit_vmm::memory::Backing;
 use godwit_vmm::state::Section;
 use godwit_vmm::vm::{Vm, VmConfig};
@@ -171,15 +171,13 @@ impl FaultLoop {
         let mut events = Vec::with_capacity(EVENTS_AT_ONCE);
         let mut page = vec![0; PageSize::BASE.bytes()];
         loop {
-            let mut polled = [
-                PollFd::new(self.memory.uffd(), PollFlags::IN),
-                PollFd::new(&self.stop, PollFlags::IN),
-            ];
+            let mut polled =
+                [PollFd::new(&self.memory, PollFlags::IN), PollFd::new(&self.stop, PollFlags::IN)];
             poll(&mut polled, None).map_err(Error::system("waiting for faults"))?;
             if !polled[1].revents().is_empty() {
                 return Ok(());
             }
-            self.memory.uffd().read_events(&mut events)?;
+            self.memory.read_events(&mut events)?;
             for event in events.drain(..) {
                 if let Event::Fault(fault) = event {
                     self.serve(fault, &mut page)?;

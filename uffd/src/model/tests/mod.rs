@@ -1,10 +1,12 @@
 //! What the conformance rows do not pin: locks and their order, saved retry state, wake ranges,
 //! real threads, and what is left behind.
 
+mod guest;
 #[cfg(feature = "shuttle")]
 mod interleavings;
 mod life;
 mod locks;
+mod newest;
 mod retry;
 mod threads;
 mod waiting;

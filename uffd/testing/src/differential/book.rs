@@ -6,7 +6,7 @@
 use godwit_uffd::abi::{Answer, RawMessage};
 
 use super::act::{AREAS, Act, How, Memory, Number, Span, address, units};
-use super::act::{FIRST_HUGETLB, FIRST_TRANSPARENT};
+use super::act::{FIRST_HUGETLB, FIRST_TRANSPARENT, SMALL};
 use super::side::{Ended, Report};
 use crate::world::{Advice, Outcome, Process};
 
@@ -28,7 +28,14 @@ pub enum Sleeper {
         user: bool,
     },
     /// A COPY that waits for its source.
-    Call,
+    Call {
+        /// The source's area.
+        area: u8,
+        /// Its first unit.
+        page: u8,
+        /// How many.
+        pages: u8,
+    },
     /// A call of memory management.
     Memory,
 }
@@ -58,12 +65,14 @@ pub struct Book {
     pub descriptors: Vec<Descriptor>,
     /// What sleeps, by ticket, and its process.
     pub tickets: Vec<Option<(u8, Sleeper)>>,
+    /// Memory was locked.
+    locks: bool,
 }
 
 impl Default for Book {
     fn default() -> Self {
         let root = Some([None; AREAS as usize]);
-        Self { processes: vec![root], descriptors: Vec::new(), tickets: Vec::new() }
+        Self { processes: vec![root], descriptors: Vec::new(), tickets: Vec::new(), locks: false }
     }
 }
 
@@ -113,6 +122,25 @@ impl Book {
         self.descriptors.get(usize::from(fd)).is_some_and(|one| one.open)
     }
 
+    /// Whether it matters which of two goes on first: if one stores what the other reads, and in
+    /// memory of files also if one reads, because a read maps the pages around it that are there.
+    fn race(&self, process: u8, one: Sleeper, other: Sleeper) -> bool {
+        let facts = |sleeper| match sleeper {
+            Sleeper::Touch { area, page, store, .. } => Some((area, page, 1, store)),
+            Sleeper::Call { area, page, pages } => Some((area, page, pages, false)),
+            Sleeper::Memory => None,
+        };
+        let (Some(one), Some(other)) = (facts(one), facts(other)) else { return false };
+        let overlap = one.1 < other.1 + other.2 && other.1 < one.1 + one.2;
+        let in_file = |area: u8| {
+            let memory = self.areas(process).and_then(|areas| areas[usize::from(area)]);
+            !matches!(memory, None | Some(Memory::Anonymous | Memory::Transparent))
+        };
+        let far = one.2.max(other.2) > 8;
+        let reads = !one.3 || !other.3;
+        (one.3 != other.3 && (overlap || far)) || (reads && in_file(one.0) && in_file(other.0))
+    }
+
     /// Whether nothing but private anonymous memory can be in a range.
     fn is_anonymous(&self, process: u8, at: Span) -> bool {
         let Some(areas) = self.areas(process) else { return false };
@@ -151,8 +179,12 @@ impl Book {
             Act::Advise { process, at, advice: Advice::GuardInstall } => {
                 self.lives(process) && no_memory && self.is_anonymous(process, at)
             }
-            Act::Remap { process, from, .. } => {
-                self.lives(process) && no_memory && !self.is_hugetlb(process, from)
+            // Parts of huge pages stay where parts are expected. Locked memory does not grow: the
+            // kernel then populates it, and the model has no such step in mremap.
+            Act::Remap { process, from, to, new_pages, .. } => {
+                let grows = new_pages > from.pages;
+                let alike = (from.area < SMALL) == (to < SMALL) && !(grows && self.locks);
+                self.lives(process) && no_memory && alike && !self.is_hugetlb(process, from)
             }
             Act::Unmap { process, .. }
             | Act::Advise { process, .. }
@@ -165,26 +197,28 @@ impl Book {
             Act::Exit { process } => process != 0 && self.lives(process) && no_memory,
             Act::Close { fd } => {
                 // A call in flight keeps a context alive without a descriptor to read it by.
-                let in_flight = self.asleep(|one| one == Sleeper::Call);
+                let in_flight = self.asleep(|one| matches!(one, Sleeper::Call { .. }));
                 let lone = no_memory || !self.asleep(|one| !memory(one));
                 self.is_open(fd) && lone && !in_flight
             }
-            Act::Call { process, fd, number, .. } => {
-                let one_copy = number != Number::Copy || !self.asleep(|one| one == Sleeper::Call);
-                self.lives(process) && self.is_open(fd) && one_copy
+            Act::Call { process, fd, number: Number::Copy, at, from, .. } => {
+                // A store that is woken with it may come before or behind its reading.
+                let source = Sleeper::Call { area: from.0, page: from.1, pages: at.pages };
+                let races = |one| self.race(process, one, source);
+                let alone = !self.asleep(|one| matches!(one, Sleeper::Call { .. }) || races(one));
+                self.lives(process) && self.is_open(fd) && alone
             }
+            Act::Call { process, fd, .. } => self.lives(process) && self.is_open(fd),
             Act::Read { fd, .. } => self.is_open(fd),
-            Act::Touch { process, page, how, .. } => {
+            Act::Touch { process, area, page, how, .. } => {
                 let store = matches!(how, How::Store | How::KernelStore);
-                let races = |what| {
-                    matches!(what, Sleeper::Touch { page: other, store: stores, .. }
-                    if other == page && stores != store)
-                };
-                self.lives(process) && !self.asleep(races)
+                let new = Sleeper::Touch { area, page, store, user: true };
+                self.lives(process) && !self.asleep(|one| self.race(process, one, new))
             }
             Act::Interrupt { ticket } => {
                 let sleeper = self.tickets.get(usize::from(ticket)).copied().flatten();
-                matches!(sleeper, Some((_, Sleeper::Touch { .. })))
+                // An access by the kernel does not end with a signal: it tries again and again.
+                matches!(sleeper, Some((_, Sleeper::Touch { user: true, .. })))
             }
             Act::FileStore { .. } | Act::FilePunch { .. } | Act::FileTruncate { .. } => true,
         }
@@ -211,6 +245,7 @@ impl Book {
             Report::Over(Outcome::Returned(Ok(_))) => self.note_memory(act),
             _ => {}
         }
+        self.locks |= matches!(act, Act::Lock { locked: true, .. });
         if let Act::Close { fd } = act {
             self.descriptors[usize::from(fd)].open = false;
         }
@@ -223,8 +258,7 @@ impl Book {
                 self.note_child(Act::Fork { process }, *child);
             }
         }
-        let touches = self.sleepers().filter(|(_, _, one)| matches!(one, Sleeper::Touch { .. }));
-        if touches.count() > 1 && may_wake(act) {
+        if self.sleepers().count() > 1 && may_wake(act) {
             self.descriptors.iter_mut().for_each(|one| one.disorder = true);
         }
     }
@@ -255,7 +289,9 @@ impl Book {
                 let user = matches!(how, How::Load | How::Store);
                 (process, Sleeper::Touch { area, page, store, user })
             }
-            Act::Call { process, .. } => (process, Sleeper::Call),
+            Act::Call { process, at, from: (area, page), .. } => {
+                (process, Sleeper::Call { area, page, pages: at.pages })
+            }
             Act::Remap { process, .. } => {
                 // It has moved already; only its events are left.
                 self.note_memory(act);

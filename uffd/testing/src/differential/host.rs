@@ -17,7 +17,7 @@ pub fn with_pair<T>(work: impl FnOnce(&Pair<'_>) -> T) -> Result<T, NotHere> {
     // It also holds the huge pages for all worlds that follow.
     let mut trial = KernelWorld::new()?;
     let kinds = Kinds {
-        hugetlb: trial.can(Ability::Hugetlb(HUGE_PAGES)).is_ok(),
+        hugetlb: hugetlb_is_asked_for() && trial.can(Ability::Hugetlb(HUGE_PAGES)).is_ok(),
         transparent: trial.can(Ability::TransparentHuge).is_ok(),
     };
     let profile = profile::of(&mut trial);
@@ -28,14 +28,20 @@ pub fn with_pair<T>(work: impl FnOnce(&Pair<'_>) -> T) -> Result<T, NotHere> {
     Ok(work(&Pair { first: &kernel, second: &model, kinds }))
 }
 
+/// Random operations on hugetlb memory make 6.18 lose reserved pages, which stay lost until the
+/// host is started again. So they are done only where `HUGETLB=1` says that this does not matter.
+fn hugetlb_is_asked_for() -> bool {
+    std::env::var_os("HUGETLB").is_some_and(|value| value == "1")
+}
+
 /// Runs random cases and prints what was found; the last line is the sum.
 ///
 /// # Errors
 /// If the host cannot be a world.
 pub fn run(seed: u64, operations: u64) -> Result<Summary, NotHere> {
-    let summary = with_pair(|pair| pair.run(seed, operations))?;
-    for (count, case) in summary.cases.values() {
-        println!("{count} x {case}\n");
+    let summary = with_pair(|pair| pair.run(seed, operations, |case| println!("{case}\n")))?;
+    for (kind, count) in &summary.kinds {
+        println!("{count} x {kind}");
     }
     let Summary { operations, disagreements, .. } = summary;
     println!("differential: {operations} operations, {disagreements} disagreements");

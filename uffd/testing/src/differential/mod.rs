@@ -73,14 +73,14 @@ pub struct Summary {
     pub operations: u64,
     /// Cases that the worlds did not agree on.
     pub disagreements: usize,
-    /// One small case of each kind.
-    pub cases: BTreeMap<String, (usize, Disagreement)>,
+    /// How many cases there were of each kind.
+    pub kinds: BTreeMap<String, usize>,
 }
 
 impl Pair<'_> {
-    /// Runs random cases from a seed on until so many operations are done.
-    #[must_use]
-    pub fn run(&self, seed: u64, operations: u64) -> Summary {
+    /// Runs random cases from a seed on until so many operations are done. The first case of each
+    /// kind is handed to `found` as soon as it is known.
+    pub fn run(&self, seed: u64, operations: u64, mut found: impl FnMut(&Disagreement)) -> Summary {
         let mut summary = Summary::default();
         let mut seed = seed;
         while summary.operations < operations && summary.disagreements < ENOUGH {
@@ -91,10 +91,14 @@ impl Pair<'_> {
                 (done < CASE_ACTS).then(|| generator.next(book))
             });
             summary.operations += acts.len() as u64;
-            if let Err(found) = case {
+            if let Err(case) = case {
                 summary.disagreements += 1;
-                let small = shrink::smallest(found, |acts| self.replay(acts).err());
-                summary.cases.entry(small.kind.clone()).or_insert_with(|| (0, small)).0 += 1;
+                let small = shrink::smallest(case, |acts| self.replay(acts).err());
+                let count = summary.kinds.entry(small.kind.clone()).or_default();
+                *count += 1;
+                if *count == 1 {
+                    found(&small);
+                }
             }
         }
         summary

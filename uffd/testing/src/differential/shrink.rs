@@ -7,12 +7,19 @@ use crate::world::Placement;
 /// Replays that a case is worth.
 const REPLAYS_MAX: usize = 600;
 
+/// What a world panics with when a call neither ends nor sleeps.
+const ENDLESS: &str = "neither ends nor sleeps";
+
 /// The smallest case that still shows a disagreement, of whatever kind `replay` then finds. If
 /// the case does not repeat, it is kept whole and its kind says so.
 pub fn smallest(
     found: Disagreement,
     mut replay: impl FnMut(&[Act]) -> Option<Disagreement>,
 ) -> Disagreement {
+    // Each replay of a case that never ends would last as long as the world's patience.
+    if found.detail.contains(ENDLESS) {
+        return found;
+    }
     let Some(mut best) = replay(&found.acts) else {
         return Disagreement { kind: format!("{} (not again)", found.kind), ..found };
     };

@@ -299,7 +299,11 @@ impl Side {
                 let bytes = self.world.bytes(living, start, pages.into());
                 let places = (0..).map(|page| start + page * BASE_PAGE);
                 let looks = places.zip(entries.into_iter().zip(bytes));
-                seen.pages.extend(looks.map(|(at, (entry, byte))| (process, at, entry, byte)));
+                let large = unit(area) > 1;
+                seen.pages.extend(looks.map(|(at, (entry, byte))| {
+                    let entry = if large { without_sharing(entry) } else { entry };
+                    (process, at, entry, byte)
+                }));
             }
         }
         for number in 0..self.descriptors.len() {
@@ -312,6 +316,17 @@ impl Side {
             seen.files.extend((0..FILE_PAGES).map(|page| self.world.file_load(file, page)));
         }
         seen
+    }
+}
+
+/// Whether a part of a huge page counts as shared depends on how precisely a kernel was built to
+/// count, so it is not compared.
+fn without_sharing(entry: Entry) -> Entry {
+    match entry {
+        Entry::Anonymous { protected, huge, .. } => {
+            Entry::Anonymous { exclusive: true, protected, huge }
+        }
+        other => other,
     }
 }
 

@@ -83,7 +83,15 @@ pub(super) struct Merging {
     _turn: File,
 }
 
+/// No huge pages in the background, for this thread.
+#[derive(Debug)]
+pub(super) struct Background {
+    _sleep: Setting,
+    _turn: File,
+}
+
 thread_local! {
+    static BACKGROUND: RefCell<Weak<Background>> = const { RefCell::new(Weak::new()) };
     static HUGE: RefCell<Weak<HugePages>> = const { RefCell::new(Weak::new()) };
     static KSM: RefCell<Weak<Merging>> = const { RefCell::new(Weak::new()) };
 }
@@ -141,6 +149,15 @@ pub(super) fn merging() -> Result<Rc<Merging>, NotHere> {
             Setting::change(&path("run"), "1")?,
         ];
         Ok(Merging { _settings: settings, _turn: turn })
+    })
+}
+
+/// Keeps the kernel's thread that makes huge pages in the background asleep, for this thread.
+pub(super) fn without_background() -> Result<Rc<Background>, NotHere> {
+    shared(&BACKGROUND, || {
+        let path = Path::new("/sys/kernel/mm/transparent_hugepage/khugepaged/scan_sleep_millisecs");
+        let turn = turn(path)?;
+        Ok(Background { _sleep: Setting::change(path, &u32::MAX.to_string())?, _turn: turn })
     })
 }
 

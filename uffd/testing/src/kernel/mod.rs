@@ -66,6 +66,7 @@ pub struct KernelWorld {
     next: u64,
     huge_pages: Option<Rc<host::HugePages>>,
     merging: Option<Rc<host::Merging>>,
+    background: Option<Rc<host::Background>>,
     swap: Option<host::Swap>,
     no_swap: host::NoSwap,
 }
@@ -91,6 +92,7 @@ impl KernelWorld {
             next: memory::WINDOW,
             huge_pages: None,
             merging: None,
+            background: None,
             swap: None,
             no_swap: host::NoSwap::new(),
         };
@@ -201,7 +203,11 @@ impl World for KernelWorld {
                 self.huge_pages = Some(host::huge_pages(pages)?);
                 Ok(())
             }
-            Ability::TransparentHuge => host::transparent().map(drop),
+            Ability::TransparentHuge => {
+                host::transparent()?;
+                self.background = Some(host::without_background()?);
+                Ok(())
+            }
             Ability::Swap if self.swap.is_some() => Ok(()),
             Ability::Swap => {
                 self.swap = Some(self.no_swap.swap()?);

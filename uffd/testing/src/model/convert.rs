@@ -7,8 +7,8 @@ use crate::world::{
     Remap, Scan, ScanRegion, Signal, Touch,
 };
 
-pub(super) fn outcome(outcome: model::Outcome) -> Outcome {
-    match outcome {
+pub(super) fn outcome(outcome: &model::Outcome) -> Outcome {
+    match *outcome {
         model::Outcome::Ioctl(answer) => Outcome::Ioctl(answer),
         model::Outcome::Loaded(byte) => Outcome::Loaded(byte),
         model::Outcome::Stored => Outcome::Stored,

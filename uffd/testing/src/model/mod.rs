@@ -35,6 +35,8 @@ pub struct ModelWorld {
     /// The thread that makes the system calls of a process.
     callers: BTreeMap<Process, Thread>,
     tickets: BTreeMap<Ticket, Slept>,
+    /// Those of processes that have ended are gone, so they are not counted.
+    next_ticket: u32,
 }
 
 impl ModelWorld {
@@ -51,6 +53,7 @@ impl ModelWorld {
             root: Process(root.0),
             callers: BTreeMap::new(),
             tickets: BTreeMap::new(),
+            next_ticket: 0,
         };
         world.add_caller(world.root);
         world
@@ -74,9 +77,10 @@ impl ModelWorld {
     /// Notes what sleeps, and lets everybody run who may.
     fn step(&mut self, process: Process, progress: Progress) -> Step {
         let step = match progress {
-            Progress::Done(outcome) => Step::Done(self.outcome(outcome)),
+            Progress::Done(outcome) => Step::Done(self.outcome(&outcome)),
             Progress::Parked(parked) => {
-                let ticket = Ticket(u32::try_from(self.tickets.len()).expect("few tickets"));
+                let ticket = Ticket(self.next_ticket);
+                self.next_ticket += 1;
                 let thread_id = parked.thread_id();
                 let state = Some(State::Sleeps(parked));
                 self.tickets.insert(ticket, Slept { process, thread_id, state });
@@ -89,7 +93,7 @@ impl ModelWorld {
         step
     }
 
-    fn outcome(&mut self, outcome: model::Outcome) -> Outcome {
+    fn outcome(&mut self, outcome: &model::Outcome) -> Outcome {
         if let model::Outcome::Forked(child) = outcome {
             self.add_caller(Process(child.0));
         }
@@ -98,9 +102,8 @@ impl ModelWorld {
 
     /// Resumes whatever was woken, oldest first, until all that is left sleeps.
     fn settle(&mut self) {
-        let woken = |slept: &Slept| matches!(&slept.state, Some(State::Sleeps(parked)) if parked.is_woken());
         while let Some(ticket) =
-            self.tickets.iter().find(|(_, slept)| woken(slept)).map(|(ticket, _)| *ticket)
+            self.tickets.iter().find(|(_, slept)| is_woken(slept)).map(|(ticket, _)| *ticket)
         {
             self.resume(ticket, Parked::resume);
         }
@@ -111,7 +114,7 @@ impl ModelWorld {
         let state = match slept.state.take() {
             Some(State::Sleeps(parked)) => match go_on(parked) {
                 Progress::Parked(parked) => State::Sleeps(parked),
-                Progress::Done(outcome) => State::Over(self.outcome(outcome)),
+                Progress::Done(outcome) => State::Over(self.outcome(&outcome)),
             },
             Some(over) => over,
             None => unreachable!("a ticket always has a state"),
@@ -122,6 +125,10 @@ impl ModelWorld {
     fn returned(&mut self, process: Process, result: Result<u64, Errno>) -> Step {
         self.step(process, Progress::Done(model::Outcome::Returned(result)))
     }
+}
+
+fn is_woken(slept: &Slept) -> bool {
+    matches!(&slept.state, Some(State::Sleeps(parked)) if parked.is_woken())
 }
 
 impl World for ModelWorld {

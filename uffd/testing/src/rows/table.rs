@@ -1,7 +1,6 @@
 //! Which rows there are and what they need. The table is a macro, because two things are made of
 //! it: the static table here, and a test for each row and backend in `uffd/tests`.
 
-use super::Row;
 use super::*;
 use crate::world::Ability::*;
 
