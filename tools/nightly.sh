@@ -6,7 +6,8 @@ set -euo pipefail
 CARGO_FUZZ=0.13.1
 
 # What Miri runs: code without system calls, and no more than it can do in a few minutes.
-MIRI_TESTS=(message:: event:: page:: features:: meaning:: model::tests::waiting)
+MIRI_TESTS=(message:: event:: meaning:: guest::space guest::fallback model::tests::guest
+    model::tests::waiting)
 
 skip() { echo "skipped: $1: $2"; exit 0; }
 
