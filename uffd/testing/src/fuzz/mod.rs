@@ -80,7 +80,7 @@ mod tests {
     }
 
     fn random_bytes(random: &mut Random, length: usize) -> Vec<u8> {
-        let words = (0..length.div_ceil(8)).flat_map(|_| random.next().to_ne_bytes());
+        let words = (0..length.div_ceil(8)).flat_map(|_| random.word().to_ne_bytes());
         words.take(length).collect()
     }
 
