@@ -14,7 +14,7 @@ use super::super::threads::{ModelUffd, finish, touch};
 use super::super::wait_queue::{FaultQueues, FaultWaiter, Sleeper};
 use super::*;
 use crate::abi::RawMessage;
-use crate::model::{HUGE, PAGES_PER_HUGE};
+use crate::model::HUGE;
 
 /// Orders that are tried at random, half of them with few switches at bad moments.
 const ORDERS: usize = 1_000;
