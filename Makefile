@@ -11,8 +11,9 @@ CARGO := cargo
 # Words for the program behind `demo` or `bench`: make demo ARGS="--memory 4G --cpus 4"
 ARGS ?=
 
-# The guests are workspaces of their own, so cargo does not reach them from here.
-GUESTS := $(wildcard guest-images/*/Cargo.toml)
+# The guests and the fuzz targets are workspaces of their own, so cargo does not reach them from
+# here.
+APART := $(wildcard guest-images/*/Cargo.toml) tests/fuzz/Cargo.toml
 
 .PHONY: help
 help: ## Say what can be made
@@ -33,18 +34,33 @@ demo: build ## Launch a guest, move it while it runs, show what happened
 .PHONY: fmt
 fmt: ## Format all sources
 	$(CARGO) fmt --all
-	for guest in $(GUESTS); do $(CARGO) fmt --manifest-path $$guest; done
+	for apart in $(APART); do $(CARGO) fmt --manifest-path $$apart; done
 
 .PHONY: check
 check: setup ## Everything that needs no guest: format, lints, house rules
 	$(CARGO) fmt --all --check
-	for guest in $(GUESTS); do $(CARGO) fmt --manifest-path $$guest --check; done
+	for apart in $(APART); do $(CARGO) fmt --manifest-path $$apart --check; done
 	$(CARGO) xtask tidy
 	$(CARGO) clippy --workspace --all-targets --locked -- -D warnings
 
 .PHONY: test
-test: check ## check, then the unit tests and the tests with real guests
+test: check loom ## check, then the unit tests and the tests with real guests
 	$(CARGO) test --workspace --locked --no-fail-fast
+
+.PHONY: loom
+loom: setup ## The model's threads in many orders, which a checker chooses (in `make test`)
+	$(CARGO) test --locked -p godwit-uffd --lib --features shuttle interleavings
+
+.PHONY: miri
+miri: setup ## The safe parts of uffd under Miri, where there is a nightly compiler
+	tools/nightly.sh miri
+
+# Time of the fuzz targets together.
+SECONDS ?= 60
+
+.PHONY: fuzz
+fuzz: setup ## Fuzz the message decoder and the model, with a nightly compiler: SECONDS=N
+	tools/nightly.sh fuzz $(SECONDS)
 
 .PHONY: conformance
 conformance: setup ## Every rule of userfaultfd, on the running kernel and on our model

@@ -159,22 +159,12 @@ impl Advising {
         match self.advice {
             Advice::HugePage | Advice::NoHugePage => {
                 let huge = self.advice == Advice::HugePage;
-                let as_asked = |vma: &Vma| vma.huge == huge;
-                return update(space, part, as_asked, |vma| {
-                    vma.huge = huge;
-                    Ok(())
-                });
+                let as_asked = |vma: &Vma| Ok(vma.huge == huge);
+                return update(space, part, as_asked, |vma| vma.huge = huge);
             }
             Advice::Mergeable => {
-                update(
-                    space,
-                    part,
-                    |vma| vma.mergeable,
-                    |vma| {
-                        vma.mergeable = true;
-                        Ok(())
-                    },
-                )?;
+                let as_asked = |vma: &Vma| Ok(vma.mergeable);
+                update(space, part, as_asked, |vma| vma.mergeable = true)?;
                 merge::merge_equal_pages(space);
                 return Ok(());
             }

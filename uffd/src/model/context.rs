@@ -3,7 +3,7 @@
 use super::ContextId;
 use super::address_space::AddressSpace;
 use super::events::EventQueue;
-use super::sync::{Arc, AtomicBool, AtomicU32, AtomicU64, Mutex, Ordering, RwLock};
+use super::sync::{Arc, AtomicBool, AtomicU32, AtomicU64, Condition, Mutex, Ordering, RwLock};
 use super::wait_queue::FaultQueues;
 use crate::features::Features;
 
@@ -143,7 +143,7 @@ impl Context {
 #[derive(Debug, Default)]
 pub(super) struct Bell {
     count: Mutex<u64>,
-    rung: std::sync::Condvar,
+    rung: Condition,
 }
 
 impl Bell {
@@ -162,7 +162,7 @@ impl Bell {
     pub(super) fn wait_past(&self, seen: u64) {
         let mut count = self.count.lock();
         while *count <= seen {
-            count = self.rung.wait(count).unwrap_or_else(std::sync::PoisonError::into_inner);
+            count = self.rung.wait(count);
         }
     }
 }

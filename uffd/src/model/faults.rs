@@ -9,7 +9,7 @@ use super::hugetlb_faults;
 use super::page_table::{Bits, Entry, Level, Mapped, Marker, Slot};
 use super::read_write_protect::waits_for_access;
 use super::swap;
-use super::sync::{Arc, AtomicBool, MutexGuard, Ordering};
+use super::sync::{Arc, AtomicBool, MutexGuard, Ordering, yield_now};
 use super::vma::{Access, Backing, Vma};
 use super::wait_queue::{FaultWaiter, Sleeper};
 use crate::features::Features;
@@ -346,6 +346,8 @@ fn prepare(request: &Request<'_>, vma: &Vma, reason: Modes) -> Result<Arc<Contex
         return Err(Step::WouldWait);
     }
     if context.is_released() {
+        // Whoever closes it is about to take it off the VMA.
+        yield_now();
         return Err(Step::Again);
     }
     Ok(context.clone())

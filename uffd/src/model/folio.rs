@@ -82,11 +82,6 @@ impl Folio {
         self.bytes.lock().as_deref().map(Frame::copy_of)
     }
 
-    /// A copy of the whole folio.
-    pub(super) fn copy_of_all(&self) -> Folio {
-        Folio::new(true, self.pages, self.all_bytes())
-    }
-
     fn page_bytes(&self, index: u16) -> Option<Frame> {
         let at = usize::from(index) * PAGE_BYTES;
         self.bytes.lock().as_ref().map(|bytes| Frame::copy_of(&bytes[at..at + PAGE_BYTES]))

@@ -6,6 +6,8 @@ use super::address_space::AddressSpace;
 use super::context::{Context, Modes};
 use super::events::{Announced, EventMessage};
 use super::folio::Folio;
+use super::frames::Frame;
+use super::hugetlb::Pool;
 use super::page_table::{Bits, Entry, Level, Mapped, Marker, Slot, indices};
 use super::sync::{Arc, Ordering};
 use super::vma::{Registration, Vma};
@@ -73,6 +75,7 @@ fn copy_tables(parent: &AddressSpace, child: &AddressSpace, vma: &Vma, copy: &Vm
     if !has_own && !copy.modes().contains(Modes::PROTECT) {
         return;
     }
+    let pool = &parent.host.pool;
     for (slot, part) in parent.tables.in_range(vma.range()) {
         let target = child.tables.get(part.start);
         let mut level = slot.lock();
@@ -84,25 +87,34 @@ fn copy_tables(parent: &AddressSpace, child: &AddressSpace, vma: &Vma, copy: &Vm
         }
         match &mut *level {
             Level::Empty => {}
-            Level::Huge(entry) => *target.lock() = Level::Huge(copy_entry(vma, copy, entry)),
+            Level::Huge(entry) => {
+                *target.lock() = Level::Huge(copy_entry((vma, copy), pool, entry));
+            }
             Level::Table(table) => {
                 let range = indices(&part);
-                copy_entries(vma, copy, &mut table.entries()[range.clone()], &target, range.start);
+                let entries = &mut table.entries()[range.clone()];
+                copy_entries((vma, copy), pool, entries, &target, range.start);
             }
         }
     }
 }
 
-fn copy_entries(vma: &Vma, copy: &Vma, entries: &mut [Entry], target: &Slot, first: usize) {
+fn copy_entries(
+    vmas: (&Vma, &Vma),
+    pool: &Arc<Pool>,
+    entries: &mut [Entry],
+    target: &Slot,
+    first: usize,
+) {
     let mut level = target.lock();
     let Some(table) = level.table_or_new() else { return };
     for (entry, new) in entries.iter_mut().zip(&mut table.entries()[first..]) {
-        *new = copy_entry(vma, copy, entry);
+        *new = copy_entry(vmas, pool, entry);
     }
 }
 
 /// The child's entry. Private pages are shared from now on, and neither may write to them.
-fn copy_entry(vma: &Vma, copy: &Vma, entry: &mut Entry) -> Entry {
+fn copy_entry((vma, copy): (&Vma, &Vma), pool: &Arc<Pool>, entry: &mut Entry) -> Entry {
     let keeps_protection = copy.modes().contains(Modes::PROTECT);
     if let Entry::Page(mapped) = entry
         && mapped.folio.anonymous
@@ -111,7 +123,9 @@ fn copy_entry(vma: &Vma, copy: &Vma, entry: &mut Entry) -> Entry {
         // The parent's page has to stay where it is, and the parent's.
         let mut bits = mapped.bits;
         bits.set(Bits::PROTECTED, bits.contains(Bits::PROTECTED) && keeps_protection);
-        return Entry::Page(Mapped { folio: Arc::new(private_copy(mapped)), index: 0, bits });
+        // Without a free huge page a fork of the kernel's fails; here the child has none there.
+        let Some(folio) = private_copy(mapped, pool) else { return Entry::None };
+        return Entry::Page(Mapped { folio: Arc::new(folio), index: 0, bits });
     }
     match entry {
         Entry::Marker(Marker::Protect) if !keeps_protection => return Entry::None,
@@ -129,10 +143,10 @@ fn copy_entry(vma: &Vma, copy: &Vma, entry: &mut Entry) -> Entry {
     new
 }
 
-fn private_copy(mapped: &Mapped) -> Folio {
+fn private_copy(mapped: &Mapped, pool: &Arc<Pool>) -> Option<Folio> {
     if mapped.folio.is_charged() {
-        mapped.folio.copy_of_all()
+        Pool::take(pool, None, true, mapped.folio.all_bytes().map(Frame::from))
     } else {
-        mapped.folio.copy_of_page(mapped.index)
+        Some(mapped.folio.copy_of_page(mapped.index))
     }
 }

@@ -53,6 +53,9 @@ pub(super) fn map(
     {
         return Err(Errno::EINVAL);
     }
+    if new.len > TASK_SIZE || new.at.is_some_and(|at| at > TASK_SIZE - new.len) {
+        return Err(Errno::ENOMEM);
+    }
     let reservation = match &new.backing {
         Backing::File(file) => prepare_file(space, file, &new)?,
         _ => None,
@@ -174,35 +177,45 @@ pub(super) fn unmap_locked(
 }
 
 /// Changes the VMAs of a range up to the first hole, split where the range ends in them and merged
-/// afterwards. Those that are `as_asked` already stay whole.
+/// afterwards. Those that are `as_asked` already stay whole, and one of hugetlb pages is split
+/// between pages only.
 pub(super) fn update(
     space: &AddressSpace,
     range: &Range<u64>,
-    as_asked: impl Fn(&Vma) -> bool,
-    mut change: impl FnMut(&mut Vma) -> Result<(), Errno>,
+    as_asked: impl Fn(&Vma) -> Result<bool, Errno>,
+    mut change: impl FnMut(&mut Vma),
 ) -> Result<(), Errno> {
     let mut map = space.map.write();
     let mut at = range.start;
     let mut result = Ok(());
     for cell in map.in_range(range) {
-        let (part, skip) = {
+        let (part, asked) = {
             let vma = cell.read();
-            (vma.intersection(range), as_asked(&vma))
+            let part = vma.intersection(range);
+            let cut = vma.is_hugetlb()
+                && !(part.start.is_multiple_of(HUGE) && part.end.is_multiple_of(HUGE));
+            let asked = match as_asked(&vma) {
+                Ok(false) if cut => Err(Errno::EINVAL),
+                asked => asked,
+            };
+            (part, asked)
         };
         if part.start != at {
             break;
         }
         at = part.end;
-        if skip {
-            continue;
+        match asked {
+            Ok(true) => continue,
+            Ok(false) => {}
+            Err(errno) => {
+                result = Err(errno);
+                break;
+            }
         }
         split_at(space, &mut map, part.start);
         split_at(space, &mut map, part.end);
         let cell = map.find(part.start).expect("it was split here").clone();
-        result = change(&mut cell.write());
-        if result.is_err() {
-            break;
-        }
+        change(&mut cell.write());
     }
     map.merge_around(range);
     result.and(if at < range.end { Err(Errno::ENOMEM) } else { Ok(()) })
@@ -235,14 +248,13 @@ pub(super) fn protect(
     access: Access,
 ) -> Result<(), Errno> {
     let range = check(start, len)?;
-    let as_asked = |vma: &Vma| vma.access == access;
+    let as_asked = |vma: &Vma| match access {
+        Access::ReadWrite if !vma.may_write => Err(Errno::EACCES),
+        _ => Ok(vma.access == access),
+    };
     update(space, &range, as_asked, |vma| {
-        if access == Access::ReadWrite && !vma.may_write {
-            return Err(Errno::EACCES);
-        }
         vma.access = access;
         set_rights(space, vma);
-        Ok(())
     })
 }
 
@@ -288,10 +300,7 @@ pub(super) fn lock(
     locked: bool,
 ) -> Result<Range<u64>, Errno> {
     let range = check(start, len)?;
-    let as_asked = |vma: &Vma| vma.locked == locked || vma.is_hugetlb();
-    update(space, &range, as_asked, |vma| {
-        vma.locked = locked;
-        Ok(())
-    })?;
+    let as_asked = |vma: &Vma| Ok(vma.locked == locked || vma.is_hugetlb());
+    update(space, &range, as_asked, |vma| vma.locked = locked)?;
     Ok(range)
 }

@@ -2,7 +2,7 @@
 
 use std::ops::Range;
 
-use super::address_space::AddressSpace;
+use super::address_space::{AddressSpace, TASK_SIZE};
 use super::events::{Announced, EventMessage};
 use super::folio::{HUGE, PAGE};
 use super::memory_map::{place, split_at, unmap_locked};
@@ -77,15 +77,18 @@ fn remap_one(
     mut call: Remap,
 ) -> Result<(u64, Vec<Announced>), Errno> {
     let old = call.from..call.from + call.len;
-    let covers = |map: &VmaMap, len: u64| {
-        let kept = call.from..call.from + len;
-        match map.find(call.from).is_some_and(|cell| cell.read().contains(&kept)) {
-            true => Ok(()),
-            false => Err(Errno::EFAULT),
-        }
+    // Only what is kept has to be in one VMA. Nothing is changed before that is known.
+    let kept = call.from..call.from + call.len.min(call.new_len);
+    let Some(hugetlb) = map.find(call.from).and_then(|cell| {
+        let vma = cell.read();
+        vma.contains(&kept).then(|| vma.is_hugetlb())
+    }) else {
+        return Err(Errno::EFAULT);
     };
-    // Only what is kept has to be in one VMA.
-    covers(map, call.len.min(call.new_len))?;
+    let places = [call.from, call.len, call.new_len, call.to.unwrap_or(0)];
+    if hugetlb && !places.iter().all(|place| place.is_multiple_of(HUGE)) {
+        return Err(Errno::EINVAL);
+    }
     let mut early = Vec::new();
     if let Some(to) = call.to {
         early = unmap_locked(space, map, &(to..to + call.new_len))?;
@@ -126,6 +129,14 @@ fn check(call: &Remap) -> Result<(), Errno> {
     if call.dont_unmap && call.len != call.new_len {
         return Err(Errno::EINVAL);
     }
+    if call.len.max(call.new_len) > TASK_SIZE
+        || call.to.is_some_and(|to| to > TASK_SIZE - call.new_len)
+    {
+        return Err(Errno::EINVAL);
+    }
+    if call.from > TASK_SIZE - call.len {
+        return Err(Errno::EFAULT);
+    }
     let overlaps = |to: u64| to < call.from + call.len && call.from < to + call.new_len;
     if call.to.is_some_and(overlaps) { Err(Errno::EINVAL) } else { Ok(()) }
 }
@@ -162,13 +173,6 @@ fn move_mapping(
     let cell = map.find(old.start).expect("it was found before").clone();
     // Whoever works in the VMA is waited for, and nobody begins until the pages are moved.
     let source = cell.write();
-    if source.is_hugetlb()
-        && (!old.start.is_multiple_of(HUGE)
-            || !to.is_multiple_of(HUGE)
-            || !len.is_multiple_of(HUGE))
-    {
-        return Err(Errno::EINVAL);
-    }
     let moved = moved_vma(&source, to, call.new_len);
     let owner = source.owner().cloned();
     let follows = owner.as_ref().filter(|owner| owner.has(Features::EVENT_REMAP)).cloned();

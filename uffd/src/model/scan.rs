@@ -2,7 +2,7 @@
 
 use std::ops::Range;
 
-use super::address_space::AddressSpace;
+use super::address_space::{AddressSpace, TASK_SIZE};
 use super::context::Modes;
 use super::folio::{HUGE, PAGE};
 use super::page_table::{Entry, Level, Marker};
@@ -62,8 +62,11 @@ pub struct Region {
 
 /// Scans a range.
 pub(super) fn scan(space: &AddressSpace, call: &Scan) -> Result<Vec<Region>, Errno> {
-    if !call.start.is_multiple_of(PAGE) || call.start > call.end {
+    if !call.start.is_multiple_of(PAGE) {
         return Err(Errno::EINVAL);
+    }
+    if call.start > call.end || call.end > TASK_SIZE {
+        return Err(Errno::EFAULT);
     }
     let range = call.start..call.end.next_multiple_of(PAGE);
     let mut regions = Vec::new();

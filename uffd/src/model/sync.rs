@@ -1,4 +1,5 @@
-//! The locks of the model, in one place so that a model checker's can take theirs.
+//! The locks of the model, in one place: with the feature `shuttle` they are those of a checker
+//! that decides itself which thread goes on, and tries many orders.
 //!
 //! Locks are taken in this order, which is the kernel's:
 //!
@@ -15,11 +16,17 @@
 //! No lock is held while a caller is parked. A lock whose holder has panicked is taken all the
 //! same: the panic is already on its way to whoever joins that thread.
 
-use std::sync::{self, PoisonError};
+use std::sync::PoisonError;
 
-pub(super) use std::sync::Arc;
-pub(super) use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, AtomicUsize, Ordering};
-pub(super) use std::sync::{MutexGuard, RwLockReadGuard, RwLockWriteGuard};
+#[cfg(feature = "shuttle")]
+use shuttle::{sync, thread};
+#[cfg(not(feature = "shuttle"))]
+use std::{sync, thread};
+
+pub(super) use sync::Arc;
+pub(super) use sync::atomic::{AtomicBool, AtomicU32, AtomicU64, AtomicUsize, Ordering};
+pub(super) use sync::{MutexGuard, RwLockReadGuard, RwLockWriteGuard};
+pub(super) use thread::yield_now;
 
 /// A lock for one.
 #[derive(Debug, Default)]
@@ -83,7 +90,7 @@ impl PageLock {
     /// Waits until nobody has it.
     pub(super) fn wait(&self) {
         while self.is_held() {
-            std::thread::yield_now();
+            yield_now();
         }
     }
 }
@@ -94,11 +101,27 @@ impl Drop for PageGuard<'_> {
     }
 }
 
+/// Wakes threads that wait for what a lock protects to change.
+#[derive(Debug, Default)]
+pub(super) struct Condition(sync::Condvar);
+
+impl Condition {
+    /// Wakes all who wait.
+    pub(super) fn notify_all(&self) {
+        self.0.notify_all();
+    }
+
+    /// Lets go of the lock until it was notified.
+    pub(super) fn wait<'a, T>(&self, guard: MutexGuard<'a, T>) -> MutexGuard<'a, T> {
+        self.0.wait(guard).unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
 /// A flag that is raised once and that threads can wait for. The core raises it and never waits.
 #[derive(Debug, Default)]
 pub(super) struct Flag {
     raised: Mutex<bool>,
-    changed: sync::Condvar,
+    changed: Condition,
 }
 
 impl Flag {
@@ -117,7 +140,7 @@ impl Flag {
     pub(super) fn wait(&self) {
         let mut raised = self.raised.lock();
         while !*raised {
-            raised = self.changed.wait(raised).unwrap_or_else(PoisonError::into_inner);
+            raised = self.changed.wait(raised);
         }
     }
 }

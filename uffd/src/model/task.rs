@@ -117,18 +117,25 @@ impl Parked {
     }
 
     /// The thread is killed. A call that has come half-way ends as it would: those who wait for
-    /// what is done are woken.
-    pub fn cancel(self) {
+    /// what is done are woken. The child of a fork is returned: it never runs, and is to be ended
+    /// with [`Machine::exit`](super::Machine::exit).
+    pub fn cancel(self) -> Option<Process> {
         if let Some(waiting) = &self.waiting {
             waiting.leave();
         }
         self.thread.fatal.store(true, Ordering::SeqCst);
         match self.task {
-            Task::Deliver(delivery, _) => delivery.cancel(),
+            Task::Deliver(delivery, outcome) => {
+                delivery.cancel();
+                if let Outcome::Forked(child) = outcome {
+                    return Some(child);
+                }
+            }
             Task::Advise(advising) => advising.cancel(),
             Task::Call(call) => drop(call.go_on(&self.thread)),
             Task::Touch { .. } | Task::Populate(_) => {}
         }
+        None
     }
 }
 

@@ -4,6 +4,7 @@
 
 pub mod costs;
 pub mod differential;
+pub mod fuzz;
 pub mod judge;
 pub mod kernel;
 pub mod model;

@@ -2,6 +2,8 @@
 //! real threads, and what is left behind.
 
 mod guest;
+#[cfg(feature = "shuttle")]
+mod interleavings;
 mod life;
 mod locks;
 mod newest;

@@ -172,8 +172,9 @@ impl World for ModelWorld {
         for ticket in theirs {
             if let Some(Slept { state: Some(State::Sleeps(parked)), .. }) =
                 self.tickets.remove(&ticket)
+                && let Some(child) = parked.cancel()
             {
-                parked.cancel();
+                self.machine.exit(child);
             }
         }
         self.machine.exit(model::Process(process.0));
