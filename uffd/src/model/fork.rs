@@ -7,7 +7,7 @@ use super::context::{Context, Modes};
 use super::events::{Announced, EventMessage};
 use super::folio::Folio;
 use super::page_table::{Bits, Entry, Level, Mapped, Marker, Slot, indices};
-use super::sync::{Arc, Ordering};
+use super::sync::{Arc, AtomicU64, Ordering};
 use super::vma::{Registration, Vma};
 use crate::features::Features;
 
@@ -27,6 +27,12 @@ pub(super) fn fork(
         let vma = cell.write();
         let mut copy = vma.duplicate();
         copy.locked = false;
+        if copy.anon_group.load(Ordering::SeqCst) != 0 {
+            // Each VMA of a child has a group of its own.
+            copy.anon_group = AtomicU64::new(0);
+            copy.prepare_anonymous(&child.host.next_group);
+            copy.forked = true;
+        }
         if !copy.shared {
             copy.reservation = None;
         }

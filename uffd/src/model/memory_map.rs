@@ -73,6 +73,7 @@ pub(super) fn map(
         huge: new.huge,
         mergeable: false,
         anon_group: AtomicU64::new(0),
+        forked: false,
         reservation,
         registration: None,
     });
@@ -173,8 +174,9 @@ pub(super) fn unmap_locked(
     Ok(events)
 }
 
-/// Changes the VMAs of a range up to the first hole, split where the range ends in them and merged
-/// afterwards. Those that are `as_asked` already stay whole.
+/// Changes the VMAs of a range up to the first hole, split where the range ends in them. Each that
+/// is changed is merged with its neighbours if it can be; those that are `as_asked` already stay as
+/// they are, even beside others that do not differ from them any more (after a fork, for example).
 pub(super) fn update(
     space: &AddressSpace,
     range: &Range<u64>,
@@ -200,11 +202,11 @@ pub(super) fn update(
         split_at(space, &mut map, part.end);
         let cell = map.find(part.start).expect("it was split here").clone();
         result = change(&mut cell.write());
+        map.merge_around(&part);
         if result.is_err() {
             break;
         }
     }
-    map.merge_around(range);
     result.and(if at < range.end { Err(Errno::ENOMEM) } else { Ok(()) })
 }
 

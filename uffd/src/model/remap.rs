@@ -141,7 +141,7 @@ fn grow_in_place(map: &mut VmaMap, call: &Remap) -> bool {
     if let Some(cell) = map.find(call.from) {
         cell.write().end = new_end;
     }
-    map.merge_around(&(call.from..new_end));
+    map.merge_around(&(end..new_end));
     true
 }
 
@@ -192,6 +192,7 @@ fn move_mapping(
         if is_whole {
             // It has no pages left that it could share.
             left.anon_group.store(0, Ordering::SeqCst);
+            left.forked = false;
         }
         Vec::new()
     } else {
