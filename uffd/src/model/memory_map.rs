@@ -9,6 +9,7 @@ use super::folio::{HUGE, PAGE};
 use super::hugetlb::Reservation;
 use super::page_cache::{FileKind, MemoryFile};
 use super::page_table::{Bits, Entry, Level, indices, is_whole};
+use super::populate::populate_now;
 use super::sync::{Arc, AtomicU64, Ordering};
 use super::vma::{Access, Backing, Vma, VmaMap};
 use super::zap::{Zap, free_tables, zap};
@@ -231,21 +232,30 @@ pub(super) fn split_at(space: &AddressSpace, map: &mut VmaMap, address: u64) {
 
 /// mprotect.
 pub(super) fn protect(
-    space: &AddressSpace,
+    space: &Arc<AddressSpace>,
     start: u64,
     len: u64,
     access: Access,
 ) -> Result<(), Errno> {
     let range = check(start, len)?;
     let as_asked = |vma: &Vma| vma.access == access;
-    update(space, &range, as_asked, |vma| {
+    let mut populated = Vec::new();
+    let result = update(space, &range, as_asked, |vma| {
         if access == Access::ReadWrite && !vma.may_write {
             return Err(Errno::EACCES);
         }
         vma.access = access;
         set_rights(space, vma);
+        if access == Access::ReadWrite && vma.locked && !vma.shared {
+            populated.push(vma.range());
+        }
         Ok(())
-    })
+    });
+    // Locked private memory gets its own pages as soon as it can be written to.
+    for range in populated {
+        populate_now(space, range);
+    }
+    result
 }
 
 /// Gives the entries of a VMA its rights. The uffd-wp bit stays.
