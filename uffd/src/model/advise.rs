@@ -166,7 +166,9 @@ impl Advising {
         let aligned = part.start.is_multiple_of(HUGE) && part.end.is_multiple_of(HUGE);
         let bad = match self.advice {
             Advice::DontNeed => vma.locked || (vma.is_hugetlb() && !aligned),
-            Advice::Remove if vma.file().is_some() && !(vma.shared && vma.may_write) => {
+            Advice::Remove
+                if vma.file().is_some() && !vma.locked && !(vma.shared && vma.may_write) =>
+            {
                 return Some(Errno::EACCES);
             }
             Advice::Remove => vma.locked || vma.file().is_none(),
