@@ -7,7 +7,7 @@ use super::file_ops;
 use super::folio::{HUGE, PAGE};
 use super::memory_map::update;
 use super::merge;
-use super::page_cache::FileKind;
+use super::page_cache::{FileKind, MemoryFile};
 use super::page_table::{Entry, Level, Marker, indices, is_whole};
 use super::swap::{self, split_folio};
 use super::sync::Arc;
@@ -51,6 +51,9 @@ pub(super) struct Advising {
     told: bool,
     /// The end of what was told of.
     told_until: u64,
+    /// The file that MADV_REMOVE is told of, and which of its pages: they go, whatever is mapped
+    /// once the event was read.
+    removed: Option<(Arc<MemoryFile>, Range<u64>)>,
 }
 
 /// The part of the VMA that comes next, and what is to be known of it.
@@ -58,13 +61,25 @@ struct Next {
     part: Range<u64>,
     refused: Option<Errno>,
     event: Option<Announced>,
+    removed: Option<(Arc<MemoryFile>, Range<u64>)>,
 }
 
 impl Advising {
     /// Advice about a range.
     pub(super) fn new(space: Arc<AddressSpace>, range: Range<u64>, advice: Advice) -> Advising {
         let Range { start: at, end } = range;
-        Advising { space, advice, at, end, hole: false, telling: None, told: false, told_until: at }
+        let (telling, removed) = (None, None);
+        Advising {
+            space,
+            advice,
+            at,
+            end,
+            hole: false,
+            telling,
+            told: false,
+            told_until: at,
+            removed,
+        }
     }
 
     /// Goes on until it is over or has to sleep.
@@ -76,6 +91,10 @@ impl Advising {
                 }
                 self.telling = None;
                 self.told = true;
+                if let Some((file, pages)) = self.removed.take() {
+                    file_ops::punch(&file, &pages);
+                    (self.at, self.told) = (self.told_until, false);
+                }
             }
             if self.at >= self.end {
                 return Ok(if self.hole { Err(Errno::ENOMEM) } else { Ok(0) });
@@ -92,10 +111,14 @@ impl Advising {
             }
             if let Some(event) = next.event {
                 self.told_until = next.part.end;
+                self.removed = next.removed;
                 self.telling = Some(Delivery::new(vec![event]));
                 continue;
             }
-            if let Err(errno) = self.apply(&next.part) {
+            // The file's other mappings are seen to as well, so no lock of this VMA is held.
+            if let Some((file, pages)) = next.removed {
+                file_ops::punch(&file, &pages);
+            } else if let Err(errno) = self.apply(&next.part) {
                 return Ok(Err(errno));
             }
             self.at = next.part.end;
@@ -132,14 +155,20 @@ impl Advising {
             let message = EventMessage::Remove { start: part.start, end: part.end };
             Announced::new(owner.clone(), message)
         });
-        Some(Next { part, refused, event })
+        let removed = vma.file().filter(|_| self.advice == Advice::Remove).map(|file| {
+            let first = vma.page_at(part.start);
+            (file.clone(), first..first + (part.end - part.start) / PAGE)
+        });
+        Some(Next { part, refused, event, removed })
     }
 
     fn refuses(&self, vma: &Vma, part: &Range<u64>) -> Option<Errno> {
         let aligned = part.start.is_multiple_of(HUGE) && part.end.is_multiple_of(HUGE);
         let bad = match self.advice {
             Advice::DontNeed => vma.locked || (vma.is_hugetlb() && !aligned),
-            Advice::Remove if vma.file().is_some() && !(vma.shared && vma.may_write) => {
+            Advice::Remove
+                if vma.file().is_some() && !vma.locked && !(vma.shared && vma.may_write) =>
+            {
                 return Some(Errno::EACCES);
             }
             Advice::Remove => vma.locked || vma.file().is_none(),
@@ -168,7 +197,6 @@ impl Advising {
                 merge::merge_equal_pages(space);
                 return Ok(());
             }
-            Advice::Remove => return self.remove(part),
             Advice::Collapse => return collapse::collapse(space, part),
             _ => {}
         }
@@ -186,19 +214,6 @@ impl Advising {
             }
             Ok(())
         })
-    }
-
-    /// The file's other mappings are seen to as well, so no lock of this VMA is held.
-    fn remove(&self, part: &Range<u64>) -> Result<(), Errno> {
-        let (file, page) = self
-            .space
-            .with_vma(part.start, |vma| {
-                let vma = vma?;
-                Some((vma.file()?.clone(), vma.page_at(part.start)))
-            })
-            .ok_or(Errno::EINVAL)?;
-        file_ops::punch(&file, &(page..page + (part.end - part.start) / PAGE));
-        Ok(())
     }
 }
 

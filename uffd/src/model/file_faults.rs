@@ -70,6 +70,12 @@ fn map_around(request: &Request<'_>, vma: &Vma, cache: &Cache) -> bool {
     let block = request.address / HUGE * HUGE;
     let start = (request.address / AROUND * AROUND).max(vma.start).max(block);
     let end = (start + AROUND).min(vma.end).min(block + HUGE);
+    let last = vma.file().map_or(0, |file| file.pages());
+    let pages = vma.page_at(start)..vma.page_at(end).min(last);
+    if pages.is_empty() || cache.range(pages).all(|(_, cached)| cached.swapped) {
+        // There is nothing to map, and no table is made for it.
+        return false;
+    }
     let slot = request.space.tables.get(request.address);
     let mut level = slot.lock();
     level.table_or_new();

@@ -6,10 +6,9 @@ use super::address_space::AddressSpace;
 use super::context::{Context, Modes};
 use super::events::{Announced, EventMessage};
 use super::folio::Folio;
-use super::frames::Frame;
 use super::hugetlb::Pool;
 use super::page_table::{Bits, Entry, Level, Mapped, Marker, Slot, indices};
-use super::sync::{Arc, Ordering};
+use super::sync::{Arc, AtomicU64, Ordering};
 use super::vma::{Registration, Vma};
 use crate::features::Features;
 
@@ -29,6 +28,12 @@ pub(super) fn fork(
         let vma = cell.write();
         let mut copy = vma.duplicate();
         copy.locked = false;
+        if copy.anon_group.load(Ordering::SeqCst) != 0 {
+            // Each VMA of a child has a group of its own.
+            copy.anon_group = AtomicU64::new(0);
+            copy.prepare_anonymous(&child.host.next_group);
+            copy.forked = true;
+        }
         if !copy.shared {
             copy.reservation = None;
         }
@@ -145,7 +150,7 @@ fn copy_entry((vma, copy): (&Vma, &Vma), pool: &Arc<Pool>, entry: &mut Entry) ->
 
 fn private_copy(mapped: &Mapped, pool: &Arc<Pool>) -> Option<Folio> {
     if mapped.folio.is_charged() {
-        Pool::take(pool, None, true, mapped.folio.all_bytes().map(Frame::from))
+        Pool::take(pool, None, true, mapped.folio.all_bytes())
     } else {
         Some(mapped.folio.copy_of_page(mapped.index))
     }

@@ -9,6 +9,7 @@ use super::folio::{HUGE, PAGE};
 use super::hugetlb::Reservation;
 use super::page_cache::{FileKind, MemoryFile};
 use super::page_table::{Bits, Entry, Level, indices, is_whole};
+use super::populate::populate_now;
 use super::sync::{Arc, AtomicU64, Ordering};
 use super::vma::{Access, Backing, Vma, VmaMap};
 use super::zap::{Zap, free_tables, zap};
@@ -76,6 +77,7 @@ pub(super) fn map(
         huge: new.huge,
         mergeable: false,
         anon_group: AtomicU64::new(0),
+        forked: false,
         reservation,
         registration: None,
     });
@@ -176,9 +178,10 @@ pub(super) fn unmap_locked(
     Ok(events)
 }
 
-/// Changes the VMAs of a range up to the first hole, split where the range ends in them and merged
-/// afterwards. Those that are `as_asked` already stay whole, and one of hugetlb pages is split
-/// between pages only.
+/// Changes the VMAs of a range up to the first hole, split where the range ends in them. Each that
+/// is changed is merged with its neighbours if it can be; those that are `as_asked` already stay as
+/// they are, even beside others that do not differ from them any more (after a fork, for example).
+/// One of hugetlb pages is split between pages only.
 pub(super) fn update(
     space: &AddressSpace,
     range: &Range<u64>,
@@ -216,8 +219,8 @@ pub(super) fn update(
         split_at(space, &mut map, part.end);
         let cell = map.find(part.start).expect("it was split here").clone();
         change(&mut cell.write());
+        map.merge_around(&part);
     }
-    map.merge_around(range);
     result.and(if at < range.end { Err(Errno::ENOMEM) } else { Ok(()) })
 }
 
@@ -242,7 +245,7 @@ pub(super) fn split_at(space: &AddressSpace, map: &mut VmaMap, address: u64) {
 
 /// mprotect.
 pub(super) fn protect(
-    space: &AddressSpace,
+    space: &Arc<AddressSpace>,
     start: u64,
     len: u64,
     access: Access,
@@ -252,10 +255,19 @@ pub(super) fn protect(
         Access::ReadWrite if !vma.may_write => Err(Errno::EACCES),
         _ => Ok(vma.access == access),
     };
-    update(space, &range, as_asked, |vma| {
+    let mut populated = Vec::new();
+    let result = update(space, &range, as_asked, |vma| {
         vma.access = access;
         set_rights(space, vma);
-    })
+        if access == Access::ReadWrite && vma.locked && !vma.shared {
+            populated.push(vma.range());
+        }
+    });
+    // Locked private memory gets its own pages as soon as it can be written to.
+    for range in populated {
+        populate_now(space, range);
+    }
+    result
 }
 
 /// Gives the entries of a VMA its rights. The uffd-wp bit stays.

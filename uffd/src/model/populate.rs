@@ -1,10 +1,12 @@
 //! Making pages before they are touched: MADV_POPULATE and mlock.
 
+use std::ops::Range;
+
 use super::access::{Reached, populate};
 use super::address_space::AddressSpace;
 use super::faults::{Failure, Request, ThreadState, Waiting};
-use super::folio::PAGE;
-use super::sync::Arc;
+use super::folio::{PAGE, PAGE_BYTES};
+use super::sync::{Arc, AtomicBool};
 use super::vma::Access;
 use crate::abi::Errno;
 
@@ -17,6 +19,24 @@ pub(super) enum Purpose {
     Write,
     /// mlock: as a write where that is private memory's business; memory without rights fails.
     Lock,
+}
+
+/// Populates a range for writing up to the first page that somebody would have to wait for, or that
+/// cannot be had. No message is queued, so it does not show which thread does it.
+pub(super) fn populate_now(space: &Arc<AddressSpace>, range: Range<u64>) {
+    let thread = ThreadState {
+        id: 0,
+        privileged: false,
+        space: space.clone(),
+        fatal: AtomicBool::new(false),
+    };
+    for address in range.step_by(PAGE_BYTES) {
+        let request =
+            Request { thread: &thread, space, address, write: true, user: false, no_wait: true };
+        if !matches!(populate(&request), Reached::Done(())) {
+            return;
+        }
+    }
 }
 
 /// A range that is being populated.

@@ -100,8 +100,8 @@ pub(super) fn register(
         split_at(&context.space, &mut map, part.end);
         let cell = map.find(part.start).expect("it was split here").clone();
         cell.write().registration = Some(Registration { context: context.clone(), modes });
+        map.merge_around(&part);
     }
-    map.merge_around(&range);
     Ok(ioctls(modes, hugetlb))
 }
 
@@ -187,8 +187,8 @@ pub(super) fn unregister(context: &Arc<Context>, start: u64, len: u64) -> Result
         split_at(&context.space, &mut map, part.end);
         let cell = map.find(part.start).expect("it was split here").clone();
         detach(context, &mut cell.write());
+        map.merge_around(&part);
     }
-    map.merge_around(&range);
     Ok(())
 }
 
@@ -207,15 +207,21 @@ fn detach(context: &Context, vma: &mut Vma) {
 /// so until it is written.
 fn forget(context: &Arc<Context>) {
     context.released.store(true, Ordering::SeqCst);
-    change_all(context, &mut context.space.map.write(), |vma| vma.registration = None);
+    for cell in context.space.map.write().all() {
+        let mut vma = cell.write();
+        if vma.owner().is_some_and(|owner| Arc::ptr_eq(owner, context)) {
+            // It is not made one with neighbours that it does not differ from any more.
+            vma.registration = None;
+        }
+    }
 }
 
-/// Changes all VMAs of a context, which then may be one with their neighbours.
-fn change_all(context: &Arc<Context>, map: &mut VmaMap, change: impl Fn(&mut Vma)) {
+/// Makes all VMAs of a context ordinary memory, which then may be one with their neighbours.
+fn detach_all(context: &Arc<Context>, map: &mut VmaMap) {
     for cell in map.all() {
         let mut vma = cell.write();
         if vma.owner().is_some_and(|owner| Arc::ptr_eq(owner, context)) {
-            change(&mut vma);
+            detach(context, &mut vma);
             let range = vma.range();
             drop(vma);
             map.merge_around(&range);
@@ -227,7 +233,7 @@ fn change_all(context: &Arc<Context>, map: &mut VmaMap, change: impl Fn(&mut Vma
 pub(super) fn release(context: &Arc<Context>) {
     context.released.store(true, Ordering::SeqCst);
     let mut map = context.space.map.write();
-    change_all(context, &mut map, |vma| detach(context, vma));
+    detach_all(context, &mut map);
     drop(map);
     context.faults.wake_all();
     for child in context.events.abandon() {

@@ -152,7 +152,7 @@ fn grow_in_place(map: &mut VmaMap, call: &Remap) -> bool {
     if let Some(cell) = map.find(call.from) {
         cell.write().end = new_end;
     }
-    map.merge_around(&(call.from..new_end));
+    map.merge_around(&(end..new_end));
     true
 }
 
@@ -168,12 +168,14 @@ fn move_mapping(
 ) -> Result<Events, Errno> {
     let old = call.from..call.from + len;
     let is_whole = map.find(old.start).is_some_and(|cell| cell.read().range() == old);
-    split_at(space, map, old.start);
-    split_at(space, map, old.end);
+    if !call.dont_unmap {
+        split_at(space, map, old.start);
+        split_at(space, map, old.end);
+    }
     let cell = map.find(old.start).expect("it was found before").clone();
     // Whoever works in the VMA is waited for, and nobody begins until the pages are moved.
     let source = cell.write();
-    let moved = moved_vma(&source, to, call.new_len);
+    let moved = moved_vma(&source, old.start, to, call.new_len);
     let owner = source.owner().cloned();
     let follows = owner.as_ref().filter(|owner| owner.has(Features::EVENT_REMAP)).cloned();
     // Memory whose context has not asked for the event is ordinary at its new place.
@@ -191,23 +193,25 @@ fn move_mapping(
     let message = EventMessage::Remap { from: call.from, to, len: call.len };
     let remapped = follows.map(|context| Announced::new(context, message));
     let unmapped = if call.dont_unmap {
+        // All of the VMA that it was in is not locked any more.
         let mut left = cell.write();
         left.locked = false;
         if is_whole {
             // It has no pages left that it could share.
             left.anon_group.store(0, Ordering::SeqCst);
+            left.forked = false;
         }
         Vec::new()
     } else {
         unmap_locked(space, map, &old)?
     };
-    free_tables(space, map, old.clone());
-    map.merge_around(&old);
+    free_tables(space, map, old);
     Ok((remapped, unmapped))
 }
 
-fn moved_vma(source: &Vma, to: u64, new_len: u64) -> Vma {
+fn moved_vma(source: &Vma, from: u64, to: u64, new_len: u64) -> Vma {
     let mut moved = source.duplicate();
+    moved.page = source.page_at(from);
     moved.start = to;
     moved.end = to + new_len;
     let touched = source.anon_group.load(Ordering::SeqCst) != 0;

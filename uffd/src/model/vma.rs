@@ -77,6 +77,9 @@ pub(super) struct Vma {
     /// The group of VMAs that share anonymous pages; 0 before there is the first. A fork copies
     /// page tables of private memory only where there is one.
     pub(super) anon_group: AtomicU64,
+    /// Its pages may be those of the process that it was forked from. It then merges with none that
+    /// has no group.
+    pub(super) forked: bool,
     /// Huge pages that were set aside for it.
     pub(super) reservation: Option<Arc<Reservation>>,
     /// The userfaultfd that has it.
@@ -193,7 +196,9 @@ impl Vma {
             && same_backing
             && same_owner
             && self.page + (self.end - self.start) / PAGE == next.page
-            && (group == next_group || group == 0 || next_group == 0)
+            && (group == next_group
+                || (group == 0 && !next.forked)
+                || (next_group == 0 && !self.forked))
             && (self.shared, self.access, self.may_write)
                 == (next.shared, next.access, next.may_write)
             && (self.locked, self.huge, self.mergeable) == (next.locked, next.huge, next.mergeable)
@@ -276,6 +281,7 @@ impl VmaMap {
                     if group == 0 {
                         let group = vma.anon_group.load(Ordering::SeqCst);
                         lower_vma.anon_group.store(group, Ordering::SeqCst);
+                        lower_vma.forked = vma.forked;
                     }
                     lower_vma.end = vma.end;
                     self.vmas.remove(&vma.start);

@@ -6,12 +6,22 @@ use godwit_uffd_testing::differential::act::Memory::*;
 use godwit_uffd_testing::differential::act::Number::*;
 use godwit_uffd_testing::differential::act::Odd::*;
 use godwit_uffd_testing::differential::act::Span;
-use godwit_uffd_testing::world::Access::ReadWrite;
+use godwit_uffd_testing::world::Access::{self, ReadWrite};
+use godwit_uffd_testing::world::Advice;
 use godwit_uffd_testing::world::Placement::Ordinary;
 
 /// All of them.
-pub const CASES: &[&[Act]] =
-    &[MOVED_PIECES, FORGOTTEN_NEIGHBOURS, SPLIT_HUGE_PAGE, MAPPED_AROUND, PREPARED_BEFORE_WAIT];
+pub const CASES: &[&[Act]] = &[
+    MOVED_PIECES,
+    FORGOTTEN_NEIGHBOURS,
+    SPLIT_HUGE_PAGE,
+    MAPPED_AROUND,
+    PREPARED_BEFORE_WAIT,
+    WRITABLE_AND_LOCKED,
+    REMOVED_UNDER_ANOTHER,
+    LOCKED_PIECES_OF_A_CHILD,
+    REGISTERED_PIECES_OF_A_CHILD,
+];
 
 const fn register(fd: u8, area: u8, page: u8, pages: u8, mode: u64) -> Act {
     let (number, odd, placement) = (Register, No, Ordinary);
@@ -73,4 +83,47 @@ const PREPARED_BEFORE_WAIT: &[Act] = &[
     Touch { process: 0, area: 3, page: 1, exact: false, how: Store },
     Touch { process: 0, area: 3, page: 6, exact: false, how: Load },
     Fork { process: 0 },
+];
+
+/// Locked memory that becomes writable gets its pages at once.
+const WRITABLE_AND_LOCKED: &[Act] = &[
+    Map { process: 0, area: 1, memory: Anonymous, access: ReadWrite },
+    Open { process: 0, features: 0, user_mode_only: false },
+    register(0, 1, 0, 1, 1),
+    Lock { process: 0, at: Span { area: 1, page: 0, pages: 8 }, locked: true },
+    Protect { process: 0, at: Span { area: 1, page: 6, pages: 1 }, access: Access::None },
+    Protect { process: 0, at: Span { area: 1, page: 0, pages: 11 }, access: ReadWrite },
+];
+
+/// MADV_REMOVE removes the pages of the file that it began with, whatever is mapped by then.
+const REMOVED_UNDER_ANOTHER: &[Act] = &[
+    Map { process: 0, area: 1, memory: Shmem { file: 0, shared: true }, access: ReadWrite },
+    Open { process: 0, features: 8, user_mode_only: false },
+    register(0, 1, 0, 8, 1),
+    FileStore { file: 0, page: 7 },
+    Advise { process: 0, at: Span { area: 1, page: 7, pages: 8 }, advice: Advice::Remove },
+    Map { process: 0, area: 1, memory: Anonymous, access: ReadWrite },
+    Read { fd: 0, messages: 16 },
+];
+
+/// A child's memory is not locked, but stays in the pieces that the lock has made.
+const LOCKED_PIECES_OF_A_CHILD: &[Act] = &[
+    Map { process: 0, area: 7, memory: Shmem { file: 1, shared: true }, access: ReadWrite },
+    FileStore { file: 1, page: 2 },
+    Lock { process: 0, at: Span { area: 7, page: 4, pages: 1 }, locked: true },
+    Fork { process: 0 },
+    Protect { process: 1, at: Span { area: 7, page: 1, pages: 11 }, access: ReadWrite },
+    Touch { process: 1, area: 7, page: 4, exact: false, how: Load },
+];
+
+/// The same of memory that is registered in the parent only.
+const REGISTERED_PIECES_OF_A_CHILD: &[Act] = &[
+    Map { process: 0, area: 7, memory: Shmem { file: 1, shared: true }, access: ReadWrite },
+    FileStore { file: 1, page: 2 },
+    Open { process: 0, features: 0, user_mode_only: false },
+    register(0, 7, 0, 3, 4),
+    register(0, 7, 4, 4, 4),
+    Fork { process: 0 },
+    Protect { process: 1, at: Span { area: 7, page: 4, pages: 1 }, access: ReadWrite },
+    Advise { process: 1, at: Span { area: 7, page: 6, pages: 2 }, advice: Advice::PopulateRead },
 ];
