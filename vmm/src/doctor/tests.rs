@@ -138,7 +138,7 @@ fn software_virtualisation_is_told_with_its_price() {
 #[test]
 fn each_operation_that_is_lacking_says_what_stands_in_for_it() {
     for (name, cost, remedy) in
-        [("MOVE", "copied", "6.8"), ("POISON", "marked", "6.6"), ("WRITEPROTECT", "live", "5.7")]
+        [("MOVE", "allocated", "6.8"), ("POISON", "marked", "6.6"), ("WRITEPROTECT", "live", "5.7")]
     {
         let report = without(|facts| {
             let operations = &mut facts.userfaultfd.memory[0].operations;
@@ -181,6 +181,19 @@ fn memory_that_cannot_be_had_is_unknown_and_says_why() {
     assert_eq!(report.findings, []);
     let text = text::text(&report);
     assert!(text.contains("unknown") && text.contains("no hugetlb memory to try"), "{text}");
+}
+
+#[test]
+fn a_host_that_cannot_try_what_guests_are_made_of_is_not_ready() {
+    let report = without(|facts| {
+        let anonymous = &mut facts.userfaultfd.memory[0];
+        anonymous.unknown = Some("Cannot allocate memory".to_owned());
+        anonymous.operations.clear();
+    });
+    one(&report, Weight::Move, ["Cannot allocate memory", "no guest can come", ""]);
+    assert_eq!(report.exit_code(), 3);
+    let report = without(|facts| facts.userfaultfd.memory[0].modes.clear());
+    one(&report, Weight::Move, ["no missing pages", "no guest can come", ""]);
 }
 
 #[test]
