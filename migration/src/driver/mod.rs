@@ -1,5 +1,6 @@
 //! Threads, sockets, the clock and durable records around the state machines of `proto`.
 
+mod background;
 mod channel;
 mod destination;
 mod lock;

@@ -5,6 +5,7 @@ use std::sync::atomic::{AtomicU32, Ordering};
 
 use godwit_uffd::page::{PageIndex, PageRun};
 
+use super::background::stand_back;
 use crate::limits::ZERO_PAGES_HELD_MAX;
 use crate::metrics::Progress;
 use crate::page::{Class, Sent};
@@ -58,6 +59,7 @@ pub(super) struct Push<'a> {
 impl Push<'_> {
     /// Sends everything that is not sent, then the end. False if the gate was closed before.
     pub fn run(mut self) -> io::Result<bool> {
+        stand_back();
         let mut order = PushOrder::new(self.sent);
         while let Some(runs) = order.next(self.sent, self.shared.take_fault()) {
             for run in runs {

@@ -7,6 +7,7 @@ use std::time::Instant;
 use godwit_uffd::Uffd;
 use godwit_uffd::guest::GuestUffd;
 
+use super::background::stand_back;
 use super::source::in_full;
 use super::stage::Stage;
 use crate::limits::RUN_BYTES_MAX;
@@ -73,6 +74,7 @@ pub(super) fn take_pushed<U: Uffd>(
     mut stage: Option<&mut Stage>,
     mut last: impl FnMut(),
 ) -> Result<(), PeerError> {
+    stand_back();
     let lost = |what: &str| PeerError::Lost(format!("bulk channel: {what}"));
     let mut head = [0; RUN_HEAD_BYTES];
     let mut buffer = vec![0; RUN_BYTES_MAX];
