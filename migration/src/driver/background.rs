@@ -1,7 +1,7 @@
 //! Threads that stand back for faults.
 
-/// By how much bulk threads are nicer than those that run the guest and serve its faults: each step is
-/// about a tenth of the time of a core that both want. With 5 a drain beside busy vCPUs halves.
+/// By how much bulk threads are nicer than those that run the guest and serve its faults. Each step
+/// is about a tenth of the time of a core that both want. With 5, a drain beside busy vCPUs halves.
 const NICENESS: i32 = 2;
 
 /// Lets threads that somebody waits for come first, where there are not enough cores for all: the
