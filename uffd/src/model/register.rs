@@ -11,7 +11,7 @@ use super::profile::Profile;
 use super::protect;
 use super::read_write_protect;
 use super::sync::{Arc, Ordering};
-use super::vma::{Access, Backing, Registration, Vma, VmaMap};
+use super::vma::{Access, Backing, Registration, Vma, VmaCell, VmaMap};
 use crate::abi::Errno;
 use crate::features::Features;
 
@@ -62,6 +62,17 @@ fn check_modes(context: &Context, mode: u64) -> Result<Modes, Errno> {
     if modes.is_empty() { Err(Errno::EINVAL) } else { Ok(modes) }
 }
 
+/// The VMAs of a range, of which there is one at least. Where the first has huge pages the range
+/// begins with one.
+fn vmas_in(map: &VmaMap, range: &Range<u64>) -> Result<Vec<Arc<VmaCell>>, Errno> {
+    let cells = map.in_range(range);
+    let first = cells.first().ok_or(Errno::EINVAL)?;
+    if first.read().is_hugetlb() && !range.start.is_multiple_of(HUGE) {
+        return Err(Errno::EINVAL);
+    }
+    Ok(cells)
+}
+
 /// REGISTER: the mask of the calls that work on the range.
 pub(super) fn register(
     context: &Arc<Context>,
@@ -76,11 +87,7 @@ pub(super) fn register(
         return Err(Errno::ENOMEM);
     }
     let mut map = space.map.write();
-    let cells = map.in_range(&range);
-    let first = cells.first().ok_or(Errno::EINVAL)?;
-    if first.read().is_hugetlb() && !range.start.is_multiple_of(HUGE) {
-        return Err(Errno::EINVAL);
-    }
+    let cells = vmas_in(&map, &range)?;
     let mut hugetlb = false;
     for cell in &cells {
         let vma = cell.read();
@@ -159,11 +166,7 @@ pub(super) fn unregister(context: &Arc<Context>, start: u64, len: u64) -> Result
         return Err(Errno::ENOMEM);
     }
     let mut map = space.map.write();
-    let cells = map.in_range(&range);
-    let first = cells.first().ok_or(Errno::EINVAL)?;
-    if first.read().is_hugetlb() && !range.start.is_multiple_of(HUGE) {
-        return Err(Errno::EINVAL);
-    }
+    let cells = vmas_in(&map, &range)?;
     let wp_async = context.has(Features::WP_ASYNC);
     for cell in &cells {
         let vma = cell.read();
