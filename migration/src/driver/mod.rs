@@ -3,6 +3,7 @@
 mod background;
 mod channel;
 mod destination;
+mod dirty;
 mod lock;
 mod notify;
 mod push;
@@ -13,6 +14,7 @@ mod stage;
 mod take;
 
 pub use destination::{Incoming, IncomingHost, IncomingVm};
+pub use dirty::{DirtyLog, DirtyTracking};
 pub use notify::Notifier;
 pub use receiver::{Arrival, Receiver};
 pub use records::{Ownership, Record, RecordError, Records};
