@@ -22,6 +22,10 @@ pub const REASON_BYTES_MAX: usize = 4096;
 pub const MEMSLOTS_MAX: usize = 64;
 /// Most pages of one guest: 16 TiB of base pages. Page indexes are 32 bits wide.
 pub const GUEST_PAGES_MAX: u64 = u32::MAX as u64;
+/// Most bytes of one part of a bitmap of pages: 2 GiB of base pages.
+pub const BITMAP_PART_BYTES_MAX: usize = 64 << 10;
+/// Most bulk channels of one migration.
+pub const CONNECTIONS_MAX: u8 = 32;
 /// Most requests that a source keeps unanswered before it answers; a vCPU has one fault at a time.
 pub const REQUESTS_IN_FLIGHT_MAX: usize = 4096;
 
@@ -37,6 +41,15 @@ pub const SETUP_TIMEOUT: Duration = Duration::from_secs(60);
 pub const STAGING_TIMEOUT: Duration = Duration::from_secs(5);
 /// How long the guest may stand still before the grant: then it runs on at the source.
 pub const SWITCHOVER_TIMEOUT: Duration = Duration::from_secs(20);
+/// How long a session that goes on may take to say what has arrived.
+pub const RESUME_TIMEOUT: Duration = Duration::from_secs(20);
+/// How long a source waits before it dials a lost destination again, at first. Each failure doubles
+/// it up to [`REDIAL_MAX`].
+pub const REDIAL_MIN: Duration = Duration::from_millis(100);
+/// How long a lost destination may take to be connected to, each time.
+pub const REDIAL_TIMEOUT: Duration = Duration::from_secs(10);
+/// The longest wait between two dials.
+pub const REDIAL_MAX: Duration = Duration::from_secs(5);
 /// How long a connection may take to say what it is.
 pub const PREAMBLE_TIMEOUT: Duration = Duration::from_secs(5);
 /// How often a side that has nothing to say says that it is alive.
@@ -46,6 +59,7 @@ pub const PEER_TIMEOUT: Duration = Duration::from_secs(10);
 
 const _: () = assert!(ZERO_PAGES_HELD_MAX <= ZERO_PAGES_PER_RUN_MAX);
 const _: () = assert!(RUN_BYTES_MAX < CONTROL_BYTES_MAX);
+const _: () = assert!(BITMAP_PART_BYTES_MAX.is_multiple_of(8));
 const _: () = assert!(RUN_BYTES_MAX <= STAGING_STEP_BYTES);
 const _: () = assert!(STAGED_AHEAD_BYTES_MAX.is_multiple_of(STAGING_STEP_BYTES));
 const _: () = assert!(STAGING_TIMEOUT.as_secs() * 4 < SETUP_TIMEOUT.as_secs());

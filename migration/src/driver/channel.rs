@@ -32,10 +32,6 @@ impl UrgentChannel {
         UrgentChannel { stream, buffer, start: 0, end: 0, outgoing: Vec::new() }
     }
 
-    pub fn peer(&self) -> &str {
-        self.stream.peer()
-    }
-
     /// Receives what is there, without waiting. False if nothing was.
     pub fn receive(&mut self) -> Result<bool, PeerError> {
         self.make_room();

@@ -3,6 +3,7 @@
 mod background;
 mod channel;
 mod destination;
+mod dial;
 mod dirty;
 mod lock;
 mod notify;
@@ -17,5 +18,5 @@ pub use destination::{Incoming, IncomingHost, IncomingVm};
 pub use dirty::{DirtyLog, DirtyTracking};
 pub use notify::Notifier;
 pub use receiver::{Arrival, Receiver};
-pub use records::{Ownership, Record, RecordError, Records};
-pub use source::{Outgoing, OutgoingVm};
+pub use records::{RecordError, Records};
+pub use source::{Command, Outgoing, OutgoingVm, Plan};

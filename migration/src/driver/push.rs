@@ -1,7 +1,8 @@
-//! The background push: a thread that sends what nobody asked for, and stands back for requests.
+//! The background push: threads that send what nobody asked for, and stand back for requests.
 
 use std::io;
-use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
+use std::sync::{Mutex, PoisonError};
 
 use godwit_uffd::page::{PageIndex, PageRun};
 
@@ -17,16 +18,37 @@ use crate::wire::{Encoding, PushFrame, RUN_HEAD_BYTES, RunHead};
 /// No fault since the push looked last.
 const NO_FAULT: u32 = u32::MAX;
 
-/// What the urgent thread and the push share.
+/// What the urgent thread and the threads of one push share.
 #[derive(Debug)]
 pub(super) struct PushShared {
     pub gate: Gate,
     latest_fault: AtomicU32,
+    order: Mutex<PushOrder>,
+    stopped: AtomicBool,
 }
 
 impl PushShared {
-    pub fn new() -> PushShared {
-        PushShared { gate: Gate::default(), latest_fault: AtomicU32::new(NO_FAULT) }
+    pub fn new(sent: &Sent) -> PushShared {
+        PushShared {
+            gate: Gate::default(),
+            latest_fault: AtomicU32::new(NO_FAULT),
+            order: Mutex::new(PushOrder::new(sent)),
+            stopped: AtomicBool::new(false),
+        }
+    }
+
+    /// Ends the push early: what is not taken stays.
+    pub fn stop(&self) {
+        self.stopped.store(true, Ordering::Relaxed);
+    }
+
+    /// What one of the threads sends next.
+    fn next(&self, sent: &Sent) -> Option<Vec<PageRun>> {
+        if self.stopped.load(Ordering::Relaxed) {
+            return None;
+        }
+        let mut order = self.order.lock().unwrap_or_else(PoisonError::into_inner);
+        order.next(sent, self.take_fault())
     }
 
     /// The push goes on from `page`.
@@ -43,7 +65,7 @@ impl PushShared {
     }
 }
 
-/// The background push of one guest over one bulk channel.
+/// The part of the background push that goes over one bulk channel.
 pub(super) struct Push<'a> {
     pub pages: &'a GuestPages,
     pub sent: &'a Sent,
@@ -60,8 +82,7 @@ impl Push<'_> {
     /// Sends everything that is not sent, then the end. False if the gate was closed before.
     pub fn run(mut self) -> io::Result<bool> {
         stand_back();
-        let mut order = PushOrder::new(self.sent);
-        while let Some(runs) = order.next(self.sent, self.shared.take_fault()) {
+        while let Some(runs) = self.shared.next(self.sent) {
             for run in runs {
                 self.send_run(run)?;
             }
@@ -148,7 +169,7 @@ mod tests {
         let source = Stream::new(source.into(), "destination".into()).unwrap();
         let destination = Stream::new(destination.into(), "source".into()).unwrap();
         let (pages, sent) = (GuestPages::new(Arc::new(memory)), Sent::new(pages));
-        let (shared, progress) = (PushShared::new(), Progress::new("destination".into()));
+        let (shared, progress) = (PushShared::new(&sent), Progress::new("destination".into()));
         std::thread::scope(|scope| {
             let push = Push {
                 pages: &pages,

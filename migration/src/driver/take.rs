@@ -67,25 +67,35 @@ impl Failed {
     }
 }
 
-/// Receives and installs until the end of the push. `last` is called after the guest's last page.
+/// Receives and installs until the channel is closed, which is in good order behind an end of the
+/// push or of a round: `ended` is called at each. `last` is called after the guest's last page.
 pub(super) fn take_pushed<U: Uffd>(
     stream: &Stream,
     installer: &Installer<U>,
     mut stage: Option<&mut Stage>,
     mut last: impl FnMut(),
+    mut ended: impl FnMut(),
 ) -> Result<(), PeerError> {
     stand_back();
     let lost = |what: &str| PeerError::Lost(format!("bulk channel: {what}"));
     let mut head = [0; RUN_HEAD_BYTES];
     let mut buffer = vec![0; RUN_BYTES_MAX];
+    let mut at_end = false;
     loop {
-        if !stream.receive_exact_or_end(&mut head).map_err(|e| lost(&e.to_string()))? {
-            return Err(lost("it ended before the push did"));
+        match stream.receive_exact_or_end(&mut head).map_err(|e| lost(&e.to_string()))? {
+            true => {}
+            false if at_end => return Ok(()),
+            false => return Err(lost("it ended before the push did")),
         }
         let head = match PushFrame::decode(&head, installer.claims.page_count())? {
-            PushFrame::End => return Ok(()),
             PushFrame::Pages(head) => head,
+            PushFrame::End => {
+                at_end = true;
+                ended();
+                continue;
+            }
         };
+        at_end = false;
         let bytes = head.content_bytes();
         // Contents that did not come whole are never installed.
         let receive = |bytes: &mut [u8]| {

@@ -31,6 +31,8 @@ pub struct Pages {
 pub struct Report {
     /// Its state, in the words of QMP.
     pub state: MigrationState,
+    /// How often the peer was lost after the switchover.
+    pub interruptions: u32,
     /// The other side.
     pub peer: String,
     /// When each phase was reached, in microseconds of CLOCK_MONOTONIC of this host.
@@ -74,9 +76,10 @@ pub struct Progress {
 
 #[derive(Debug)]
 struct Inner {
-    phase: Phase,
-    /// The last phase, which is not shown as the state yet.
-    end: Option<Phase>,
+    state: MigrationState,
+    /// The last state, which is not shown yet.
+    end: Option<MigrationState>,
+    interruptions: u32,
     reached_us: BTreeMap<Phase, u64>,
     counts: Counts,
     error: Option<String>,
@@ -86,8 +89,9 @@ impl Progress {
     /// Nothing has happened yet with `peer`.
     pub fn new(peer: String) -> Progress {
         let inner = Inner {
-            phase: Phase::Started,
+            state: MigrationState::Setup,
             end: None,
+            interruptions: 0,
             reached_us: BTreeMap::new(),
             counts: Counts::None,
             error: None,
@@ -113,8 +117,26 @@ impl Progress {
         let now = monotonic_us();
         let mut inner = self.inner();
         inner.reached_us.entry(phase).or_insert(now);
-        // The push ends, and the last page comes, before or after other instants.
-        inner.phase = inner.phase.max(phase);
+        if phase == Phase::Resumed {
+            inner.error = None;
+        }
+    }
+
+    /// Where the migration stands now.
+    pub fn stands(&self, state: MigrationState) {
+        self.inner().state = state;
+    }
+
+    /// The peer is lost for now, and why.
+    pub fn interrupted(&self, reason: &str) {
+        tracing::warn!(
+            peer = self.peer,
+            reason,
+            "the peer is lost; the guest is kept safe on both sides until it is back"
+        );
+        let mut inner = self.inner();
+        inner.interruptions += 1;
+        inner.error = Some(reason.to_owned());
     }
 
     /// When `phase` was reached, in microseconds of CLOCK_MONOTONIC.
@@ -131,7 +153,7 @@ impl Progress {
         let mut inner = self.inner();
         inner.reached_us.entry(phase).or_insert(now);
         inner.error = outcome.reason().map(str::to_owned);
-        inner.end = Some(phase);
+        inner.end = Some(outcome.migration_state());
     }
 
     /// Whether it has ended, shown or not.
@@ -142,7 +164,7 @@ impl Progress {
     /// The end becomes the state.
     pub fn show_end(&self) {
         let mut inner = self.inner();
-        inner.phase = inner.end.unwrap_or(inner.phase);
+        inner.state = inner.end.unwrap_or(inner.state);
     }
 
     /// The source counts what it sends.
@@ -200,7 +222,8 @@ impl Progress {
             }
         };
         Report {
-            state: inner.phase.state(),
+            state: inner.state,
+            interruptions: inner.interruptions,
             peer: self.peer.clone(),
             reached_us: inner.reached_us.clone(),
             pages,

@@ -4,6 +4,8 @@ use std::sync::atomic::{AtomicU8, AtomicU32, Ordering};
 
 use godwit_uffd::page::{PageIndex, PageRun};
 
+use super::PageSet;
+
 const MISSING: u8 = 0;
 const REQUESTED: u8 = 1;
 const INSTALLING: u8 = 2;
@@ -31,7 +33,7 @@ pub enum Requested {
     Present,
 }
 
-/// The peer sent a page that it had sent before.
+/// The peer sent a page that it had sent before, or discarded one that is on its way.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("{page} was sent twice")]
 pub struct Duplicate {
@@ -43,8 +45,9 @@ pub struct Duplicate {
 ///
 /// ```text
 /// Missing -> Requested -> Installing -> Installed (Zero or Data)
-///    \__________________^       |
-///    ^------- released ---------/   (back to Missing or Requested, whichever it was)
+///    \__________________^       |           |
+///    ^------- released ---------/           |   (back to Missing or Requested, as it was)
+///    ^------- discarded --------------------/   (before the switchover)
 /// ```
 ///
 /// The fault loop, which marks faults as requested, and the bulk threads, which install what is
@@ -112,6 +115,49 @@ impl Claims {
     /// Moves one page by `step`; the state before it, as an error where there is no such step.
     fn update(&self, page: PageIndex, step: impl FnMut(u8) -> Option<u8>) -> Result<u8, u8> {
         self.states[page.0 as usize].fetch_update(Ordering::AcqRel, Ordering::Acquire, step)
+    }
+
+    /// The pages that are in place.
+    pub fn received(&self) -> PageSet {
+        self.set_of(|state| matches!(state, ZERO | DATA))
+    }
+
+    /// The pages that were asked for and are not being installed. After the loss of the channel
+    /// that the requests went over they have to be asked for again.
+    pub fn requested(&self) -> PageSet {
+        self.set_of(|state| state == REQUESTED)
+    }
+
+    fn set_of(&self, of: impl Fn(u8) -> bool) -> PageSet {
+        let mut set = PageSet::empty(self.page_count());
+        for (word, states) in (0..).zip(self.states.chunks(u64::BITS as usize)) {
+            let bit =
+                |(i, state): (usize, &AtomicU8)| u64::from(of(state.load(Ordering::Acquire))) << i;
+            set.insert_word(word, states.iter().enumerate().map(bit).sum());
+        }
+        set
+    }
+
+    /// What `run` has is old: its pages are missing again. Before the switchover only, while no
+    /// page of it is asked for or being installed.
+    ///
+    /// # Errors
+    /// The first page that is; pages before it are missing by then.
+    pub fn discard(&self, run: PageRun) -> Result<(), Duplicate> {
+        for page in run.pages() {
+            let state = self.update(page, |state| match state {
+                MISSING | ZERO | DATA => Some(MISSING),
+                _ => None,
+            });
+            match state {
+                Ok(ZERO) => self.zero.fetch_sub(1, Ordering::AcqRel),
+                Ok(DATA) => self.data.fetch_sub(1, Ordering::AcqRel),
+                Ok(_) => continue,
+                Err(_) => return Err(Duplicate { page }),
+            };
+            self.remaining.fetch_add(1, Ordering::AcqRel);
+        }
+        Ok(())
     }
 
     /// Claims every page of `run` for the caller to install.
@@ -221,6 +267,22 @@ mod tests {
         assert_eq!(claims.request(PageIndex(0)), Requested::Before);
         assert_eq!(claims.request(PageIndex(1)), Requested::Before);
         claims.begin(run(0, 2)).unwrap();
+    }
+
+    #[test]
+    fn discarded_pages_are_missing_and_come_again() {
+        let claims = Claims::new(100);
+        claims.begin(run(0, 100)).unwrap();
+        claims.finish(run(0, 100), Class::Data, |_| {});
+        claims.discard(run(70, 3)).unwrap();
+        assert_eq!((claims.remaining(), claims.installed(Class::Data)), (3, 97));
+        assert!(!claims.received().contains(PageIndex(71)));
+        claims.begin(run(71, 1)).unwrap();
+        assert_eq!(claims.discard(run(70, 3)), Err(Duplicate { page: PageIndex(71) }));
+        claims.finish(run(71, 1), Class::Zero, |_| {});
+        claims.request(PageIndex(72));
+        assert_eq!(claims.requested().runs().collect::<Vec<_>>(), [run(72, 1)]);
+        assert_eq!((claims.remaining(), claims.received().len()), (2, 98));
     }
 
     #[test]

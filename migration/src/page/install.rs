@@ -67,10 +67,27 @@ pub fn install<U: Uffd>(
     was_requested: impl FnMut(PageIndex),
 ) -> Result<bool, InstallError> {
     claims.begin(run)?;
+    let class = contents.class();
+    match place(memory, run, &mut contents) {
+        Ok(()) => Ok(claims.finish(run, class, was_requested)),
+        Err(error) => {
+            // They may be sent again. Those that are in place by now are found to be so then.
+            claims.release(run);
+            Err(error)
+        }
+    }
+}
+
+/// Puts the pages of `run` in place, all or, on failure, some.
+fn place<U: Uffd>(
+    memory: &GuestUffd<U>,
+    run: PageRun,
+    contents: &mut Contents<'_>,
+) -> Result<(), InstallError> {
     let mut rest = run;
     let mut retries = 0;
     while rest.count > 0 {
-        let filled = fill(memory, run, rest, &mut contents)
+        let filled = fill(memory, run, rest, contents)
             .map_err(|source| InstallError::Kernel { run: rest, source })?;
         let done = match filled {
             Filled::All => rest.count,
@@ -93,7 +110,7 @@ pub fn install<U: Uffd>(
         };
         rest = PageRun { first: PageIndex(rest.first.0 + done), count: rest.count - done };
     }
-    Ok(claims.finish(run, contents.class(), was_requested))
+    Ok(())
 }
 
 fn fill<U: Uffd>(

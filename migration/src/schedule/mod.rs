@@ -2,6 +2,8 @@
 
 mod gate;
 mod push;
+mod rounds;
 
 pub use gate::Gate;
 pub use push::PushOrder;
+pub use rounds::{NextRound, OnTimeout, RoundLimits, RoundResult, Rounds};

@@ -44,11 +44,25 @@ pub enum Kind {
     Released = 13,
     /// Either: nothing to say, still here.
     Alive = 14,
+    /// Source, before the switchover: what you have of these pages is old.
+    Discard = 15,
+    /// Source: all is discarded that this round of the push will bring.
+    Round = 16,
+    /// Destination: the round may begin.
+    RoundReady = 17,
+    /// Destination: all bulk channels have ended the round.
+    RoundDone = 18,
+    /// Destination, of a session that goes on: these pages are here.
+    Received = 19,
+    /// Destination: all that is here was named, the session goes on.
+    Resumed = 20,
+    /// Destination, asked for a session that it had: the guest ran here and is gone.
+    Gone = 21,
 }
 
 impl Kind {
     fn of(number: u16) -> Result<Kind, WireError> {
-        const KINDS: [Kind; 14] = [
+        const KINDS: [Kind; 21] = [
             Kind::Offer,
             Kind::Accept,
             Kind::Package,
@@ -63,6 +77,13 @@ impl Kind {
             Kind::Complete,
             Kind::Released,
             Kind::Alive,
+            Kind::Discard,
+            Kind::Round,
+            Kind::RoundReady,
+            Kind::RoundDone,
+            Kind::Received,
+            Kind::Resumed,
+            Kind::Gone,
         ];
         KINDS.into_iter().find(|&k| k as u16 == number).ok_or(WireError::Kind { kind: number })
     }

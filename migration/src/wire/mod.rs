@@ -1,13 +1,17 @@
 //! The protocol on the wire: preamble, frames, messages. `PROTOCOL.md` gives them byte by byte.
 
 mod frame;
+mod hello;
 mod message;
 mod preamble;
 
 pub use frame::{
     Encoding, Frame, HEADER_BYTES, Kind, PushFrame, RUN_HEAD_BYTES, RunHead, decode, run_head,
 };
-pub use message::{Abort, Accept, Complete, MemslotLayout, Message, Offer, Section, encode};
+pub use hello::{BULK_HELLO_BYTES, BulkHello, RESUME_HELLO_BYTES, ResumeHello};
+pub use message::{
+    Abort, Accept, BitmapPart, Complete, MemslotLayout, Message, Mode, Offer, Section, encode,
+};
 pub use preamble::{Channel, PREAMBLE_BYTES, Preamble, VERSION, VERSION_MIN};
 
 use crate::limits;
@@ -78,6 +82,7 @@ pub(crate) const fn payload_max(kind: Kind) -> usize {
         Kind::Pages => RUN_HEAD_BYTES - HEADER_BYTES + limits::RUN_BYTES_MAX,
         Kind::Package => limits::PACKAGE_BYTES_MAX,
         Kind::Offer | Kind::Accept => limits::CONTROL_BYTES_MAX,
+        Kind::Discard | Kind::Received => 4 + limits::BITMAP_PART_BYTES_MAX,
         Kind::Refused | Kind::Abort => limits::REASON_BYTES_MAX + 64,
         Kind::Loaded
         | Kind::Grant
@@ -86,6 +91,11 @@ pub(crate) const fn payload_max(kind: Kind) -> usize {
         | Kind::PushEnd
         | Kind::Complete
         | Kind::Released
-        | Kind::Alive => 64,
+        | Kind::Alive
+        | Kind::Round
+        | Kind::RoundReady
+        | Kind::RoundDone
+        | Kind::Resumed
+        | Kind::Gone => 64,
     }
 }

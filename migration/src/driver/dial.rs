@@ -1,0 +1,60 @@
+//! Connecting the channels of a session.
+
+use std::io;
+use std::time::Duration;
+
+use crate::limits::PREAMBLE_TIMEOUT;
+use crate::proto::PeerError;
+use crate::transport::{Address, Stream};
+use crate::wire::{BulkHello, Channel, PREAMBLE_BYTES, Preamble, ResumeHello};
+
+/// Connects a channel within `timeout` and exchanges preambles.
+pub(super) fn dial(
+    address: &Address,
+    channel: Channel,
+    timeout: Duration,
+) -> Result<Stream, PeerError> {
+    let stream = Stream::connect(address, timeout).map_err(lost)?;
+    if channel == Channel::Bulk {
+        stream.bound_bulk_buffers().map_err(lost)?;
+    }
+    stream.send(&Preamble::ours(channel).encode(), false).map_err(lost)?;
+    stream.set_receive_timeout(Some(PREAMBLE_TIMEOUT)).map_err(lost)?;
+    let mut answer = [0; PREAMBLE_BYTES];
+    match stream.receive_exact_or_end(&mut answer) {
+        Ok(true) => {}
+        Ok(false) => return Err(PeerError::Lost(format!("{address} closed the connection"))),
+        Err(error) => {
+            return Err(PeerError::Lost(format!("{address} does not answer as godwit: {error}")));
+        }
+    }
+    Preamble::decode(&answer)?;
+    stream.set_receive_timeout(None).map_err(lost)?;
+    Ok(stream)
+}
+
+/// Connects a bulk channel of the session that `hello` names.
+pub(super) fn dial_bulk(
+    address: &Address,
+    hello: BulkHello,
+    timeout: Duration,
+) -> Result<Stream, PeerError> {
+    let stream = dial(address, Channel::Bulk, timeout)?;
+    stream.send(&hello.encode(), false).map_err(lost)?;
+    Ok(stream)
+}
+
+/// Connects an urgent channel that resumes the session that `hello` names.
+pub(super) fn dial_resume(
+    address: &Address,
+    hello: ResumeHello,
+    timeout: Duration,
+) -> Result<Stream, PeerError> {
+    let stream = dial(address, Channel::Resume, timeout)?;
+    stream.send(&hello.encode(), false).map_err(lost)?;
+    Ok(stream)
+}
+
+fn lost(error: io::Error) -> PeerError {
+    PeerError::Lost(error.to_string())
+}
