@@ -5,6 +5,7 @@ use std::os::fd::AsFd;
 use std::sync::Arc;
 
 use godwit_uffd::page::{PageIndex, PageRun, PageSize};
+use vm_memory::bitmap::{AtomicBitmap, BS};
 use vm_memory::{
     GuestMemoryBackend, GuestMemoryMmap, GuestMemoryRegion, VolatileMemory, VolatileMemoryError,
     VolatileSlice, WriteVolatile,
@@ -12,20 +13,23 @@ use vm_memory::{
 
 const PAGE: PageSize = PageSize::BASE;
 
+/// Guest memory as this process maps it. Each page that the process writes is marked afterwards.
+pub type GuestRam = GuestMemoryMmap<AtomicBitmap>;
+
 /// Reads pages of guest memory by index, over the memslots in address order.
 ///
 /// The guest is paused and its devices are drained while pages are read, so that no page changes
 /// under the reader.
 #[derive(Clone, Debug)]
 pub struct GuestPages {
-    memory: Arc<GuestMemoryMmap>,
+    memory: Arc<GuestRam>,
     /// First page index of each region, and the count behind the last.
     starts: Vec<u32>,
 }
 
 impl GuestPages {
     /// All regions of `memory`, which are whole pages and at most `u32::MAX` pages together.
-    pub fn new(memory: Arc<GuestMemoryMmap>) -> GuestPages {
+    pub fn new(memory: Arc<GuestRam>) -> GuestPages {
         let mut starts = vec![0u32];
         for region in memory.iter() {
             let pages = PAGE.pages_in(region.len()).expect("regions are whole pages");
@@ -40,7 +44,7 @@ impl GuestPages {
     }
 
     /// The memory of the part of `run` that lies in the region of its first page.
-    fn slice(&self, run: PageRun) -> io::Result<(VolatileSlice<'_>, u32)> {
+    fn slice(&self, run: PageRun) -> io::Result<(VolatileSlice<'_, BS<'_, AtomicBitmap>>, u32)> {
         let region = self.starts.partition_point(|&start| start <= run.first.0) - 1;
         let outside = || io::Error::other(format!("{run} is outside guest memory"));
         let region_end = *self.starts.get(region + 1).ok_or_else(outside)?;

@@ -4,18 +4,23 @@ mod advice;
 mod available;
 mod layout;
 mod register;
+mod written;
 
 use std::fs::File;
 use std::io;
 use std::sync::atomic::{AtomicBool, Ordering};
 
+use godwit_migration::provider::GuestRam;
 use godwit_uffd::page::{Gpa, Hva};
 use serde::{Deserialize, Serialize};
+use vm_memory::bitmap::AtomicBitmap;
 use vm_memory::mmap::{FromRangesError, MmapRegion, MmapRegionBuilder, MmapRegionError};
 use vm_memory::region::GuestRegionCollectionError;
-use vm_memory::{FileOffset, GuestAddress, GuestMemoryMmap, GuestRegionMmap};
+use vm_memory::{FileOffset, GuestAddress, GuestRegionMmap};
 
 pub use available::available_bytes;
+pub(crate) use written::{WORD_PAGES, insert_words};
+
 pub use layout::{HOLE_END, HOLE_START, MEMORY_BYTES_MAX, MEMORY_BYTES_MIN, ranges};
 
 use advice::Advice;
@@ -104,7 +109,7 @@ pub struct Region {
 
 /// All memory of a guest.
 pub struct GuestMemory {
-    inner: GuestMemoryMmap,
+    inner: GuestRam,
     regions: Vec<Region>,
     backing: Backing,
     incomplete: AtomicBool,
@@ -139,7 +144,7 @@ impl GuestMemory {
                 bytes: range.bytes,
             })
             .collect();
-        let inner = GuestMemoryMmap::from_regions(mapped).map_err(MemoryError::Collect)?;
+        let inner = GuestRam::from_regions(mapped).map_err(MemoryError::Collect)?;
         let memory = GuestMemory { inner, regions, backing, incomplete: AtomicBool::new(false) };
         // What a guest holds is nobody's business: keep it out of core dumps.
         memory.advise(Advice::DontDump)?;
@@ -163,7 +168,7 @@ impl GuestMemory {
     }
 
     /// Access by guest physical address. A thread that touches a missing page waits for it.
-    pub fn inner(&self) -> &GuestMemoryMmap {
+    pub fn inner(&self) -> &GuestRam {
         &self.inner
     }
 
@@ -232,7 +237,7 @@ fn memfd(bytes: u64) -> Result<File, MemoryError> {
     Ok(File::from(fd))
 }
 
-fn map(bytes: u64, file: Option<(&File, u64)>) -> Result<MmapRegion, MemoryError> {
+fn map(bytes: u64, file: Option<(&File, u64)>) -> Result<MmapRegion<AtomicBitmap>, MemoryError> {
     let size = usize::try_from(bytes).map_err(|_| MemoryError::Size { bytes })?;
     let builder = MmapRegionBuilder::new(size).with_mmap_prot(libc::PROT_READ | libc::PROT_WRITE);
     let builder = match file {

@@ -4,6 +4,7 @@
 //! for moments only, and never while a vCPU, a disk or a peer is waited for.
 
 mod control;
+mod dirty;
 mod events;
 mod incoming;
 mod outgoing;

@@ -8,6 +8,7 @@ use std::time::{Duration, Instant};
 
 use kvm_ioctls::VmFd;
 
+use super::dirty::Tracker;
 use super::{Exits, VmConfig};
 use crate::arch::x86_64::msr;
 use crate::boot::KernelImage;
@@ -35,6 +36,8 @@ pub struct Vm {
     pub(super) profile: Mutex<Requirements>,
     pub(super) threads: Mutex<Vec<JoinHandle<()>>>,
     pub(super) started: AtomicBool,
+    /// On while somebody follows the guest's writes.
+    pub(super) tracker: Mutex<Option<Tracker>>,
 }
 
 impl Vm {
