@@ -249,6 +249,7 @@ impl Driver<'_> {
 
     fn prepare(&mut self, offer: &Offer) -> Result<Prepared, String> {
         let pages = offer.pages()?;
+        self.setup.progress.moves_by(offer.mode);
         offer.check_transfer()?;
         offer.check_connections()?;
         self.setup.records.may_come(offer.guest, offer.transfer).map_err(|e| in_full(&e))?;

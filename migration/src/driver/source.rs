@@ -133,6 +133,7 @@ impl Outgoing {
         let pages = vm.pages();
         let sent = Arc::new(Sent::new(pages.page_count()));
         self.progress.count_sent(Arc::clone(&sent));
+        self.progress.moves_by(self.offer.mode);
         let limits = self.plan.limits;
         Driver {
             machine: Source::new(self.offer.clone(), limits, Arc::clone(&sent), Instant::now()),

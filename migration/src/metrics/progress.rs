@@ -10,6 +10,7 @@ use serde::{Deserialize, Serialize};
 use super::{FaultLedger, FaultReport};
 use crate::page::{Claims, Class, Sent};
 use crate::proto::{MigrationState, Outcome, Phase};
+use crate::wire::Mode;
 
 /// Pages of the guest, by what has become of them.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -29,6 +30,8 @@ pub struct Pages {
 /// What is known about a migration at one instant.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Report {
+    /// How the guest is moved, once that is known.
+    pub mode: Option<Mode>,
     /// Its state, in the words of QMP.
     pub state: MigrationState,
     /// How often the peer was lost after the switchover.
@@ -76,6 +79,7 @@ pub struct Progress {
 
 #[derive(Debug)]
 struct Inner {
+    mode: Option<Mode>,
     state: MigrationState,
     /// The last state, which is not shown yet.
     end: Option<MigrationState>,
@@ -89,6 +93,7 @@ impl Progress {
     /// Nothing has happened yet with `peer`.
     pub fn new(peer: String) -> Progress {
         let inner = Inner {
+            mode: None,
             state: MigrationState::Setup,
             end: None,
             interruptions: 0,
@@ -120,6 +125,11 @@ impl Progress {
         if phase == Phase::Resumed {
             inner.error = None;
         }
+    }
+
+    /// How the guest is moved.
+    pub fn moves_by(&self, mode: Mode) {
+        self.inner().mode = Some(mode);
     }
 
     /// Where the migration stands now.
@@ -222,6 +232,7 @@ impl Progress {
             }
         };
         Report {
+            mode: inner.mode,
             state: inner.state,
             interruptions: inner.interruptions,
             peer: self.peer.clone(),

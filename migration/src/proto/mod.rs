@@ -156,7 +156,13 @@ pub enum MigrationState {
 }
 
 impl MigrationState {
-    /// Whether nothing more will happen by itself.
+    /// Whether the peer is lost, and looked for.
+    pub fn is_interrupted(self) -> bool {
+        use MigrationState::{PostcopyPaused, PostcopyRecover, PostcopyRecoverSetup};
+        matches!(self, PostcopyPaused | PostcopyRecoverSetup | PostcopyRecover)
+    }
+
+    /// Whether nothing more will happen.
     pub fn is_final(self) -> bool {
         use MigrationState::{Cancelled, Completed, Failed};
         matches!(self, Completed | Failed | Cancelled)

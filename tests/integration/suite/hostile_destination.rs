@@ -250,8 +250,7 @@ const AFTER_ACCEPT: [Case; 11] = [
 ];
 
 fn begin(source: &Node, listener: &PeerListener) {
-    let request =
-        MigrateRequest { destination_url: listener.address(), mode: MigrationMode::Postcopy };
+    let request = MigrateRequest::new(listener.address(), MigrationMode::Postcopy);
     source.client().migrate(&request).expect("begins");
 }
 

@@ -1,6 +1,7 @@
 //! The records of who owns a guest, which outlive the processes.
 
-use godwit_migration::driver::{Ownership, Records};
+use godwit_migration::driver::Records;
+use godwit_migration::proto::Ownership;
 use godwit_tests::proxy::Proxy;
 use godwit_tests::speaker::Rehearsal;
 use godwit_tests::stage::{Machine, SMALL, Stage, Transport};

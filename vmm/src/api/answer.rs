@@ -106,6 +106,9 @@ fn perform(call: Call, control: &dyn Control) -> Result<Response<Full<Bytes>>, C
             control.shutdown(request.force).map(|()| empty(StatusCode::ACCEPTED))
         }
         Call::Migrate(request) => control.migrate(request).map(|()| empty(StatusCode::ACCEPTED)),
+        Call::Cancel => control.cancel().map(|()| empty(StatusCode::ACCEPTED)),
+        Call::SwitchOver => control.switch_over().map(|()| empty(StatusCode::ACCEPTED)),
+        Call::Recover(request) => control.recover(request).map(|()| empty(StatusCode::ACCEPTED)),
     }
 }
 
@@ -162,8 +165,8 @@ impl Refusal {
         match why {
             NoRoute::Path => {
                 let message = format!("there is no `{path}` here");
-                let hint = "the commands are ping, status, pause, resume, shutdown and migrate, \
-                            under /api/v1/";
+                let hint = "the commands are ping, status, pause, resume, shutdown, migrate, \
+                            cancel, switch-over and recover, under /api/v1/";
                 let problem = Problem::new(step, &message, Some(hint));
                 Refusal::new(StatusCode::NOT_FOUND, problem)
             }

@@ -4,7 +4,7 @@ use hyper::Method;
 use serde::Deserialize;
 use serde::de::DeserializeOwned;
 
-use super::types::{MigrateRequest, Problem, ShutdownRequest};
+use super::types::{MigrateRequest, Problem, RecoverRequest, ShutdownRequest};
 
 /// A path of the API, with the one method that it takes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -15,16 +15,22 @@ pub(super) enum Command {
     Resume,
     Shutdown,
     Migrate,
+    Cancel,
+    SwitchOver,
+    Recover,
 }
 
 /// All that the API has.
-pub(super) const ROUTES: [(Method, &str, Command); 6] = [
+pub(super) const ROUTES: [(Method, &str, Command); 9] = [
     (Method::GET, "/api/v1/ping", Command::Ping),
     (Method::GET, "/api/v1/status", Command::Status),
     (Method::PUT, "/api/v1/pause", Command::Pause),
     (Method::PUT, "/api/v1/resume", Command::Resume),
     (Method::PUT, "/api/v1/shutdown", Command::Shutdown),
     (Method::PUT, "/api/v1/migrate", Command::Migrate),
+    (Method::PUT, "/api/v1/cancel", Command::Cancel),
+    (Method::PUT, "/api/v1/switch-over", Command::SwitchOver),
+    (Method::PUT, "/api/v1/recover", Command::Recover),
 ];
 
 /// A command with its arguments, checked.
@@ -36,6 +42,9 @@ pub(super) enum Call {
     Resume,
     Shutdown(ShutdownRequest),
     Migrate(MigrateRequest),
+    Cancel,
+    SwitchOver,
+    Recover(RecoverRequest),
 }
 
 impl Call {
@@ -48,6 +57,9 @@ impl Call {
             Call::Resume => "resume",
             Call::Shutdown(_) => "shutdown",
             Call::Migrate(_) => "migrate",
+            Call::Cancel => "cancel",
+            Call::SwitchOver => "switch over",
+            Call::Recover(_) => "recover",
         }
     }
 }
@@ -82,6 +94,11 @@ pub(super) fn read(command: Command, body: &[u8]) -> Result<Call, Problem> {
         Command::Resume => optional::<Empty>("resume", body).map(|Empty {}| Call::Resume),
         Command::Shutdown => optional("shutdown", body).map(Call::Shutdown),
         Command::Migrate => required("migrate", body).map(Call::Migrate),
+        Command::Cancel => optional::<Empty>("cancel", body).map(|Empty {}| Call::Cancel),
+        Command::SwitchOver => {
+            optional::<Empty>("switch over", body).map(|Empty {}| Call::SwitchOver)
+        }
+        Command::Recover => optional("recover", body).map(Call::Recover),
     }
 }
 
@@ -128,10 +145,8 @@ mod tests {
     #[test]
     fn a_migration_names_its_destination_and_mode() {
         let body = br#"{"destination_url": "tcp:host-2:7070", "mode": "postcopy"}"#;
-        let request = MigrateRequest {
-            destination_url: "tcp:host-2:7070".parse().expect("an endpoint"),
-            mode: MigrationMode::Postcopy,
-        };
+        let address = "tcp:host-2:7070".parse().expect("an endpoint");
+        let request = MigrateRequest::new(address, MigrationMode::Postcopy);
         assert_eq!(read(Command::Migrate, body), Ok(Call::Migrate(request)));
     }
 

@@ -8,6 +8,7 @@ use std::fmt;
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
+pub use godwit_migration::driver::DirtyTracking;
 pub use godwit_migration::proto::MigrationState;
 use godwit_migration::transport::Address;
 
@@ -39,6 +40,15 @@ pub struct Status {
     pub memory: Option<MemoryMethods>,
     /// The latest migration of this guest in this process, under way or over; absent if none.
     pub migration: Option<MigrationStatus>,
+}
+
+impl Status {
+    /// Whether the guest is lost: granted by this process or owned by it, and it runs nowhere.
+    pub fn lost(&self) -> bool {
+        self.migration.as_ref().is_some_and(|m| {
+            m.state == MigrationState::Failed && m.timeline.granted_us.is_some() && !self.owner.owns
+        })
+    }
 }
 
 /// What a process was started to do.
@@ -143,6 +153,8 @@ pub struct MigrationStatus {
     pub state: MigrationState,
     /// How it was asked to move the guest.
     pub mode: MigrationMode,
+    /// How often the other end was lost after the switchover.
+    pub interruptions: u32,
     /// The other end, as an endpoint or as the address that connected.
     pub peer: String,
     /// What ended or paused it: absent while all is well, and once completed.
@@ -176,11 +188,29 @@ pub enum Direction {
 }
 
 /// How a guest is moved.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum MigrationMode {
-    /// It changes hands first, and its memory follows while it runs.
+    /// It changes hands first, and its memory follows while it runs there.
+    #[default]
     Postcopy,
+    /// Its memory goes first, in rounds while it runs here, and it changes hands at the end.
+    Precopy,
+    /// Rounds first; it changes hands when they stop to pay, and the rest follows.
+    Hybrid,
+}
+
+/// What happens to a pre-copy that takes longer than it may.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum TimeoutStrategy {
+    /// The guest stays where it is.
+    #[default]
+    Cancel,
+    /// Rounds go on until what is left fits the downtime.
+    Ignore,
+    /// The guest changes hands, and what is left follows.
+    Switch,
 }
 
 /// When a migration passed each of its marks, in microseconds since it began at this end; a mark
@@ -193,6 +223,8 @@ pub struct Timeline {
     pub began_monotonic_us: Option<u64>,
     /// The destination has checked that it can run the guest, and has its memory ready.
     pub prepared_us: Option<u64>,
+    /// The first round of pages begins, while the guest runs at the source.
+    pub first_round_us: Option<u64>,
     /// The source tells its vCPUs to stop: the blackout begins.
     pub paused_us: Option<u64>,
     /// The state of vCPUs and devices is saved (source) or has come (destination).
@@ -204,6 +236,8 @@ pub struct Timeline {
     /// The destination's ownership is durable and its vCPUs enter the guest: the blackout ends.
     /// The source sees it when it is told.
     pub first_instruction_us: Option<u64>,
+    /// A lost peer came back, for the first time.
+    pub resumed_us: Option<u64>,
     /// The source has pushed everything that nobody asked for.
     pub pushed_us: Option<u64>,
     /// The last page is in place at the destination.
@@ -255,6 +289,61 @@ pub struct MigrateRequest {
     pub destination_url: Address,
     /// How to move the guest.
     pub mode: MigrationMode,
+    /// The number of bulk channels.
+    #[serde(default = "one")]
+    pub connections: u8,
+    /// How long the guest may stand still for the last pages of pre-copy, in milliseconds.
+    #[serde(default = "default_downtime_ms")]
+    pub downtime_ms: u32,
+    /// How long rounds may take, in seconds.
+    #[serde(default = "default_timeout_s")]
+    pub timeout_s: u32,
+    /// What happens then, in pre-copy; hybrid switches.
+    #[serde(default)]
+    pub timeout_strategy: TimeoutStrategy,
+    /// How writes are noted during rounds.
+    #[serde(default = "default_tracking")]
+    pub dirty_tracking: DirtyTracking,
+}
+
+impl MigrateRequest {
+    /// To `destination_url` by `mode`, with the defaults of all else.
+    pub fn new(destination_url: Address, mode: MigrationMode) -> MigrateRequest {
+        MigrateRequest {
+            destination_url,
+            mode,
+            connections: one(),
+            downtime_ms: default_downtime_ms(),
+            timeout_s: default_timeout_s(),
+            timeout_strategy: TimeoutStrategy::default(),
+            dirty_tracking: default_tracking(),
+        }
+    }
+}
+
+fn one() -> u8 {
+    1
+}
+
+/// As Cloud Hypervisor and QEMU have it.
+fn default_downtime_ms() -> u32 {
+    300
+}
+
+fn default_timeout_s() -> u32 {
+    3600
+}
+
+fn default_tracking() -> DirtyTracking {
+    DirtyTracking::KvmLog
+}
+
+/// The body of `PUT /api/v1/recover`; an empty body means the address that is known.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct RecoverRequest {
+    /// At the source: where the destination is now. At the destination: where to listen as well.
+    pub url: Option<Address>,
 }
 
 /// The body of `PUT /api/v1/shutdown`; an empty body means the default.

@@ -4,9 +4,11 @@
 use std::path::PathBuf;
 
 use clap::{Args as ClapArgs, Parser, Subcommand, ValueEnum};
+use godwit_migration::limits::CONNECTIONS_MAX;
 use godwit_migration::transport::Address;
 use uuid::Uuid;
 
+use crate::api::types::{DirtyTracking, MigrationMode, TimeoutStrategy};
 use crate::memory::Backing;
 
 const DEMO_EXAMPLES: &str = "\
@@ -60,6 +62,17 @@ pub enum Command {
     Migrate(Migrate),
     /// Show a guest, who owns it, and its migration
     Status(Status),
+    /// End a migration before its switchover; the guest stays
+    Cancel(At),
+    /// End the rounds of a migration: the guest changes hands now, and the rest follows
+    SwitchOver(At),
+    /// Find a peer again that was lost after the switchover
+    ///
+    /// The source dials a lost destination by itself, until it answers. This makes it dial at
+    /// once, at another address if one is given. With the control socket of the destination, it
+    /// listens at the address as well.
+    #[command(verbatim_doc_comment)]
+    Recover(Recover),
     /// Stop the vCPUs of a guest
     Pause(At),
     /// Let the vCPUs of a paused guest run on
@@ -142,12 +155,37 @@ pub struct Migrate {
     /// How to move it
     #[arg(long, value_enum, default_value_t = Mode::Postcopy)]
     pub mode: Mode,
+    /// Number of bulk channels
+    #[arg(long, value_name = "N", default_value_t = 1, value_parser = connections())]
+    pub connections: u8,
+    /// How long the guest may stand still for the last pages of pre-copy, in milliseconds
+    #[arg(long, value_name = "MS", default_value_t = 300)]
+    pub downtime_ms: u32,
+    /// How long rounds may take, in seconds; hybrid switches then
+    #[arg(long, value_name = "S", default_value_t = 3600)]
+    pub timeout_s: u32,
+    /// What happens to a pre-copy that takes longer
+    #[arg(long, value_enum, default_value_t = OnTimeout::Cancel)]
+    pub timeout_strategy: OnTimeout,
+    /// How writes of the guest are noted during rounds
+    #[arg(long, value_enum, default_value_t = Tracking::KvmLog)]
+    pub dirty_tracking: Tracking,
     /// Return as soon as the migration has begun
     #[arg(long)]
     pub detach: bool,
     /// Print the outcome as one JSON object on stdout
     #[arg(long)]
     pub json: bool,
+}
+
+/// `godwit recover`.
+#[derive(Debug, ClapArgs)]
+pub struct Recover {
+    /// Where the destination is now, or where to listen as well: tcp:HOST:PORT or unix:PATH
+    #[arg(value_name = "ADDRESS")]
+    pub address: Option<Address>,
+    #[command(flatten)]
+    pub at: At,
 }
 
 /// `godwit status`.
@@ -238,8 +276,65 @@ impl From<MemoryBacking> for Backing {
 /// How a guest is moved.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 pub enum Mode {
-    /// It changes hands first, and its memory follows while it runs
+    /// It changes hands first, and its memory follows while it runs there
     Postcopy,
+    /// Its memory goes first, in rounds while it runs here, and it changes hands at the end
+    Precopy,
+    /// Rounds first; it changes hands when they stop to pay, and the rest follows
+    Hybrid,
+}
+
+impl From<Mode> for MigrationMode {
+    fn from(mode: Mode) -> MigrationMode {
+        match mode {
+            Mode::Postcopy => MigrationMode::Postcopy,
+            Mode::Precopy => MigrationMode::Precopy,
+            Mode::Hybrid => MigrationMode::Hybrid,
+        }
+    }
+}
+
+/// What happens to a pre-copy that takes longer than it may.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum OnTimeout {
+    /// The guest stays where it is
+    Cancel,
+    /// Rounds go on until what is left fits the downtime
+    Ignore,
+    /// The guest changes hands, and what is left follows
+    Switch,
+}
+
+impl From<OnTimeout> for TimeoutStrategy {
+    fn from(on_timeout: OnTimeout) -> TimeoutStrategy {
+        match on_timeout {
+            OnTimeout::Cancel => TimeoutStrategy::Cancel,
+            OnTimeout::Ignore => TimeoutStrategy::Ignore,
+            OnTimeout::Switch => TimeoutStrategy::Switch,
+        }
+    }
+}
+
+/// How writes are noted.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum Tracking {
+    /// The dirty log of KVM
+    KvmLog,
+    /// Asynchronous write-protection of userfaultfd, read by PAGEMAP_SCAN
+    WriteProtect,
+}
+
+impl From<Tracking> for DirtyTracking {
+    fn from(tracking: Tracking) -> DirtyTracking {
+        match tracking {
+            Tracking::KvmLog => DirtyTracking::KvmLog,
+            Tracking::WriteProtect => DirtyTracking::WriteProtect,
+        }
+    }
+}
+
+fn connections() -> clap::builder::RangedI64ValueParser<u8> {
+    clap::value_parser!(u8).range(1..=i64::from(CONNECTIONS_MAX))
 }
 
 /// A number of vCPUs; how many are possible is up to the host.

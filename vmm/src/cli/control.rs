@@ -7,9 +7,9 @@ use std::time::Duration;
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 
 use super::Failure;
-use super::args::{At, Migrate, Mode, Shutdown, Status};
+use super::args::{At, Migrate, Recover, Shutdown, Status};
 use crate::api::types::{
-    GuestState, MemoryMethods, MigrateRequest, MigrationMode, MigrationState, MigrationStatus,
+    GuestState, MemoryMethods, MigrateRequest, MigrationState, MigrationStatus, RecoverRequest,
     Status as Told,
 };
 use crate::api::{Client, ClientError};
@@ -34,6 +34,25 @@ pub fn pause(at: &At) -> Result<ExitCode, Failure> {
 /// `godwit resume`.
 pub fn resume(at: &At) -> Result<ExitCode, Failure> {
     client(at).resume().map_err(|e| failed(&e))?;
+    Ok(ExitCode::SUCCESS)
+}
+
+/// `godwit cancel`.
+pub fn cancel(at: &At) -> Result<ExitCode, Failure> {
+    client(at).cancel().map_err(|e| failed(&e))?;
+    Ok(ExitCode::SUCCESS)
+}
+
+/// `godwit switch-over`.
+pub fn switch_over(at: &At) -> Result<ExitCode, Failure> {
+    client(at).switch_over().map_err(|e| failed(&e))?;
+    Ok(ExitCode::SUCCESS)
+}
+
+/// `godwit recover`.
+pub fn recover(args: &Recover) -> Result<ExitCode, Failure> {
+    let request = RecoverRequest { url: args.address.clone() };
+    client(&args.at).recover(&request).map_err(|e| failed(&e))?;
     Ok(ExitCode::SUCCESS)
 }
 
@@ -131,6 +150,9 @@ fn print_migration(migration: &MigrationStatus) {
     if let Some(blackout) = migration.blackout_us {
         println!("blackout   {blackout} us");
     }
+    if migration.interruptions > 0 {
+        println!("lost peer  {} times after the switchover", migration.interruptions);
+    }
     if let Some(error) = &migration.error {
         println!("error      {error}");
     }
@@ -145,10 +167,15 @@ fn state_word(state: MigrationState) -> String {
 /// `godwit migrate`.
 pub fn migrate(args: &Migrate) -> Result<ExitCode, Failure> {
     let client = client(&args.at);
-    let mode = match args.mode {
-        Mode::Postcopy => MigrationMode::Postcopy,
+    let request = MigrateRequest {
+        destination_url: args.address.clone(),
+        mode: args.mode.into(),
+        connections: args.connections,
+        downtime_ms: args.downtime_ms,
+        timeout_s: args.timeout_s,
+        timeout_strategy: args.timeout_strategy.into(),
+        dirty_tracking: args.dirty_tracking.into(),
     };
-    let request = MigrateRequest { destination_url: args.address.clone(), mode };
     client.migrate(&request).map_err(|e| failed(&e))?;
     if args.detach {
         return Ok(ExitCode::SUCCESS);
@@ -161,16 +188,16 @@ pub fn migrate(args: &Migrate) -> Result<ExitCode, Failure> {
     let reason = || migration.error.as_ref().map_or(String::new(), |error| error.message.clone());
     match migration.state {
         MigrationState::Completed => Ok(ExitCode::SUCCESS),
-        MigrationState::PostcopyPaused => Err(Failure {
-            message: format!(
-                "the destination {} was lost after the switchover: {}",
-                args.address,
-                reason()
-            ),
+        MigrationState::Cancelled => Err(Failure {
+            message: format!("migration to {} was cancelled", args.address),
+            hint: Some(format!("the guest is {} here", guest_line(&status.guest))),
+        }),
+        _ if status.lost() => Err(Failure {
+            message: format!("the guest is lost: {}", reason()),
             hint: Some(format!(
-                "the guest is paused; its source keeps all {} pages and does not run it; \
-                 look at `godwit status` on both hosts",
-                migration.pages.total
+                "it was granted to {} and is never run here again; `godwit run --override-grant` \
+                 starts it anew",
+                args.address
             )),
         }),
         _ => Err(Failure {
@@ -214,7 +241,16 @@ fn show_progress(bar: &ProgressBar, migration: &MigrationStatus, args: &Migrate)
     bar.set_length(pages.total * 4096);
     bar.set_position((pages.total - pages.remaining) * 4096);
     let state = state_word(migration.state);
-    if bar.message() != state && !std::io::stderr().is_terminal() && !args.json {
+    if bar.message() != state && migration.state.is_interrupted() && !args.json {
+        let why = migration.error.as_ref().map_or("", |error| error.message.as_str());
+        bar.suspend(|| {
+            eprintln!(
+                "{state}: {} is lost after the switchover ({why}); the guest is kept safe on both \
+                 sides and the source dials until it is back",
+                args.address
+            );
+        });
+    } else if bar.message() != state && !std::io::stderr().is_terminal() && !args.json {
         eprintln!("{state}: {} of {} pages remain", pages.remaining, pages.total);
     }
     bar.set_message(state);

@@ -17,13 +17,14 @@ use crate::migrate::{Host, serve, watch_signals};
 pub fn receive(args: &Receive) -> Result<ExitCode, Failure> {
     end_with(args.end_with)?;
     let records = open_records(args.state_dir.as_deref())?;
-    let host = Host::new(Role::Receive, records).map_err(|e| Failure::new(&e))?;
+    let receiver = Receiver::bind(&args.address, records.clone());
+    let receiver = Arc::new(receiver.map_err(|e| Failure::new(&e))?);
+    let host = Host::new(Role::Receive, records, Some(Arc::clone(&receiver)));
+    let host = host.map_err(|e| Failure::new(&e))?;
     let server = start_api(args.api_socket.as_deref(), &host)?;
     watch_signals(&host).map_err(|e| Failure::new(&e))?;
-    let receiver = Receiver::bind(&args.address).map_err(|e| Failure::new(&e))?;
     tracing::info!("listening at {}", receiver.address());
-    let receiver = Arc::new(receiver);
-    let end = serve(&host, Some(&receiver)).map_err(|e| Failure::new(&e))?;
+    let end = serve(&host).map_err(|e| Failure::new(&e))?;
     drop(server);
     Ok(exit_code(&end))
 }

@@ -5,10 +5,10 @@
 //! later. Marks are always made: one atomic operation a write, and none of ours is in a loop.
 
 use godwit_migration::page::PageSet;
-use godwit_uffd::page::{PageIndex, PageSize};
+use godwit_uffd::page::{PageIndex, PageRun, PageSize};
 use vm_memory::{GuestMemoryBackend, MmapRegion};
 
-use super::{GuestMemory, HOLE_START, Region};
+use super::{GuestMemory, HOLE_START, MemoryError, Region, advice};
 
 /// Pages of one word of a bitmap.
 pub(crate) const WORD_PAGES: u32 = u64::BITS;
@@ -30,6 +30,23 @@ impl GuestMemory {
     /// The number of pages of all regions.
     pub fn page_count(&self) -> u32 {
         self.regions.iter().map(Region::page_count).sum()
+    }
+
+    /// Empties `pages`, which lie inside the guest: what they hold is old, and their next access
+    /// waits until they are installed again. The guest does not run meanwhile.
+    ///
+    /// # Errors
+    /// [`MemoryError::Advise`].
+    pub fn empty(&self, pages: PageRun) -> Result<(), MemoryError> {
+        for (first, region) in self.numbered_regions() {
+            let all = PageRun { first, count: region.page_count() };
+            if let Some(part) = all.intersection(pages) {
+                let offset = PageSize::BASE.bytes_of(part.first.0 - first.0);
+                let bytes = PageSize::BASE.bytes_of(part.count);
+                advice::empty(region, offset, bytes, self.backing)?;
+            }
+        }
+        Ok(())
     }
 
     /// Adds the pages that this process has written since the call before to `dirty`.

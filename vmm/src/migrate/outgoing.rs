@@ -2,15 +2,17 @@
 
 use std::sync::Arc;
 
-use godwit_migration::driver::{Outgoing, OutgoingVm};
+use std::time::Duration;
+
+use godwit_migration::driver::{DirtyLog, Outgoing, OutgoingVm, Plan};
 use godwit_migration::metrics::Progress;
 use godwit_migration::provider::GuestPages;
-use godwit_migration::transport::Address;
-use godwit_migration::wire::{MemslotLayout, Offer, Section};
+use godwit_migration::schedule::{OnTimeout, RoundLimits};
+use godwit_migration::wire::{MemslotLayout, Mode, Offer, Section};
 
 use super::{Guest, Host, Levers, Migration, in_full};
 use crate::api::ControlError;
-use crate::api::types::{Direction, MigrateRequest};
+use crate::api::types::{Direction, MigrateRequest, MigrationMode, Problem, TimeoutStrategy};
 use crate::vm::Vm;
 
 /// What travels beside the sections of the VM: what its operator wants of it.
@@ -68,6 +70,10 @@ impl OutgoingVm for Leaving {
     fn pages(&self) -> GuestPages {
         GuestPages::new(Arc::new(self.vm.memory().inner().clone()))
     }
+
+    fn dirty_log(&self) -> &dyn DirtyLog {
+        &*self.vm
+    }
 }
 
 impl Host {
@@ -91,37 +97,59 @@ impl Host {
             ControlError::wrong_state("migrate", "this process has no guest to move", None)
         })?;
         guest.transfer += 1;
-        let offer = offer(guest).map_err(|e| ControlError::failed("migrate", &e, None))?;
+        let offer = offer(guest, &request);
+        offer.check_connections().map_err(|why| {
+            let hint = Some("choose from 1 to 32 connections");
+            ControlError::BadRequest(Problem::new("migrate", why, hint))
+        })?;
         let leaving = Leaving { host: Arc::clone(self), vm: Arc::clone(&guest.vm) };
         drop(state);
-        let address = request.destination_url;
-        self.spawn_outgoing(&address, offer, leaving)
+        self.spawn_outgoing(plan(request), offer, leaving)
             .map_err(|e| ControlError::failed("migrate", &e, None))
     }
 
     fn spawn_outgoing(
         self: &Arc<Host>,
-        address: &Address,
+        plan: Plan,
         offer: Offer,
         leaving: Leaving,
     ) -> std::io::Result<()> {
-        let progress = Arc::new(Progress::new(address.to_string()));
+        let progress = Arc::new(Progress::new(plan.address.to_string()));
         let records = self.records.clone();
-        let outgoing = Outgoing::new(address.clone(), offer, records, Arc::clone(&progress))?;
-        let levers = Levers::Outgoing { give_up: Box::new(outgoing.give_up()) };
+        let outgoing = Outgoing::new(plan, offer, records, Arc::clone(&progress))?;
+        let levers = Levers::Outgoing { command: Box::new(outgoing.commands()) };
         self.begin_migration(Direction::Outgoing, progress, levers, move || outgoing.run(&leaving))
     }
 }
 
-fn offer(guest: &Guest) -> Result<Offer, crate::Error> {
+fn plan(request: MigrateRequest) -> Plan {
+    let limits = RoundLimits {
+        downtime: Duration::from_millis(request.downtime_ms.into()),
+        timeout: Duration::from_secs(request.timeout_s.into()),
+        on_timeout: match request.timeout_strategy {
+            TimeoutStrategy::Cancel => OnTimeout::Cancel,
+            TimeoutStrategy::Ignore => OnTimeout::Ignore,
+            TimeoutStrategy::Switch => OnTimeout::Switch,
+        },
+    };
+    Plan { address: request.destination_url, limits, tracking: request.dirty_tracking }
+}
+
+fn offer(guest: &Guest, request: &MigrateRequest) -> Offer {
     let slot =
         |region: &crate::memory::Region| MemslotLayout { gpa: region.gpa.0, bytes: region.bytes };
-    Ok(Offer {
+    Offer {
         guest: guest.id,
         transfer: guest.transfer,
         page_bytes: 4096,
+        mode: match request.mode {
+            MigrationMode::Postcopy => Mode::Postcopy,
+            MigrationMode::Precopy => Mode::Precopy,
+            MigrationMode::Hybrid => Mode::Hybrid,
+        },
+        connections: request.connections,
         memslots: guest.vm.memory().regions().iter().map(slot).collect(),
         config: postcard::to_stdvec(guest.vm.config()).expect("plain data serializes"),
         requirements: guest.vm.requirements(),
-    })
+    }
 }

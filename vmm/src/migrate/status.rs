@@ -2,9 +2,9 @@
 
 use std::sync::atomic::Ordering;
 
-use godwit_migration::driver::{Ownership as Recorded, Record};
 use godwit_migration::metrics::{Report, monotonic_us};
-use godwit_migration::proto::Phase;
+use godwit_migration::proto::{Ownership as Recorded, Phase, Record};
+use godwit_migration::wire::Mode;
 
 use super::{Guest, Host, HostEvent, Migration};
 use crate::api::types::{
@@ -52,6 +52,7 @@ impl Host {
 
 fn record_line(record: &Record) -> String {
     let word = match record.ownership {
+        Recorded::Expected => "expected",
         Recorded::Granted => "granted",
         Recorded::Owned => "owned",
         Recorded::Refused => "refused",
@@ -107,7 +108,12 @@ fn migration_status(migration: &Migration) -> MigrationStatus {
     MigrationStatus {
         direction: migration.direction,
         state: report.state,
-        mode: MigrationMode::Postcopy,
+        mode: match report.mode {
+            None | Some(Mode::Postcopy) => MigrationMode::Postcopy,
+            Some(Mode::Precopy) => MigrationMode::Precopy,
+            Some(Mode::Hybrid) => MigrationMode::Hybrid,
+        },
+        interruptions: report.interruptions,
         peer: report.peer.clone(),
         error: report.error.as_ref().map(|error| Problem::new(step, error, None)),
         timeline: timeline(&report),
@@ -129,6 +135,8 @@ fn timeline(report: &Report) -> Timeline {
     Timeline {
         began_monotonic_us: began,
         prepared_us: since(Phase::Prepared),
+        first_round_us: since(Phase::FirstRound),
+        resumed_us: since(Phase::Resumed),
         paused_us: since(Phase::Paused),
         package_us: since(Phase::Package),
         loaded_us: since(Phase::Loaded),

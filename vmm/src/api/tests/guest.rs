@@ -86,6 +86,18 @@ impl Control for FakeGuest {
     fn migrate(&self, request: MigrateRequest) -> Result<(), ControlError> {
         self.note(format!("migrate {} {:?}", request.destination_url, request.mode))
     }
+
+    fn cancel(&self) -> Result<(), ControlError> {
+        self.note("cancel".into())
+    }
+
+    fn switch_over(&self) -> Result<(), ControlError> {
+        self.note("switch over".into())
+    }
+
+    fn recover(&self, request: RecoverRequest) -> Result<(), ControlError> {
+        self.note(format!("recover {:?}", request.url.map(|url| url.to_string())))
+    }
 }
 
 /// A served guest and a client of it.
@@ -138,6 +150,7 @@ fn full_migration() -> MigrationStatus {
         direction: Direction::Incoming,
         state: MigrationState::PostcopyPaused,
         mode: MigrationMode::Postcopy,
+        interruptions: 1,
         peer: "tcp:10.0.0.7:7070".to_owned(),
         error: Some(Problem::new("receive pages", "the peer is gone", Some("see the source"))),
         timeline: Timeline {
@@ -147,6 +160,8 @@ fn full_migration() -> MigrationStatus {
             loaded_us: Some(400),
             granted_us: Some(500),
             package_us: Some(350),
+            first_round_us: Some(150),
+            resumed_us: Some(750),
             first_instruction_us: Some(700),
             pushed_us: Some(750),
             last_page_us: Some(800),

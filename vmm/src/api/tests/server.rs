@@ -40,10 +40,7 @@ fn problem(answer: &str) -> Problem {
 }
 
 fn migrate_request() -> MigrateRequest {
-    MigrateRequest {
-        destination_url: "tcp:host-2:7070".parse().expect("an endpoint"),
-        mode: MigrationMode::Postcopy,
-    }
+    MigrateRequest::new("tcp:host-2:7070".parse().expect("an endpoint"), MigrationMode::Postcopy)
 }
 
 #[test]
