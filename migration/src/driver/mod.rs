@@ -1,5 +1,6 @@
 //! Threads, sockets, the clock and durable records around the state machines of `proto`.
 
+mod answer;
 mod background;
 mod channel;
 mod destination;
@@ -16,6 +17,7 @@ mod take;
 pub use destination::{Incoming, IncomingHost, IncomingVm};
 pub use dirty::{DirtyLog, DirtyTracking};
 pub use notify::Notifier;
+pub use push::PushOptions;
 pub use receiver::{Arrival, Receiver};
 pub use records::{Ownership, Record, RecordError, Records};
 pub use source::{Outgoing, OutgoingVm};

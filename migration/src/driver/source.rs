@@ -5,21 +5,20 @@ use std::sync::Arc;
 use std::thread::JoinHandle;
 use std::time::Instant;
 
-use godwit_uffd::page::{PageIndex, PageRun, PageSize};
+use godwit_uffd::page::PageIndex;
 
+use super::answer::answer;
 use super::channel::{UrgentChannel, wait_readable};
 use super::notify::Notifier;
-use super::push::{Push, PushShared};
+use super::push::{Push, PushOptions, PushShared};
 use super::records::{Ownership, RecordError, Records};
 use crate::limits::{PREAMBLE_TIMEOUT, SETUP_TIMEOUT};
 use crate::metrics::Progress;
-use crate::page::{Class, Sent};
+use crate::page::Sent;
 use crate::proto::{Outcome, PeerError, Phase, Source, SourceInput, SourceOutput};
 use crate::provider::GuestPages;
 use crate::transport::{Address, Stream};
-use crate::wire::{
-    Channel, Encoding, Message, Offer, PREAMBLE_BYTES, Preamble, PushFrame, RunHead, Section,
-};
+use crate::wire::{Channel, Message, Offer, PREAMBLE_BYTES, Preamble, Section};
 
 /// The guest as its source sees it.
 pub trait OutgoingVm: Send + Sync {
@@ -54,11 +53,12 @@ pub struct Outgoing {
     offer: Offer,
     records: Records,
     progress: Arc<Progress>,
+    options: PushOptions,
     events: Arc<Notifier<Event>>,
 }
 
 impl Outgoing {
-    /// A migration of the guest of `offer` to `address`.
+    /// A migration of the guest of `offer` to `address`, whose pages are pushed by `options`.
     ///
     /// # Errors
     /// No descriptor to be had.
@@ -67,9 +67,10 @@ impl Outgoing {
         offer: Offer,
         records: Records,
         progress: Arc<Progress>,
+        options: PushOptions,
     ) -> std::io::Result<Outgoing> {
         let events = Arc::new(Notifier::new()?);
-        Ok(Outgoing { address, offer, records, progress, events })
+        Ok(Outgoing { address, offer, records, progress, options, events })
     }
 
     /// A handle by which other threads end the migration before its switchover, with the reason.
@@ -95,7 +96,7 @@ impl Outgoing {
         let sent = Arc::new(Sent::new(pages.page_count()));
         self.progress.count_sent(Arc::clone(&sent));
         let machine = Source::new(self.offer.clone(), Arc::clone(&sent), Instant::now());
-        let shared = Arc::new(PushShared::new());
+        let shared = Arc::new(PushShared::new(&sent, self.options));
         let channel = UrgentChannel::new(stream);
         Driver {
             setup: self,
@@ -104,6 +105,7 @@ impl Outgoing {
             sent,
             machine,
             channel,
+            asked: Instant::now(),
             shared,
             bulk: None,
             push: None,
@@ -142,6 +144,8 @@ struct Driver<'a> {
     sent: Arc<Sent>,
     machine: Source,
     channel: UrgentChannel,
+    /// When the requests that are answered now were read.
+    asked: Instant,
     shared: Arc<PushShared>,
     bulk: Option<Arc<Stream>>,
     push: Option<JoinHandle<()>>,
@@ -238,7 +242,7 @@ impl Driver<'_> {
         let run = move || {
             let (stream, progress) = (&*stream, &*progress);
             let (pages, sent, shared) = (&pages, &*sent, &*shared);
-            match (Push { pages, sent, shared, stream, progress, zeros: None }).run() {
+            match (Push { pages, sent, shared, stream, progress }).run() {
                 Ok(true) => events.send(Event::Pushed),
                 Ok(false) => {}
                 Err(error) => events.send(Event::PushFailed(error.to_string())),
@@ -253,19 +257,10 @@ impl Driver<'_> {
 
     fn serve(&mut self, page: PageIndex) {
         self.shared.fault_at(page);
-        let zero = self.pages.is_zero(page).expect("the request was checked");
-        let encoding = if zero { Encoding::Zero } else { Encoding::Raw };
-        let head = RunHead { run: PageRun::one(page), encoding };
-        let out = self.channel.outgoing();
-        out.extend_from_slice(&PushFrame::Pages(head).encode());
-        if !zero {
-            let start = out.len();
-            out.resize(start + PageSize::BASE.bytes(), 0);
-            self.pages.read(page, &mut out[start..]).expect("the request was checked");
-        }
-        let progress = &self.setup.progress;
-        progress.pages_sent(if zero { Class::Zero } else { Class::Data }, 1);
-        progress.pages_urgent(1);
+        let head = answer(&self.pages, page, self.asked, self.channel.outgoing())
+            .expect("the request was checked");
+        self.setup.progress.run(&head);
+        self.setup.progress.pages_urgent(1);
     }
 
     fn wait(&mut self) {
@@ -302,6 +297,7 @@ impl Driver<'_> {
         if !self.channel.receive()? {
             return Ok(());
         }
+        self.asked = Instant::now();
         let page_count = self.pages.page_count();
         while let Some(frame) = self.channel.next_frame()? {
             let message = Message::read(&frame, page_count)?;

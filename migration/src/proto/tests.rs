@@ -113,7 +113,7 @@ impl Pair {
                 self.tell_source(SourceInput::GrantRecorded(result(self.faults.grant_record)));
             }
             SourceOutput::Serve(page) => {
-                let head = RunHead { run: PageRun::one(page), encoding: Encoding::Zero };
+                let head = RunHead::new(PageRun::one(page), Encoding::Zero, &[]);
                 self.tell_destination(DestinationInput::Message(Message::Pages(head, &[])));
             }
             SourceOutput::StartPush => self.log.push("push".into()),

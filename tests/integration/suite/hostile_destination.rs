@@ -12,9 +12,7 @@ use godwit_tests::speaker::{Heard, SESSION, Speaker, accept_bulk};
 use godwit_tests::stage::{Machine, Node, SMALL, Stage, Transport};
 use godwit_tests::{require_kvm, until};
 use godwit_uffd::page::{PageIndex, PageRun};
-use godwit_vmm::api::types::{
-    GuestState, MigrateRequest, MigrationMode, MigrationState, MigrationStatus,
-};
+use godwit_vmm::api::types::{GuestState, MigrateRequest, MigrationState, MigrationStatus};
 
 use crate::GODWIT;
 use crate::hostile::{HTTP_ANSWER, frame, other_version};
@@ -162,7 +160,7 @@ const INSTEAD_OF_ACCEPT: [Case; 13] = [
     Case {
         says: "a Pages message while",
         act: |listener| {
-            let head = RunHead { run: run(0, 1), encoding: Encoding::Zero };
+            let head = RunHead::new(run(0, 1), Encoding::Zero, &[]);
             after_the_offer(listener, &Message::Pages(head, &[]));
         },
     },
@@ -250,9 +248,7 @@ const AFTER_ACCEPT: [Case; 11] = [
 ];
 
 fn begin(source: &Node, listener: &PeerListener) {
-    let request =
-        MigrateRequest { destination_url: listener.address(), mode: MigrationMode::Postcopy };
-    source.client().migrate(&request).expect("begins");
+    source.client().migrate(&MigrateRequest::new(listener.address())).expect("begins");
 }
 
 fn says(source: &Node, migration: &MigrationStatus, what: &str) {

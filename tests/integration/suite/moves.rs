@@ -7,7 +7,7 @@ use godwit_tests::resources::{Resources, descriptors};
 use godwit_tests::speaker::{Rehearsal, Speaker};
 use godwit_tests::stage::{Machine, Node, SMALL, Stage, Transport};
 use godwit_tests::{Stream, require_kvm, until};
-use godwit_vmm::api::types::{GuestState, MigrateRequest, MigrationMode, MigrationState};
+use godwit_vmm::api::types::{GuestState, MigrateRequest, MigrationState};
 
 use crate::GODWIT;
 
@@ -138,8 +138,7 @@ fn a_hundred_failed_attempts_leave_a_source_as_it_was() {
     for attempt in 0..112 {
         let there = attempt % 2 == 0;
         let destination_url = if there { listener.address() } else { nobody.clone() };
-        let mode = MigrationMode::Postcopy;
-        source.client().migrate(&MigrateRequest { destination_url, mode }).expect("begins");
+        source.client().migrate(&MigrateRequest::new(destination_url)).expect("begins");
         if there {
             let mut urgent = Speaker::accept(&listener, Channel::Urgent);
             urgent.expect(godwit_migration::wire::Kind::Offer);

@@ -10,9 +10,7 @@ use godwit_tests::proxy::Proxy;
 use godwit_tests::speaker::{Rehearsal, SESSION, Speaker, accept_bulk};
 use godwit_tests::stage::{Machine, Node, Stage, Transport};
 use godwit_tests::{Stream, require_kvm};
-use godwit_vmm::api::types::{
-    GuestState, MigrateRequest, MigrationMode, MigrationState, Role, Status,
-};
+use godwit_vmm::api::types::{GuestState, MigrateRequest, MigrationState, Role, Status};
 use rustix::process::Signal;
 
 use crate::GODWIT;
@@ -200,9 +198,7 @@ fn no_requests(listener: &PeerListener) -> (Held, u64) {
 fn begin(stage: &Stage, name: &str) -> (Node, PeerListener) {
     let source = stage.launch_filled(name, &LAZY);
     let listener = PeerListener::tcp();
-    let request =
-        MigrateRequest { destination_url: listener.address(), mode: MigrationMode::Postcopy };
-    source.client().migrate(&request).expect("begins");
+    source.client().migrate(&MigrateRequest::new(listener.address())).expect("begins");
     (source, listener)
 }
 

@@ -107,7 +107,6 @@ fn required<T: DeserializeOwned>(step: &str, body: &[u8]) -> Result<T, Problem> 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::api::types::MigrationMode;
 
     #[test]
     fn a_path_takes_one_method() {
@@ -128,10 +127,7 @@ mod tests {
     #[test]
     fn a_migration_names_its_destination_and_mode() {
         let body = br#"{"destination_url": "tcp:host-2:7070", "mode": "postcopy"}"#;
-        let request = MigrateRequest {
-            destination_url: "tcp:host-2:7070".parse().expect("an endpoint"),
-            mode: MigrationMode::Postcopy,
-        };
+        let request = MigrateRequest::new("tcp:host-2:7070".parse().expect("an endpoint"));
         assert_eq!(read(Command::Migrate, body), Ok(Call::Migrate(request)));
     }
 

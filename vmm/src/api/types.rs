@@ -9,6 +9,7 @@ use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
 pub use godwit_migration::proto::MigrationState;
+pub use godwit_migration::schedule::Compression;
 use godwit_migration::transport::Address;
 
 /// Who answers: the reply to `GET /api/v1/ping`.
@@ -151,6 +152,8 @@ pub struct MigrationStatus {
     pub timeline: Timeline,
     /// Where the pages are.
     pub pages: Pages,
+    /// How the pages that have travelled did.
+    pub classes: Classes,
     /// Page contents and headers that crossed the link, in bytes.
     pub bytes: u64,
     /// Bytes of page contents that moved per second, from the switchover to the last page or to
@@ -225,8 +228,34 @@ pub struct Pages {
     pub zero: u64,
     /// Those that moved with their bytes.
     pub data: u64,
+    /// Those that the source could not read: they are lost.
+    pub poisoned: u64,
     /// Those that moved because a fault asked for them.
     pub requested: u64,
+}
+
+/// The pages that have travelled, counted by how they did.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Classes {
+    /// Pages of zeros, without contents.
+    pub zero: ClassCount,
+    /// Pages of one repeated word of eight bytes.
+    pub word: ClassCount,
+    /// Pages that were packed with lz4.
+    pub lz4: ClassCount,
+    /// Pages as they are.
+    pub raw: ClassCount,
+    /// Pages that the source could not read, without contents.
+    pub poisoned: ClassCount,
+}
+
+/// What travelled in one way.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ClassCount {
+    /// Pages.
+    pub pages: u64,
+    /// Bytes on the link, headers included.
+    pub bytes: u64,
 }
 
 /// The faults that a guest took at the destination. Latency runs from reading the fault to waking
@@ -255,6 +284,24 @@ pub struct MigrateRequest {
     pub destination_url: Address,
     /// How to move the guest.
     pub mode: MigrationMode,
+    /// Whether pages are packed before they are sent.
+    #[serde(default)]
+    pub compression: Compression,
+    /// The most bytes a second for pages that no fault asks for; absent for no cap.
+    #[serde(default)]
+    pub bandwidth_bytes_per_s: Option<u64>,
+}
+
+impl MigrateRequest {
+    /// Moves the guest to `destination_url` by post-copy, packed if that pays, as fast as it can.
+    pub fn new(destination_url: Address) -> MigrateRequest {
+        MigrateRequest {
+            destination_url,
+            mode: MigrationMode::Postcopy,
+            compression: Compression::default(),
+            bandwidth_bytes_per_s: None,
+        }
+    }
 }
 
 /// The body of `PUT /api/v1/shutdown`; an empty body means the default.

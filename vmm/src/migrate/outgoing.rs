@@ -2,7 +2,8 @@
 
 use std::sync::Arc;
 
-use godwit_migration::driver::{Outgoing, OutgoingVm};
+use godwit_migration::driver::{Outgoing, OutgoingVm, PushOptions};
+use godwit_migration::limits::BANDWIDTH_MIN;
 use godwit_migration::metrics::Progress;
 use godwit_migration::provider::GuestPages;
 use godwit_migration::transport::Address;
@@ -10,7 +11,7 @@ use godwit_migration::wire::{MemslotLayout, Offer, Section};
 
 use super::{Guest, Host, Levers, Migration, in_full};
 use crate::api::ControlError;
-use crate::api::types::{Direction, MigrateRequest};
+use crate::api::types::{Direction, MigrateRequest, Problem};
 use crate::vm::Vm;
 
 /// What travels beside the sections of the VM: what its operator wants of it.
@@ -76,6 +77,7 @@ impl Host {
         self: &Arc<Host>,
         request: MigrateRequest,
     ) -> Result<(), ControlError> {
+        check_bandwidth(request.bandwidth_bytes_per_s)?;
         let mut state = self.state_after_ending();
         if state.migration.as_ref().is_some_and(Migration::active) {
             let hint = Some("wait for it; `godwit status` shows how it goes");
@@ -94,8 +96,12 @@ impl Host {
         let offer = offer(guest).map_err(|e| ControlError::failed("migrate", &e, None))?;
         let leaving = Leaving { host: Arc::clone(self), vm: Arc::clone(&guest.vm) };
         drop(state);
+        let options = PushOptions {
+            compression: request.compression,
+            bandwidth_bytes_per_s: request.bandwidth_bytes_per_s,
+        };
         let address = request.destination_url;
-        self.spawn_outgoing(&address, offer, leaving)
+        self.spawn_outgoing(&address, offer, options, leaving)
             .map_err(|e| ControlError::failed("migrate", &e, None))
     }
 
@@ -103,13 +109,26 @@ impl Host {
         self: &Arc<Host>,
         address: &Address,
         offer: Offer,
+        options: PushOptions,
         leaving: Leaving,
     ) -> std::io::Result<()> {
         let progress = Arc::new(Progress::new(address.to_string()));
         let records = self.records.clone();
-        let outgoing = Outgoing::new(address.clone(), offer, records, Arc::clone(&progress))?;
+        let outgoing =
+            Outgoing::new(address.clone(), offer, records, Arc::clone(&progress), options)?;
         let levers = Levers::Outgoing { give_up: Box::new(outgoing.give_up()) };
         self.begin_migration(Direction::Outgoing, progress, levers, move || outgoing.run(&leaving))
+    }
+}
+
+/// A cap must let a run of pages pass while the peer still has patience.
+fn check_bandwidth(bytes_per_s: Option<u64>) -> Result<(), ControlError> {
+    match bytes_per_s {
+        Some(rate) if rate < BANDWIDTH_MIN => {
+            let why = format!("a bandwidth of {rate} bytes a second: the least is {BANDWIDTH_MIN}");
+            Err(ControlError::BadRequest(Problem::new("migrate", &why, None)))
+        }
+        _ => Ok(()),
     }
 }
 

@@ -50,8 +50,8 @@ fn the_document_has_every_path_with_its_method_and_no_other() {
 fn the_document_has_every_field() {
     let ping = Ping { name: String::new(), version: String::new(), pid: 1 };
     let request = MigrateRequest {
-        destination_url: "unix:/s".parse().expect("an endpoint"),
-        mode: MigrationMode::Postcopy,
+        bandwidth_bytes_per_s: Some(1 << 20),
+        ..MigrateRequest::new("unix:/s".parse().expect("an endpoint"))
     };
     let problem = Problem::new("", "", Some(""));
     let samples = [
@@ -87,6 +87,7 @@ fn the_document_has_every_word_and_no_other() {
     ours.extend([MemoryBacking::Anon, MemoryBacking::Memfd].map(word));
     ours.extend([Direction::Outgoing, Direction::Incoming].map(word));
     ours.insert(word(MigrationMode::Postcopy));
+    ours.extend([Compression::Auto, Compression::Lz4, Compression::None].map(word));
     ours.extend([MigrationState::Setup, MigrationState::Device].map(word));
     ours.extend([MigrationState::PostcopyActive, MigrationState::PostcopyPaused].map(word));
     ours.extend([MigrationState::Completed, MigrationState::Failed].map(word));
