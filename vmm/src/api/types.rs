@@ -153,6 +153,7 @@ pub struct MigrationStatus {
     /// Where the pages are.
     pub pages: Pages,
     /// How the pages that have travelled did.
+    #[serde(default)]
     pub classes: Classes,
     /// Page contents and headers that crossed the link, in bytes.
     pub bytes: u64,
@@ -229,6 +230,7 @@ pub struct Pages {
     /// Those that moved with their bytes.
     pub data: u64,
     /// Those that the source could not read: they are lost.
+    #[serde(default)]
     pub poisoned: u64,
     /// Those that moved because a fault asked for them.
     pub requested: u64,
