@@ -33,6 +33,8 @@ pub const REQUESTS_IN_FLIGHT_MAX: usize = 4096;
 pub const STAGED_AHEAD_BYTES_MAX: usize = 1 << 30;
 /// Bytes of pages that are allocated ahead in one step, between two looks at what is wanted.
 pub const STAGING_STEP_BYTES: usize = 2 << 20;
+/// The lowest cap on bandwidth, in bytes per second: a full run passes while the peer has patience.
+pub const BANDWIDTH_MIN: u64 = 64 << 10;
 
 /// How long either side waits for the next step of the set-up.
 pub const SETUP_TIMEOUT: Duration = Duration::from_secs(60);
@@ -58,6 +60,7 @@ pub const ALIVE_INTERVAL: Duration = Duration::from_secs(1);
 pub const PEER_TIMEOUT: Duration = Duration::from_secs(10);
 
 const _: () = assert!(ZERO_PAGES_HELD_MAX <= ZERO_PAGES_PER_RUN_MAX);
+const _: () = assert!(ZERO_PAGES_HELD_MAX >= DATA_PAGES_PER_RUN_MAX);
 const _: () = assert!(RUN_BYTES_MAX < CONTROL_BYTES_MAX);
 const _: () = assert!(BITMAP_PART_BYTES_MAX.is_multiple_of(8));
 const _: () = assert!(RUN_BYTES_MAX <= STAGING_STEP_BYTES);
@@ -65,3 +68,4 @@ const _: () = assert!(STAGED_AHEAD_BYTES_MAX.is_multiple_of(STAGING_STEP_BYTES))
 const _: () = assert!(STAGING_TIMEOUT.as_secs() * 4 < SETUP_TIMEOUT.as_secs());
 const _: () = assert!(PACKAGE_BYTES_MAX < u32::MAX as usize);
 const _: () = assert!(ALIVE_INTERVAL.as_secs() * 3 < PEER_TIMEOUT.as_secs());
+const _: () = assert!(RUN_BYTES_MAX as u64 / BANDWIDTH_MIN < PEER_TIMEOUT.as_secs());

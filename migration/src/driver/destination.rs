@@ -19,15 +19,15 @@ use super::receiver::{Arrival, Joining, Receiver};
 use super::records::{RecordError, Records};
 use super::source::in_full;
 use super::stage::Stage;
-use super::take::{Failed, Installer, take_pushed};
+use super::take::{Failed, Installer, open, take_pushed};
 use crate::limits::{STAGED_AHEAD_BYTES_MAX, STAGING_STEP_BYTES, STAGING_TIMEOUT};
 use crate::metrics::Progress;
-use crate::page::{Claims, Contents};
+use crate::page::Claims;
 use crate::proto::{
     Destination, DestinationInput, DestinationOutput, Outcome, Ownership, PeerError, Prepared,
 };
 use crate::transport::Stream;
-use crate::wire::{Encoding, Message, Offer, Section};
+use crate::wire::{Message, Offer, Section};
 
 /// The host that a guest comes to: makes the machine.
 pub trait IncomingHost: Send + Sync {
@@ -375,11 +375,9 @@ impl Driver<'_> {
         self.machine.handle(DestinationInput::Message(message), now);
         if let (Some(head), Some(room)) = (self.machine.poll_install(), &self.machine_room) {
             room.installer.progress.pages_urgent(head.run.count);
-            let contents = match head.encoding {
-                Encoding::Raw => Contents::Data(contents),
-                Encoding::Zero => Contents::Zero,
-            };
-            if room.installer.install(head, contents).map_err(Failed::into_peer_error)? {
+            let mut unpacked = Vec::new();
+            let contents = open(&head, contents, &mut unpacked)?;
+            if room.installer.install(&head, contents).map_err(Failed::into_peer_error)? {
                 self.machine.handle(DestinationInput::AllInstalled, now);
             }
         }

@@ -1,5 +1,6 @@
 //! Threads, sockets, the clock and durable records around the state machines of `proto`.
 
+mod answer;
 mod background;
 mod channel;
 mod destination;
@@ -17,6 +18,7 @@ mod take;
 pub use destination::{Incoming, IncomingHost, IncomingVm};
 pub use dirty::{DirtyLog, DirtyTracking};
 pub use notify::Notifier;
+pub use push::PushOptions;
 pub use receiver::{Arrival, Receiver};
 pub use records::{RecordError, Records};
 pub use source::{Command, Outgoing, OutgoingVm, Plan};

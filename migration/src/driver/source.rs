@@ -7,26 +7,25 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::thread::JoinHandle;
 use std::time::Instant;
 
-use godwit_uffd::page::{PageIndex, PageRun, PageSize};
+use godwit_uffd::page::PageIndex;
 
+use super::answer::answer;
 use super::channel::{UrgentChannel, wait_readable};
 use super::dial::{dial, dial_bulk, dial_resume};
 use super::dirty::{DirtyLog, DirtyTracking};
 use super::notify::Notifier;
-use super::push::{Push, PushShared};
+use super::push::{Push, PushOptions, PushShared};
 use super::records::{RecordError, Records};
 use crate::limits::{REDIAL_TIMEOUT, SETUP_TIMEOUT};
 use crate::metrics::Progress;
-use crate::page::{Class, PageSet, Sent};
+use crate::page::{PageSet, Sent};
 use crate::proto::{
     Outcome, Ownership, PeerError, Phase, Saved, Source, SourceInput, SourceOutput,
 };
 use crate::provider::GuestPages;
 use crate::schedule::RoundLimits;
 use crate::transport::{Address, Stream};
-use crate::wire::{
-    BulkHello, Channel, Encoding, Message, Offer, PushFrame, ResumeHello, RunHead, Section,
-};
+use crate::wire::{BulkHello, Channel, Message, Offer, ResumeHello, Section};
 
 /// The guest as its source sees it.
 pub trait OutgoingVm: Send + Sync {
@@ -57,6 +56,8 @@ pub struct Plan {
     pub limits: RoundLimits,
     /// How writes are noted during rounds.
     pub tracking: DirtyTracking,
+    /// How pages are pushed.
+    pub push: PushOptions,
 }
 
 /// What others want of a migration that is under way.
@@ -135,15 +136,17 @@ impl Outgoing {
         self.progress.count_sent(Arc::clone(&sent));
         self.progress.moves_by(self.offer.mode);
         let limits = self.plan.limits;
+        let shared = Arc::new(PushShared::new(&sent, self.plan.push));
         Driver {
             machine: Source::new(self.offer.clone(), limits, Arc::clone(&sent), Instant::now()),
             address: self.plan.address.clone(),
             setup: self,
             vm,
             pages,
-            shared: Arc::new(PushShared::new(&sent)),
+            shared,
             sent,
             channel: Some(UrgentChannel::new(stream)),
+            asked: Instant::now(),
             bulk: Vec::new(),
             push: Vec::new(),
             outcome: None,
@@ -162,6 +165,8 @@ struct Driver<'a> {
     machine: Source,
     /// None while the destination is lost.
     channel: Option<UrgentChannel>,
+    /// When the requests that are answered now were read.
+    asked: Instant,
     bulk: Vec<Arc<Stream>>,
     shared: Arc<PushShared>,
     push: Vec<JoinHandle<()>>,
@@ -299,7 +304,7 @@ impl Driver<'_> {
 
     fn start_push(&mut self) {
         self.join_push();
-        self.shared = Arc::new(PushShared::new(&self.sent));
+        self.shared = Arc::new(PushShared::new(&self.sent, self.setup.plan.push));
         let (epoch, running) = (self.machine.epoch(), Arc::new(AtomicUsize::new(self.bulk.len())));
         for stream in self.bulk.clone() {
             let (pages, sent) = (self.pages.clone(), Arc::clone(&self.sent));
@@ -308,7 +313,7 @@ impl Driver<'_> {
             let run = move || {
                 let (stream, progress) = (&*stream, &*progress);
                 let (pages, sent, shared) = (&pages, &*sent, &*shared);
-                match (Push { pages, sent, shared, stream, progress, zeros: None }).run() {
+                match (Push { pages, sent, shared, stream, progress }).run() {
                     Ok(true) if running.fetch_sub(1, Ordering::AcqRel) == 1 => {
                         events.send(Event::Pushed { epoch });
                     }
@@ -331,19 +336,10 @@ impl Driver<'_> {
     fn serve(&mut self, page: PageIndex) {
         let Some(channel) = &mut self.channel else { return };
         self.shared.fault_at(page);
-        let zero = self.pages.is_zero(page).expect("the request was checked");
-        let encoding = if zero { Encoding::Zero } else { Encoding::Raw };
-        let head = RunHead { run: PageRun::one(page), encoding };
-        let out = channel.outgoing();
-        out.extend_from_slice(&PushFrame::Pages(head).encode());
-        if !zero {
-            let start = out.len();
-            out.resize(start + PageSize::BASE.bytes(), 0);
-            self.pages.read(page, &mut out[start..]).expect("the request was checked");
-        }
-        let progress = &self.setup.progress;
-        progress.pages_sent(if zero { Class::Zero } else { Class::Data }, 1);
-        progress.pages_urgent(1);
+        let head = answer(&self.pages, page, self.asked, channel.outgoing())
+            .expect("the request was checked");
+        self.setup.progress.run(&head);
+        self.setup.progress.pages_urgent(1);
     }
 
     fn wait(&mut self) {
@@ -384,6 +380,7 @@ impl Driver<'_> {
         if !channel.receive()? {
             return Ok(());
         }
+        self.asked = Instant::now();
         // A message may end the channel that it came on.
         while let Some(channel) = &mut self.channel
             && let Some(frame) = channel.next_frame()?

@@ -7,10 +7,11 @@ use std::time::Instant;
 
 use serde::{Deserialize, Serialize};
 
+use super::classes::{ClassCounters, Classes};
 use super::{FaultLedger, FaultReport};
 use crate::page::{Claims, Class, Sent};
 use crate::proto::{MigrationState, Outcome, Phase};
-use crate::wire::Mode;
+use crate::wire::{Mode, RunHead};
 
 /// Pages of the guest, by what has become of them.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -23,6 +24,8 @@ pub struct Pages {
     pub zero: u32,
     /// Sent or installed with contents.
     pub data: u32,
+    /// Pages that the source could not read: lost.
+    pub poisoned: u32,
     /// Of all these, sent because they were asked for.
     pub urgent: u32,
 }
@@ -42,6 +45,8 @@ pub struct Report {
     pub reached_us: BTreeMap<Phase, u64>,
     /// Pages by class.
     pub pages: Pages,
+    /// Pages and bytes by how they travelled.
+    pub classes: Classes,
     /// Bytes of page frames, sent or received.
     pub bytes: u64,
     /// Faults, at the destination.
@@ -70,8 +75,7 @@ enum Counts {
 pub struct Progress {
     peer: String,
     inner: Mutex<Inner>,
-    zero: AtomicU64,
-    data: AtomicU64,
+    classes: ClassCounters,
     urgent: AtomicU64,
     bytes: AtomicU64,
     faults: FaultLedger,
@@ -104,8 +108,7 @@ impl Progress {
         Progress {
             peer,
             inner: Mutex::new(inner),
-            zero: AtomicU64::new(0),
-            data: AtomicU64::new(0),
+            classes: ClassCounters::default(),
             urgent: AtomicU64::new(0),
             bytes: AtomicU64::new(0),
             faults: FaultLedger::default(),
@@ -187,13 +190,9 @@ impl Progress {
         self.inner().counts = Counts::Destination(claims);
     }
 
-    /// Pages of `class` were sent.
-    pub fn pages_sent(&self, class: Class, pages: u32) {
-        let counter = match class {
-            Class::Zero => &self.zero,
-            Class::Data => &self.data,
-        };
-        counter.fetch_add(pages.into(), Ordering::Relaxed);
+    /// A run of pages was sent, or has come.
+    pub fn run(&self, head: &RunHead) {
+        self.classes.add(head);
     }
 
     /// Pages went or came because they were asked for.
@@ -214,20 +213,22 @@ impl Progress {
     /// Everything, as of now.
     pub fn report(&self) -> Report {
         let inner = self.inner();
-        let count = |counter: &AtomicU64| {
-            u32::try_from(counter.load(Ordering::Relaxed)).unwrap_or(u32::MAX)
-        };
+        let classes = self.classes.read();
+        let count = |pages: u64| u32::try_from(pages).unwrap_or(u32::MAX);
+        let urgent = count(self.urgent.load(Ordering::Relaxed));
         let (pages, faults) = match &inner.counts {
             Counts::None => (Pages::default(), None),
             Counts::Source(sent) => {
                 let (total, remaining) = (sent.page_count(), sent.remaining());
-                let (zero, data) = (count(&self.zero), count(&self.data));
-                (Pages { total, remaining, zero, data, urgent: count(&self.urgent) }, None)
+                let (zero, data) = (count(classes.zero.pages), count(classes.data_pages()));
+                let poisoned = count(classes.poisoned.pages);
+                (Pages { total, remaining, zero, data, poisoned, urgent }, None)
             }
             Counts::Destination(claims) => {
                 let (total, remaining) = (claims.page_count(), claims.remaining());
-                let (zero, data) = (claims.installed(Class::Zero), claims.installed(Class::Data));
-                let pages = Pages { total, remaining, zero, data, urgent: count(&self.urgent) };
+                let [zero, data, poisoned] =
+                    [Class::Zero, Class::Data, Class::Poisoned].map(|c| claims.installed(c));
+                let pages = Pages { total, remaining, zero, data, poisoned, urgent };
                 (pages, Some(self.faults.report(Instant::now())))
             }
         };
@@ -238,6 +239,7 @@ impl Progress {
             peer: self.peer.clone(),
             reached_us: inner.reached_us.clone(),
             pages,
+            classes,
             bytes: self.bytes.load(Ordering::Relaxed),
             faults,
             error: inner.error.clone(),

@@ -12,6 +12,7 @@ const INSTALLING: u8 = 2;
 const INSTALLING_REQUESTED: u8 = 3;
 const ZERO: u8 = 4;
 const DATA: u8 = 5;
+const POISONED: u8 = 6;
 
 /// What an installed page was installed from.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -20,6 +21,8 @@ pub enum Class {
     Zero,
     /// Contents.
     Data,
+    /// Nothing: the source could not read it, and whoever touches it gets a machine check.
+    Poisoned,
 }
 
 /// The answer to a fault on a page.
@@ -44,7 +47,7 @@ pub struct Duplicate {
 /// The state of every page of a guest at the destination.
 ///
 /// ```text
-/// Missing -> Requested -> Installing -> Installed (Zero or Data)
+/// Missing -> Requested -> Installing -> Installed (Zero, Data or Poisoned)
 ///    \__________________^       |           |
 ///    ^------- released ---------/           |   (back to Missing or Requested, as it was)
 ///    ^------- discarded --------------------/   (before the switchover)
@@ -60,6 +63,7 @@ pub struct Claims {
     remaining: AtomicU32,
     zero: AtomicU32,
     data: AtomicU32,
+    poisoned: AtomicU32,
 }
 
 impl Claims {
@@ -70,6 +74,7 @@ impl Claims {
             remaining: AtomicU32::new(pages),
             zero: AtomicU32::new(0),
             data: AtomicU32::new(0),
+            poisoned: AtomicU32::new(0),
         }
     }
 
@@ -85,9 +90,14 @@ impl Claims {
 
     /// Pages that were installed, by class.
     pub fn installed(&self, class: Class) -> u32 {
+        self.counter(class).load(Ordering::Acquire)
+    }
+
+    fn counter(&self, class: Class) -> &AtomicU32 {
         match class {
-            Class::Zero => self.zero.load(Ordering::Acquire),
-            Class::Data => self.data.load(Ordering::Acquire),
+            Class::Zero => &self.zero,
+            Class::Data => &self.data,
+            Class::Poisoned => &self.poisoned,
         }
     }
 
@@ -107,7 +117,7 @@ impl Claims {
             _ => None,
         }) {
             Ok(MISSING) => Requested::Now,
-            Err(ZERO | DATA) => Requested::Present,
+            Err(ZERO | DATA | POISONED) => Requested::Present,
             _ => Requested::Before,
         }
     }
@@ -206,9 +216,10 @@ impl Claims {
         class: Class,
         mut was_requested: impl FnMut(PageIndex),
     ) -> bool {
-        let (installed, counter) = match class {
-            Class::Zero => (ZERO, &self.zero),
-            Class::Data => (DATA, &self.data),
+        let installed = match class {
+            Class::Zero => ZERO,
+            Class::Data => DATA,
+            Class::Poisoned => POISONED,
         };
         for page in run.pages() {
             match self.states[page.0 as usize].swap(installed, Ordering::AcqRel) {
@@ -217,7 +228,7 @@ impl Claims {
                 other => unreachable!("{page} finished in state {other}"),
             }
         }
-        counter.fetch_add(run.count, Ordering::AcqRel);
+        self.counter(class).fetch_add(run.count, Ordering::AcqRel);
         self.remaining.fetch_sub(run.count, Ordering::AcqRel) == run.count
     }
 }
@@ -267,6 +278,17 @@ mod tests {
         assert_eq!(claims.request(PageIndex(0)), Requested::Before);
         assert_eq!(claims.request(PageIndex(1)), Requested::Before);
         claims.begin(run(0, 2)).unwrap();
+    }
+
+    #[test]
+    fn a_poisoned_page_is_there_and_counted_apart() {
+        let claims = Claims::new(3);
+        claims.begin(run(0, 2)).unwrap();
+        assert!(!claims.finish(run(0, 2), Class::Poisoned, |_| {}));
+        assert_eq!(claims.request(PageIndex(1)), Requested::Present);
+        assert_eq!(claims.begin(run(1, 1)), Err(Duplicate { page: PageIndex(1) }));
+        let counts = [Class::Zero, Class::Data, Class::Poisoned].map(|c| claims.installed(c));
+        assert_eq!((counts, claims.remaining()), ([0, 0, 2], 1));
     }
 
     #[test]

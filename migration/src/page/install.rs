@@ -39,6 +39,8 @@ pub enum InstallError {
 pub enum Contents<'a> {
     /// Zero.
     Zero,
+    /// Lost: nobody can read them.
+    Poison,
     /// These bytes.
     Data(&'a [u8]),
     /// The bytes of these pages, which may become the guest's.
@@ -49,6 +51,7 @@ impl Contents<'_> {
     fn class(&self) -> Class {
         match self {
             Contents::Zero => Class::Zero,
+            Contents::Poison => Class::Poisoned,
             Contents::Data(_) | Contents::Staged(_) => Class::Data,
         }
     }
@@ -123,6 +126,8 @@ fn fill<U: Uffd>(
     let done = usize::try_from(done).expect("inside the run's bytes");
     match contents {
         Contents::Zero => memory.zero(rest, Wake::Now),
+        // Where the kernel cannot, this fails: nothing else keeps a lost page from being read.
+        Contents::Poison => memory.poison(rest, Wake::Now),
         Contents::Data(bytes) => memory.copy(rest, &bytes[done..], Wake::Now),
         Contents::Staged(bytes) => fill_staged(memory, rest, &mut bytes[done..]),
     }

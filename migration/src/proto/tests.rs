@@ -156,7 +156,7 @@ impl Pair {
                 self.tell_source(SourceInput::GrantRecorded(result(self.faults.grant_record)));
             }
             SourceOutput::Serve(page) => {
-                let head = RunHead { run: PageRun::one(page), encoding: Encoding::Zero };
+                let head = RunHead::new(PageRun::one(page), Encoding::Zero, &[]);
                 if self.connected {
                     self.tell_destination(DestinationInput::Message(Message::Pages(head, &[])));
                 }

@@ -4,8 +4,9 @@ use godwit_uffd::page::{PageIndex, PageRun};
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
-use super::frame::{Frame, Kind, PushFrame, RunHead, frame_header, run_head};
-use super::{HEADER_BYTES, WireError};
+use super::WireError;
+use super::frame::{Frame, HEADER_BYTES, Kind, frame_header};
+use super::run::{PushFrame, RunHead, run_head};
 use crate::limits;
 use crate::page::PageSet;
 
@@ -476,7 +477,7 @@ mod tests {
             Message::Refused { transfer: 3, reason: "disk full".into() },
             Message::Abort(Abort { reason: "no".into() }),
             Message::Request(run),
-            Message::Pages(RunHead { run, encoding: Encoding::Raw }, &contents),
+            Message::Pages(RunHead::new(run, Encoding::Raw, &contents), &contents),
             Message::Complete(Complete { zero: 1, data: 2, guest_ended: false }),
             Message::Released,
             Message::Alive,

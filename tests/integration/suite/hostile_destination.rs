@@ -162,7 +162,7 @@ const INSTEAD_OF_ACCEPT: [Case; 13] = [
     Case {
         says: "a Pages message while",
         act: |listener| {
-            let head = RunHead { run: run(0, 1), encoding: Encoding::Zero };
+            let head = RunHead::new(run(0, 1), Encoding::Zero, &[]);
             after_the_offer(listener, &Message::Pages(head, &[]));
         },
     },

@@ -22,7 +22,7 @@ use crate::hostile::{HTTP_REQUEST, frame, other_version};
 type Misdeed = fn(Speaker, Speaker);
 
 /// The pages of the guest that is offered.
-const PAGES: u32 = 64 << 8;
+pub const PAGES: u32 = 64 << 8;
 
 /// One way to misbehave, and what the receiver says about it.
 struct Case {
@@ -30,12 +30,12 @@ struct Case {
     act: fn(&Rehearsal, &Address),
 }
 
-fn run(first: u32, count: u32) -> PageRun {
+pub fn run(first: u32, count: u32) -> PageRun {
     PageRun { first: PageIndex(first), count }
 }
 
 fn zeros(first: u32, count: u32) -> [u8; RUN_HEAD_BYTES] {
-    PushFrame::Pages(RunHead { run: run(first, count), encoding: Encoding::Zero }).encode()
+    PushFrame::Pages(RunHead::new(run(first, count), Encoding::Zero, &[])).encode()
 }
 
 fn calls_with(address: &Address, bytes: &[u8]) {
@@ -65,7 +65,8 @@ fn after_accept(rehearsal: &Rehearsal, address: &Address, message: &Message<'_>)
     urgent.expect_abort();
 }
 
-fn pushes(rehearsal: &Rehearsal, address: &Address, bytes: &[u8]) {
+/// Connects both channels, says it on the bulk channel and is aborted.
+pub fn pushes(rehearsal: &Rehearsal, address: &Address, bytes: &[u8]) {
     let (mut urgent, mut bulk) = rehearsal.both_channels(address);
     // It may hang up at the first of them.
     let _ = bulk.peer.send(bytes);
@@ -153,7 +154,7 @@ const AFTER_ACCEPT: [Case; 17] = [
     Case {
         says: "a Pages message while",
         act: |rehearsal, at| {
-            let head = RunHead { run: run(5, 1), encoding: Encoding::Zero };
+            let head = RunHead::new(run(5, 1), Encoding::Zero, &[]);
             after_accept(rehearsal, at, &Message::Pages(head, &[]));
         },
     },
@@ -283,7 +284,7 @@ const AFTER_LOADED: [Case; 6] = [
 ];
 
 /// Does it, and waits until the receiver has come to an `end` and said why.
-fn ends(receiver: &Node, end: &str, says: &str, act: impl FnOnce()) {
+pub fn ends(receiver: &Node, end: &str, says: &str, act: impl FnOnce()) {
     let mut log = receiver.process.new_lines(Stream::Stderr);
     act();
     let line = log.wait(end, |line| line.contains(end));
@@ -292,7 +293,7 @@ fn ends(receiver: &Node, end: &str, says: &str, act: impl FnOnce()) {
 }
 
 /// A real guest comes after all.
-fn still_receives(stage: &Stage, receiver: &Node) {
+pub fn still_receives(stage: &Stage, receiver: &Node) {
     assert_eq!(receiver.process.text(Stream::Stdout), "", "no guest ran there");
     let mut source = stage.launch_filled("source", &SMALL);
     stage.migrate(&source, receiver.address()).wait_success();
@@ -429,7 +430,7 @@ fn a_source_that_misbehaves_after_the_grant_is_reported() {
         }),
         // What has not come whole is not installed.
         ("it ended inside a run", |mut urgent, mut bulk| {
-            let head = RunHead { run: run(64, 64), encoding: Encoding::Raw };
+            let head = RunHead::new(run(64, 64), Encoding::Raw, &[0x11; 64 * 4096]);
             bulk.peer.send(&PushFrame::Pages(head).encode()).expect("takes it");
             drop(bulk);
             urgent.peer.receive_to_end();

@@ -10,6 +10,7 @@ mod demo;
 mod doctor;
 mod hostile;
 mod hostile_destination;
+mod hostile_pages;
 mod hostile_source;
 mod matrix;
 mod moves;

@@ -10,6 +10,7 @@ use uuid::Uuid;
 
 pub use godwit_migration::driver::DirtyTracking;
 pub use godwit_migration::proto::MigrationState;
+pub use godwit_migration::schedule::Compression;
 use godwit_migration::transport::Address;
 
 /// Who answers: the reply to `GET /api/v1/ping`.
@@ -163,6 +164,9 @@ pub struct MigrationStatus {
     pub timeline: Timeline,
     /// Where the pages are.
     pub pages: Pages,
+    /// How the pages that have travelled did.
+    #[serde(default)]
+    pub classes: Classes,
     /// Page contents and headers that crossed the link, in bytes.
     pub bytes: u64,
     /// Bytes of page contents that moved per second, from the switchover to the last page or to
@@ -259,8 +263,35 @@ pub struct Pages {
     pub zero: u64,
     /// Those that moved with their bytes.
     pub data: u64,
+    /// Those that the source could not read: they are lost.
+    #[serde(default)]
+    pub poisoned: u64,
     /// Those that moved because a fault asked for them.
     pub requested: u64,
+}
+
+/// The pages that have travelled, counted by how they did.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Classes {
+    /// Pages of zeros, without contents.
+    pub zero: ClassCount,
+    /// Pages of one repeated word of eight bytes.
+    pub word: ClassCount,
+    /// Pages that were packed with lz4.
+    pub lz4: ClassCount,
+    /// Pages as they are.
+    pub raw: ClassCount,
+    /// Pages that the source could not read, without contents.
+    pub poisoned: ClassCount,
+}
+
+/// What travelled in one way.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ClassCount {
+    /// Pages.
+    pub pages: u64,
+    /// Bytes on the link, headers included.
+    pub bytes: u64,
 }
 
 /// The faults that a guest took at the destination. Latency runs from reading the fault to waking
@@ -304,6 +335,12 @@ pub struct MigrateRequest {
     /// How writes are noted during rounds.
     #[serde(default = "default_tracking")]
     pub dirty_tracking: DirtyTracking,
+    /// Whether pages are packed before they are sent.
+    #[serde(default)]
+    pub compression: Compression,
+    /// The most bytes a second for pages that no fault asks for; absent for no cap.
+    #[serde(default)]
+    pub bandwidth_bytes_per_s: Option<u64>,
 }
 
 impl MigrateRequest {
@@ -317,6 +354,8 @@ impl MigrateRequest {
             timeout_s: default_timeout_s(),
             timeout_strategy: TimeoutStrategy::default(),
             dirty_tracking: default_tracking(),
+            compression: Compression::default(),
+            bandwidth_bytes_per_s: None,
         }
     }
 }

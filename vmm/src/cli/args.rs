@@ -5,6 +5,7 @@ use std::path::PathBuf;
 
 use clap::{Args as ClapArgs, Parser, Subcommand, ValueEnum};
 use godwit_migration::limits::CONNECTIONS_MAX;
+use godwit_migration::schedule::Compression;
 use godwit_migration::transport::Address;
 use uuid::Uuid;
 
@@ -15,7 +16,7 @@ const DEMO_EXAMPLES: &str = "\
 Examples:
   godwit demo                                  1 GiB, 2 vCPUs, straight over loopback
   godwit demo --memory 256M --link 1G,2ms      as between two hosts on a gigabit network
-  godwit demo --corrupt-page                   how a wrong byte would show
+  godwit demo --corrupt-page                   how a wrong page would show
   godwit demo --json | jq .verdict             for scripts";
 
 const DOCTOR_STATUS: &str = "\
@@ -170,6 +171,14 @@ pub struct Migrate {
     /// How writes of the guest are noted during rounds
     #[arg(long, value_enum, default_value_t = Tracking::KvmLog)]
     pub dirty_tracking: Tracking,
+    /// Whether to pack pages before they are sent; those that a fault asks for never are
+    #[arg(long, value_name = "HOW", value_enum, default_value_t = Compress::Auto)]
+    pub compression: Compress,
+    /// Send at most so many bytes a second of pages that no fault asks for
+    ///
+    /// A number of bytes, with K, M or G (powers of 1024). Without it, as many as go.
+    #[arg(long, value_name = "RATE", value_parser = size)]
+    pub bandwidth: Option<u64>,
     /// Return as soon as the migration has begun
     #[arg(long)]
     pub detach: bool,
@@ -237,7 +246,7 @@ pub struct Demo {
     /// is in us, ms or s.
     #[arg(long, value_name = "RATE,RTT")]
     pub link: Option<crate::demo::Link>,
-    /// Change one byte of one page on the way: the guest must notice, and the demo fails
+    /// Change one page on the way, as no checksum can see: the guest must, and the demo fails
     #[arg(long)]
     pub corrupt_page: bool,
     /// Print the outcome as one JSON object on stdout and nothing else there
@@ -335,6 +344,27 @@ impl From<Tracking> for DirtyTracking {
 
 fn connections() -> clap::builder::RangedI64ValueParser<u8> {
     clap::value_parser!(u8).range(1..=i64::from(CONNECTIONS_MAX))
+}
+
+/// Whether pages are packed before they are sent.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum Compress {
+    /// While that moves more pages a second
+    Auto,
+    /// Whatever gets shorter
+    Lz4,
+    /// Never
+    None,
+}
+
+impl From<Compress> for Compression {
+    fn from(compress: Compress) -> Compression {
+        match compress {
+            Compress::Auto => Compression::Auto,
+            Compress::Lz4 => Compression::Lz4,
+            Compress::None => Compression::None,
+        }
+    }
 }
 
 /// A number of vCPUs; how many are possible is up to the host.

@@ -9,8 +9,8 @@ use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use super::Failure;
 use super::args::{At, Migrate, Recover, Shutdown, Status};
 use crate::api::types::{
-    GuestState, MemoryMethods, MigrateRequest, MigrationState, MigrationStatus, RecoverRequest,
-    Status as Told,
+    Classes, GuestState, MemoryMethods, MigrateRequest, MigrationState, MigrationStatus,
+    RecoverRequest, Status as Told,
 };
 use crate::api::{Client, ClientError};
 
@@ -133,9 +133,10 @@ fn print_migration(migration: &MigrationStatus) {
         migration.peer
     );
     println!(
-        "pages      {} of {} remain; {} zero, {} data, {} asked for",
-        pages.remaining, pages.total, pages.zero, pages.data, pages.requested
+        "pages      {} of {} remain; {} zero, {} data, {} lost, {} asked for",
+        pages.remaining, pages.total, pages.zero, pages.data, pages.poisoned, pages.requested
     );
+    print_classes(&migration.classes);
     if let Some(faults) = &migration.faults {
         println!(
             "faults     {} served, {} wait; p50 {} us, p90 {} us, p99 {} us, max {} us",
@@ -158,6 +159,17 @@ fn print_migration(migration: &MigrationStatus) {
     }
 }
 
+/// The ways in which pages have travelled, one a line.
+fn print_classes(classes: &Classes) {
+    let Classes { zero, word, lz4, raw, poisoned } = classes;
+    let named = [("zero", zero), ("word", word), ("lz4", lz4), ("raw", raw), ("lost", poisoned)];
+    let mut title = "travelled";
+    for (name, count) in named.into_iter().filter(|(_, count)| count.pages > 0) {
+        println!("{title:10} {name:4} {} pages in {} bytes", count.pages, count.bytes);
+        title = "";
+    }
+}
+
 /// The state as the API spells it.
 fn state_word(state: MigrationState) -> String {
     let quoted = serde_json::to_string(&state).unwrap_or_default();
@@ -175,6 +187,8 @@ pub fn migrate(args: &Migrate) -> Result<ExitCode, Failure> {
         timeout_s: args.timeout_s,
         timeout_strategy: args.timeout_strategy.into(),
         dirty_tracking: args.dirty_tracking.into(),
+        compression: args.compression.into(),
+        bandwidth_bytes_per_s: args.bandwidth,
     };
     client.migrate(&request).map_err(|e| failed(&e))?;
     if args.detach {

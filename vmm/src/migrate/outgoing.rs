@@ -4,7 +4,8 @@ use std::sync::Arc;
 
 use std::time::Duration;
 
-use godwit_migration::driver::{DirtyLog, Outgoing, OutgoingVm, Plan};
+use godwit_migration::driver::{DirtyLog, Outgoing, OutgoingVm, Plan, PushOptions};
+use godwit_migration::limits::BANDWIDTH_MIN;
 use godwit_migration::metrics::Progress;
 use godwit_migration::provider::GuestPages;
 use godwit_migration::schedule::{OnTimeout, RoundLimits};
@@ -82,6 +83,7 @@ impl Host {
         self: &Arc<Host>,
         request: MigrateRequest,
     ) -> Result<(), ControlError> {
+        check_bandwidth(request.bandwidth_bytes_per_s)?;
         let mut state = self.state_after_ending();
         if state.migration.as_ref().is_some_and(Migration::active) {
             let hint = Some("wait for it; `godwit status` shows how it goes");
@@ -122,6 +124,17 @@ impl Host {
     }
 }
 
+/// A cap must let a run of pages pass while the peer still has patience.
+fn check_bandwidth(bytes_per_s: Option<u64>) -> Result<(), ControlError> {
+    match bytes_per_s {
+        Some(rate) if rate < BANDWIDTH_MIN => {
+            let why = format!("a bandwidth of {rate} bytes a second: the least is {BANDWIDTH_MIN}");
+            Err(ControlError::BadRequest(Problem::new("migrate", &why, None)))
+        }
+        _ => Ok(()),
+    }
+}
+
 fn plan(request: MigrateRequest) -> Plan {
     let limits = RoundLimits {
         downtime: Duration::from_millis(request.downtime_ms.into()),
@@ -132,7 +145,11 @@ fn plan(request: MigrateRequest) -> Plan {
             TimeoutStrategy::Switch => OnTimeout::Switch,
         },
     };
-    Plan { address: request.destination_url, limits, tracking: request.dirty_tracking }
+    let push = PushOptions {
+        compression: request.compression,
+        bandwidth_bytes_per_s: request.bandwidth_bytes_per_s,
+    };
+    Plan { address: request.destination_url, limits, tracking: request.dirty_tracking, push }
 }
 
 fn offer(guest: &Guest, request: &MigrateRequest) -> Offer {

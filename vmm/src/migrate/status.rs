@@ -8,8 +8,8 @@ use godwit_migration::wire::Mode;
 
 use super::{Guest, Host, HostEvent, Migration};
 use crate::api::types::{
-    Direction, FaultReport, GuestState, MemoryBacking, MemoryMethods, MigrationMode,
-    MigrationStatus, Ownership, Pages, Problem, Status, Timeline, VmInfo,
+    ClassCount, Classes, Direction, FaultReport, GuestState, MemoryBacking, MemoryMethods,
+    MigrationMode, MigrationStatus, Ownership, Pages, Problem, Status, Timeline, VmInfo,
 };
 use crate::memory::Backing;
 use crate::vm::GuestExit;
@@ -118,6 +118,7 @@ fn migration_status(migration: &Migration) -> MigrationStatus {
         error: report.error.as_ref().map(|error| Problem::new(step, error, None)),
         timeline: timeline(&report),
         pages: pages(&report),
+        classes: classes(&report),
         bytes: report.bytes,
         drain_bytes_per_s: drain_rate(&report),
         faults: report.faults.map(fault_report),
@@ -156,7 +157,23 @@ fn pages(report: &Report) -> Pages {
         remaining: pages.remaining.into(),
         zero: pages.zero.into(),
         data: pages.data.into(),
+        poisoned: pages.poisoned.into(),
         requested: pages.urgent.into(),
+    }
+}
+
+fn classes(report: &Report) -> Classes {
+    let count = |count: godwit_migration::metrics::ClassCount| ClassCount {
+        pages: count.pages,
+        bytes: count.bytes,
+    };
+    let classes = report.classes;
+    Classes {
+        zero: count(classes.zero),
+        word: count(classes.word),
+        lz4: count(classes.lz4),
+        raw: count(classes.raw),
+        poisoned: count(classes.poisoned),
     }
 }
 

@@ -237,6 +237,8 @@ impl Source {
                 self.abandon(reason);
                 Ok(())
             }
+            // Of channels that are closed already.
+            Input::PeerFailed(_) if self.state == State::Interrupted => Ok(()),
             Input::PeerFailed(error) => Err(error.to_string()),
         };
         if let Err(reason) = result {

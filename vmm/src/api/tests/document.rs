@@ -49,8 +49,10 @@ fn the_document_has_every_path_with_its_method_and_no_other() {
 #[test]
 fn the_document_has_every_field() {
     let ping = Ping { name: String::new(), version: String::new(), pid: 1 };
-    let request =
-        MigrateRequest::new("unix:/s".parse().expect("an endpoint"), MigrationMode::Postcopy);
+    let request = MigrateRequest {
+        bandwidth_bytes_per_s: Some(1 << 20),
+        ..MigrateRequest::new("unix:/s".parse().expect("an endpoint"), MigrationMode::Postcopy)
+    };
     let problem = Problem::new("", "", Some(""));
     let samples = [
         serde_json::to_value(full_status()),
@@ -92,6 +94,7 @@ fn the_document_has_every_word_and_no_other() {
     ours.extend([DirtyTracking::KvmLog, DirtyTracking::WriteProtect].map(word));
     use MigrationState::{Active, Cancelled, PostcopyRecover, PostcopyRecoverSetup};
     ours.extend([Active, Cancelled, PostcopyRecover, PostcopyRecoverSetup].map(word));
+    ours.extend([Compression::Auto, Compression::Lz4, Compression::None].map(word));
     ours.extend([MigrationState::Setup, MigrationState::Device].map(word));
     ours.extend([MigrationState::PostcopyActive, MigrationState::PostcopyPaused].map(word));
     ours.extend([MigrationState::Completed, MigrationState::Failed].map(word));

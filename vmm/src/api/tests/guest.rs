@@ -168,7 +168,21 @@ fn full_migration() -> MigrationStatus {
             released_us: Some(900),
             ended_us: Some(1000),
         },
-        pages: Pages { total: 262_144, remaining: 12, zero: 200_000, data: 62_132, requested: 40 },
+        pages: Pages {
+            total: 262_144,
+            remaining: 12,
+            zero: 200_000,
+            data: 62_130,
+            poisoned: 2,
+            requested: 40,
+        },
+        classes: Classes {
+            zero: ClassCount { pages: 200_000, bytes: 4_000 },
+            word: ClassCount { pages: 130, bytes: 400 },
+            lz4: ClassCount { pages: 60_000, bytes: 90_000_000 },
+            raw: ClassCount { pages: 2_000, bytes: 8_200_000 },
+            poisoned: ClassCount { pages: 2, bytes: 32 },
+        },
         bytes: 254_492_672,
         drain_bytes_per_s: Some(2_000_000_000),
         faults: Some(FaultReport {
