@@ -39,6 +39,9 @@ pub enum Error {
         /// What the kernel said.
         source: io::Error,
     },
+    /// The list of this process's pages could not be opened.
+    #[error("cannot open /proc/self/pagemap, which tells the pages that are written")]
+    Pagemap(#[source] io::Error),
     /// An operation on a range failed.
     #[error("userfaultfd {operation} of {range} failed")]
     Operation {

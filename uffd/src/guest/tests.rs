@@ -366,6 +366,11 @@ impl Backend for Scripted {
         staged.fill(0);
     }
 
+    fn take_written(&self, range: Range, each: &mut dyn FnMut(Range)) -> Result<(), Errno> {
+        each(range.first(PAGE as u64));
+        Ok(())
+    }
+
     fn enabled(&self) -> Features {
         Features::empty()
     }

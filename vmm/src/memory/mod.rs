@@ -4,6 +4,7 @@ mod advice;
 mod available;
 mod layout;
 mod register;
+mod watch;
 mod written;
 
 use std::fs::File;
@@ -19,9 +20,10 @@ use vm_memory::region::GuestRegionCollectionError;
 use vm_memory::{FileOffset, GuestAddress, GuestRegionMmap};
 
 pub use available::available_bytes;
-pub(crate) use written::{WORD_PAGES, insert_words};
-
 pub use layout::{HOLE_END, HOLE_START, MEMORY_BYTES_MAX, MEMORY_BYTES_MIN, ranges};
+
+pub(crate) use watch::WriteWatch;
+pub(crate) use written::{WORD_PAGES, insert_words};
 
 use advice::Advice;
 
@@ -86,6 +88,15 @@ pub enum MemoryError {
     /// There is no userfaultfd, or it refused the memory.
     #[error(transparent)]
     Uffd(#[from] godwit_uffd::Error),
+    /// Pages are still somewhere else.
+    #[error("pages of the guest are still on their way here")]
+    Incomplete,
+    /// The kernel cannot tell which pages were written.
+    #[error(
+        "this kernel cannot follow writes by write-protection (WP_ASYNC and PAGEMAP_SCAN, \
+         Linux 6.7); use the dirty log of KVM"
+    )]
+    CannotWatch(#[source] Option<godwit_uffd::Error>),
     /// The kernel refused an advice.
     #[error("madvise({advice}) failed on guest memory")]
     Advise {

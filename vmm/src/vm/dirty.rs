@@ -8,10 +8,12 @@ use godwit_migration::page::PageSet;
 use super::Vm;
 use crate::Error;
 use crate::kvm::{KvmLog, Reading};
+use crate::memory::WriteWatch;
 
 /// What notes the writes. Dropping it ends that.
 pub(super) enum Tracker {
     KvmLog(KvmLog),
+    WriteProtect(WriteWatch),
 }
 
 impl Vm {
@@ -30,7 +32,7 @@ impl Vm {
             DirtyTracking::KvmLog => {
                 Tracker::KvmLog(self.start_kvm_log(Reading::offered(&self.fd))?)
             }
-            DirtyTracking::WriteProtect => return Err(Error::NotTracking),
+            DirtyTracking::WriteProtect => Tracker::WriteProtect(self.memory.watch_writes()?),
         });
         Ok(())
     }
@@ -49,6 +51,7 @@ impl Vm {
                 self.memory.take_written(dirty);
                 Ok(log.collect(dirty)?)
             }
+            Some(Tracker::WriteProtect(watch)) => Ok(watch.collect(dirty)?),
         }
     }
 

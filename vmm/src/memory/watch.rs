@@ -1,0 +1,81 @@
+//! Guest memory whose writes are followed by write-protection.
+
+use godwit_migration::page::PageSet;
+use godwit_uffd::guest::{GuestUffd, Protected};
+use godwit_uffd::kernel::{KernelUffd, trials};
+use godwit_uffd::page::{PageIndex, PageRun};
+use godwit_uffd::{Features, RegisterMode};
+
+use super::{GuestMemory, MemoryError};
+
+/// Pages that one call works on: 64 MiB. vCPUs that fault on one of them wait meanwhile.
+const PART_PAGES: u32 = 16384;
+
+/// Write-protection of all guest memory that nobody waits for: the kernel takes it away from a page
+/// at the first write, and tells later which pages that were. Ends when dropped.
+pub(crate) struct WriteWatch {
+    memory: GuestUffd<KernelUffd>,
+}
+
+impl GuestMemory {
+    /// Protects all guest memory so that writes can be followed, whoever makes them. The memory
+    /// must be complete.
+    ///
+    /// # Errors
+    /// [`MemoryError::Incomplete`], [`MemoryError::CannotWatch`], and [`MemoryError::Uffd`], whose
+    /// message says how to get the permission.
+    pub(crate) fn watch_writes(&self) -> Result<WriteWatch, MemoryError> {
+        let uffd = self.open_for_writes(Features::WP_ASYNC)?;
+        if !uffd.enabled().contains(Features::WP_ASYNC) {
+            return Err(MemoryError::CannotWatch(None));
+        }
+        let watch = WriteWatch { memory: self.protect_all(uffd)? };
+        // What is written before this returns does not count, so what it finds is of no interest.
+        let one = PageRun::one(PageIndex(0));
+        let tried = watch.memory.take_written(one, |_| ());
+        all_of_it(tried.map_err(|error| MemoryError::CannotWatch(Some(error)))?);
+        Ok(watch)
+    }
+
+    fn open_for_writes(&self, wanted: Features) -> Result<KernelUffd, MemoryError> {
+        if self.is_incomplete() {
+            return Err(MemoryError::Incomplete);
+        }
+        Ok(KernelUffd::open_with(wanted | Features::WP_UNPOPULATED)?)
+    }
+
+    fn protect_all(&self, uffd: KernelUffd) -> Result<GuestUffd<KernelUffd>, MemoryError> {
+        self.lend_to(&uffd);
+        let (mode, enabled) = (RegisterMode::WRITE_PROTECT, uffd.enabled());
+        let memory = GuestUffd::register(uffd, self.space()?, mode, enabled, trials)?;
+        for part in parts(self.page_count()) {
+            all_of_it(memory.protect(part)?);
+        }
+        Ok(memory)
+    }
+}
+
+impl WriteWatch {
+    /// Adds the pages that were written since the call before, or since the start, to `dirty`, and
+    /// protects them again.
+    ///
+    /// # Errors
+    /// [`MemoryError::Uffd`]. Pages that may have been protected again are in `dirty`.
+    pub(crate) fn collect(&self, dirty: &mut PageSet) -> Result<(), MemoryError> {
+        for part in parts(self.memory.space().page_count()) {
+            all_of_it(self.memory.take_written(part, |run| dirty.insert_run(run))?);
+        }
+        Ok(())
+    }
+}
+
+fn all_of_it(done: Protected) {
+    assert_eq!(done, Protected::All, "nobody changes where guest memory is");
+}
+
+/// All pages of a guest in parts of [`PART_PAGES`].
+fn parts(pages: u32) -> impl Iterator<Item = PageRun> {
+    (0..pages)
+        .step_by(PART_PAGES as usize)
+        .map(move |first| PageRun { first: PageIndex(first), count: PART_PAGES.min(pages - first) })
+}
