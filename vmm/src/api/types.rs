@@ -155,6 +155,7 @@ pub struct MigrationStatus {
     /// How it was asked to move the guest.
     pub mode: MigrationMode,
     /// How often the other end was lost after the switchover.
+    #[serde(default)]
     pub interruptions: u32,
     /// The other end, as an endpoint or as the address that connected.
     pub peer: String,

@@ -14,7 +14,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use godwit_migration::provider::GuestRam;
 use godwit_uffd::page::{Gpa, Hva};
 use serde::{Deserialize, Serialize};
-use vm_memory::bitmap::AtomicBitmap;
+use vm_memory::bitmap::{AtomicBitmap, NewBitmap};
 use vm_memory::mmap::{FromRangesError, MmapRegion, MmapRegionBuilder, MmapRegionError};
 use vm_memory::region::GuestRegionCollectionError;
 use vm_memory::{FileOffset, GuestAddress, GuestRegionMmap};
@@ -250,7 +250,8 @@ fn memfd(bytes: u64) -> Result<File, MemoryError> {
 
 fn map(bytes: u64, file: Option<(&File, u64)>) -> Result<MmapRegion<AtomicBitmap>, MemoryError> {
     let size = usize::try_from(bytes).map_err(|_| MemoryError::Size { bytes })?;
-    let builder = MmapRegionBuilder::new(size).with_mmap_prot(libc::PROT_READ | libc::PROT_WRITE);
+    let builder = MmapRegionBuilder::new_with_bitmap(size, AtomicBitmap::with_len(size))
+        .with_mmap_prot(libc::PROT_READ | libc::PROT_WRITE);
     let builder = match file {
         Some((file, offset)) => {
             let file = file.try_clone().map_err(|source| MemoryError::Memfd { bytes, source })?;
