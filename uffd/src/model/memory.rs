@@ -154,8 +154,9 @@ impl Machine {
     /// mremap. Sleeps until its events are read.
     pub fn remap(&self, thread: Thread, call: Remap) -> Progress {
         let thread = self.thread_state(thread);
-        let remapped = remap::remap(&thread.space, call);
-        deliver(&thread, remapped)
+        let mut events = Vec::new();
+        let result = remap::remap(&thread.space, call, &mut events);
+        run(&thread, Task::Deliver(Delivery::new(events), Outcome::Returned(result)))
     }
 
     /// madvise. Sleeps until a REMOVE event is read, or for pages that it populates.

@@ -80,6 +80,9 @@ pub(super) struct Vma {
     /// Its pages may be those of the process that it was forked from. It then merges with none that
     /// has no group.
     pub(super) forked: bool,
+    /// Its pages were counted as memory that it may need (`VM_ACCOUNT`), which they are once it is
+    /// private and writable.
+    pub(super) accounted: bool,
     /// Huge pages that were set aside for it.
     pub(super) reservation: Option<Arc<Reservation>>,
     /// The userfaultfd that has it.
@@ -165,6 +168,17 @@ impl Vma {
         }
     }
 
+    /// Gives it other rights. Becoming writable is counted, and forgotten only while there are no
+    /// anonymous pages.
+    pub(super) fn set_access(&mut self, access: Access) {
+        self.access = access;
+        if access == Access::ReadWrite {
+            self.accounted |= !self.shared && !self.is_hugetlb();
+        } else if self.is_anonymous() && self.anon_group.load(Ordering::SeqCst) == 0 {
+            self.accounted = false;
+        }
+    }
+
     /// A copy.
     pub(super) fn duplicate(&self) -> Vma {
         Vma {
@@ -201,7 +215,8 @@ impl Vma {
                 || (next_group == 0 && !self.forked))
             && (self.shared, self.access, self.may_write)
                 == (next.shared, next.access, next.may_write)
-            && (self.locked, self.huge, self.mergeable) == (next.locked, next.huge, next.mergeable)
+            && (self.locked, self.huge, self.mergeable, self.accounted)
+                == (next.locked, next.huge, next.mergeable, next.accounted)
     }
 }
 
