@@ -10,7 +10,7 @@ use super::merge;
 use super::page_cache::{FileKind, MemoryFile};
 use super::page_table::{Entry, Level, Marker, indices, is_whole};
 use super::swap::{self, split_folio};
-use super::sync::Arc;
+use super::sync::{Arc, Ordering};
 use super::vma::Vma;
 use super::wait_queue::Sleeper;
 use super::zap::{Zap, zap};
@@ -261,7 +261,11 @@ fn split_for_freeing(level: &mut Level, part: &Range<u64>) {
 }
 
 fn install_guards(space: &AddressSpace, vma: &Vma, range: Range<u64>) {
-    space.prepare_anonymous(vma);
+    let remembers = space.profile().remembers_guards;
+    vma.guarded.store(remembers, Ordering::SeqCst);
+    if vma.is_anonymous() || !remembers {
+        space.prepare_anonymous(vma);
+    }
     let mut at = range.start;
     while at < range.end {
         let end = range.end.min((at / HUGE + 1) * HUGE);

@@ -10,7 +10,7 @@ use super::hugetlb::Reservation;
 use super::page_cache::{FileKind, MemoryFile};
 use super::page_table::{Bits, Entry, Level, indices, is_whole};
 use super::populate::populate_now;
-use super::sync::{Arc, AtomicU64, Ordering};
+use super::sync::{Arc, AtomicBool, AtomicU64, Ordering};
 use super::vma::{Access, Backing, Vma, VmaMap};
 use super::zap::{Zap, free_tables, zap};
 use crate::abi::Errno;
@@ -78,6 +78,7 @@ pub(super) fn map(
         mergeable: false,
         anon_group: AtomicU64::new(0),
         forked: false,
+        guarded: AtomicBool::new(false),
         accounted: false,
         reservation,
         registration: None,

@@ -7,7 +7,7 @@ use super::context::{Context, Modes};
 use super::folio::PAGE;
 use super::hugetlb::Reservation;
 use super::page_cache::{FileKind, MemoryFile};
-use super::sync::{Arc, AtomicU64, Ordering, RwLock};
+use super::sync::{Arc, AtomicBool, AtomicU64, Ordering, RwLock};
 use crate::features::Features;
 
 /// How memory may be accessed.
@@ -80,6 +80,8 @@ pub(super) struct Vma {
     /// Its pages may be those of the process that it was forked from. It then merges with none that
     /// has no group.
     pub(super) forked: bool,
+    /// It or a part of it has had a guard marker (`VM_MAYBE_GUARD`).
+    pub(super) guarded: AtomicBool,
     /// Its pages were counted as memory that it may need (`VM_ACCOUNT`), which they are once it is
     /// private and writable.
     pub(super) accounted: bool,
@@ -184,6 +186,7 @@ impl Vma {
         Vma {
             backing: self.backing.clone(),
             anon_group: AtomicU64::new(self.anon_group.load(Ordering::SeqCst)),
+            guarded: AtomicBool::new(self.guarded.load(Ordering::SeqCst)),
             reservation: self.reservation.clone(),
             registration: self.registration.clone(),
             ..*self
@@ -298,6 +301,7 @@ impl VmaMap {
                         lower_vma.anon_group.store(group, Ordering::SeqCst);
                         lower_vma.forked = vma.forked;
                     }
+                    lower_vma.guarded.fetch_or(vma.guarded.load(Ordering::SeqCst), Ordering::SeqCst);
                     lower_vma.end = vma.end;
                     self.vmas.remove(&vma.start);
                     drop(lower_vma);

@@ -24,6 +24,7 @@ pub const CASES: &[&[Act]] = &[
     MOVED_UNTIL_ONE_IS_REGISTERED,
     COUNTED_AND_NOT_COUNTED,
     CHILD_OF_A_CLOSED_DESCRIPTOR,
+    GUARD_THAT_MOVED_AWAY,
 ];
 
 const fn register(fd: u8, area: u8, page: u8, pages: u8, mode: u64) -> Act {
@@ -175,4 +176,19 @@ const CHILD_OF_A_CLOSED_DESCRIPTOR: &[Act] = &[
     Fork { process: 0 },
     Close { fd: 0 },
     Read { fd: 1, messages: 16 },
+];
+
+/// Memory that has had a guard is copied by a fork, even when its anonymous pages moved away.
+const GUARD_THAT_MOVED_AWAY: &[Act] = &[
+    Map { process: 0, area: 4, memory: Anonymous, access: ReadWrite },
+    Advise { process: 0, at: Span { area: 4, page: 4, pages: 1 }, advice: Advice::GuardInstall },
+    Remap {
+        process: 0,
+        from: Span { area: 4, page: 0, pages: 8 },
+        to: 7,
+        new_pages: 8,
+        dont_unmap: true,
+    },
+    Touch { process: 0, area: 4, page: 6, exact: false, how: Load },
+    Fork { process: 0 },
 ];
