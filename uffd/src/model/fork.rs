@@ -76,8 +76,7 @@ fn inherited(
 fn copy_tables(parent: &AddressSpace, child: &AddressSpace, vma: &Vma, copy: &Vma) {
     // What has a file behind it comes back by a fault, unless there are private pages, guards or
     // protection.
-    let has_own =
-        vma.anon_group.load(Ordering::SeqCst) != 0 || vma.guarded.load(Ordering::SeqCst);
+    let has_own = vma.anon_group.load(Ordering::SeqCst) != 0 || vma.guarded.load(Ordering::SeqCst);
     if !has_own && !copy.modes().contains(Modes::PROTECT) {
         return;
     }

@@ -204,7 +204,8 @@ fn move_mapping(
         }
         Vec::new()
     } else {
-        unmap_locked(space, map, &old).expect("a part of one VMA, in whole huge pages if it has any")
+        unmap_locked(space, map, &old)
+            .expect("a part of one VMA, in whole huge pages if it has any")
     };
     free_tables(space, map, old);
     (remapped, unmapped)

@@ -301,7 +301,9 @@ impl VmaMap {
                         lower_vma.anon_group.store(group, Ordering::SeqCst);
                         lower_vma.forked = vma.forked;
                     }
-                    lower_vma.guarded.fetch_or(vma.guarded.load(Ordering::SeqCst), Ordering::SeqCst);
+                    lower_vma
+                        .guarded
+                        .fetch_or(vma.guarded.load(Ordering::SeqCst), Ordering::SeqCst);
                     lower_vma.end = vma.end;
                     self.vmas.remove(&vma.start);
                     drop(lower_vma);

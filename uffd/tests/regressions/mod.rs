@@ -25,6 +25,7 @@ pub const CASES: &[&[Act]] = &[
     COUNTED_AND_NOT_COUNTED,
     CHILD_OF_A_CLOSED_DESCRIPTOR,
     GUARD_THAT_MOVED_AWAY,
+    PARTS_IN_TWO_TABLES,
 ];
 
 const fn register(fd: u8, area: u8, page: u8, pages: u8, mode: u64) -> Act {
@@ -191,4 +192,18 @@ const GUARD_THAT_MOVED_AWAY: &[Act] = &[
     },
     Touch { process: 0, area: 4, page: 6, exact: false, how: Load },
     Fork { process: 0 },
+];
+
+/// A huge page that is split is split wherever its parts are mapped.
+const PARTS_IN_TWO_TABLES: &[Act] = &[
+    Map { process: 0, area: 11, memory: Transparent, access: ReadWrite },
+    Touch { process: 0, area: 11, page: 2, exact: false, how: Store },
+    Remap {
+        process: 0,
+        from: Span { area: 11, page: 2, pages: 1 },
+        to: 10,
+        new_pages: 1,
+        dont_unmap: false,
+    },
+    Advise { process: 0, at: Span { area: 11, page: 3, pages: 1 }, advice: Advice::Free },
 ];
