@@ -142,6 +142,10 @@ fn copy_entry((vma, copy): (&Vma, &Vma), pool: &Arc<Pool>, entry: &mut Entry) ->
         bits.remove(Bits::WRITE | Bits::EXCLUSIVE);
     }
     let mut new = entry.clone();
+    if let Entry::Migration(migrating) = &mut new {
+        // The child's threads sleep for themselves.
+        migrating.sleeper = Arc::default();
+    }
     if let (Some(bits), false) = (new.bits_mut(), keeps_protection) {
         bits.remove(Bits::PROTECTED);
     }

@@ -273,6 +273,18 @@ impl Directory {
         slots.iter().map(|slot| in_level(&mut slot.lock())).sum()
     }
 
+    /// Does something with each entry, of tables and huge.
+    pub(super) fn each_entry(&self, mut work: impl FnMut(&mut Entry)) {
+        let slots: Vec<Arc<Slot>> = self.slots.read().values().cloned().collect();
+        for slot in slots {
+            match &mut *slot.lock() {
+                Level::Empty => {}
+                Level::Huge(entry) => work(entry),
+                Level::Table(table) => table.entries().iter_mut().for_each(&mut work),
+            }
+        }
+    }
+
     /// Lets go of everything.
     pub(super) fn clear(&self) {
         self.slots.write().clear();
