@@ -5,7 +5,7 @@
 use std::os::fd::AsFd;
 use std::sync::Arc;
 use std::thread::JoinHandle;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use godwit_uffd::Event as UffdEvent;
 use godwit_uffd::guest::GuestUffd;
@@ -20,7 +20,9 @@ use super::records::{RecordError, Records};
 use super::source::in_full;
 use super::stage::Stage;
 use super::take::{Failed, Installer, open, take_pushed};
-use crate::limits::{STAGED_AHEAD_BYTES_MAX, STAGING_STEP_BYTES, STAGING_TIMEOUT};
+use crate::limits::{
+    DATA_PAGES_PER_RUN_MAX, STAGED_AHEAD_BYTES_MAX, STAGING_STEP_BYTES, STAGING_TIMEOUT,
+};
 use crate::metrics::Progress;
 use crate::page::Claims;
 use crate::proto::{
@@ -184,6 +186,9 @@ impl Driver<'_> {
     fn perform(&mut self, output: DestinationOutput) {
         match output {
             DestinationOutput::Send(message) => {
+                if let Message::Request(run) = &message {
+                    self.setup.progress.faults().asked(run.first);
+                }
                 if let Some(channel) = &mut self.channel {
                     channel.queue(&message);
                 }
@@ -287,10 +292,10 @@ impl Driver<'_> {
     }
 
     fn wait(&mut self) {
-        if let Some(channel) = &mut self.channel
-            && let Err(error) = channel.flush()
-        {
-            self.input(DestinationInput::PeerFailed(error));
+        match self.channel.as_mut().map_or(Ok(0), UrgentChannel::flush) {
+            Ok(0) => {}
+            Ok(_) => self.setup.progress.faults().flushed(Instant::now()),
+            Err(error) => self.input(DestinationInput::PeerFailed(error)),
         }
         let deadline = self.machine.poll_timeout();
         let events = self.setup.events.as_fd();
@@ -340,7 +345,7 @@ impl Driver<'_> {
         let Some(page) = installer.memory.space().page_at(fault.address) else {
             return tracing::error!(?fault, "a fault outside guest memory");
         };
-        installer.progress.faults().raised(page, Instant::now());
+        installer.progress.faults().raised(page, fault.thread, Instant::now());
         self.input(DestinationInput::Fault(page));
     }
 
@@ -374,7 +379,12 @@ impl Driver<'_> {
         };
         self.machine.handle(DestinationInput::Message(message), now);
         if let (Some(head), Some(room)) = (self.machine.poll_install(), &self.machine_room) {
-            room.installer.progress.pages_urgent(head.run.count);
+            let progress = &room.installer.progress;
+            progress.pages_urgent(head.run.count);
+            let service = Duration::from_micros(head.service_us.into());
+            for page in head.run.pages().take(DATA_PAGES_PER_RUN_MAX as usize) {
+                progress.faults().answered(page, service, now);
+            }
             let mut unpacked = Vec::new();
             let contents = open(&head, contents, &mut unpacked)?;
             if room.installer.install(&head, contents).map_err(Failed::into_peer_error)? {

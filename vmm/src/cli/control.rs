@@ -148,6 +148,17 @@ fn print_migration(migration: &MigrationStatus) {
             faults.max_us
         );
     }
+    if let Some(faults) = migration.faults.filter(|faults| faults.count > 0) {
+        let stages = faults.stages;
+        println!(
+            "stages     queue {} us, wire {} us, source {} us, install {} us (medians)",
+            stages.queue.p50_us, stages.wire.p50_us, stages.service.p50_us, stages.install.p50_us
+        );
+    }
+    if let Some(blocked) = &migration.blocktime_us {
+        let blocked: Vec<String> = blocked.iter().map(|us| format!("{us} us")).collect();
+        println!("blocktime  {} (by vCPU)", blocked.join(", "));
+    }
     if let Some(blackout) = migration.blackout_us {
         println!("blackout   {blackout} us");
     }

@@ -13,7 +13,7 @@ use super::{Exits, VmConfig};
 use crate::arch::x86_64::msr;
 use crate::boot::KernelImage;
 use crate::devices::Devices;
-use crate::kvm::{Capabilities, Vcpu};
+use crate::kvm::{Capabilities, Tid, Vcpu};
 use crate::memory::GuestMemory;
 use crate::state::Requirements;
 use crate::vcpu::{Control, CpuShared};
@@ -110,6 +110,12 @@ impl Vm {
     /// Whether no vCPU is in the guest, nor will be without a resume.
     pub fn is_paused(&self) -> bool {
         self.control.is_parked()
+    }
+
+    /// The kernel's ids of the vCPU threads, by vCPU; none for one that is not there.
+    pub fn vcpu_threads(&self) -> Vec<Option<u32>> {
+        let id = |tid: Tid| u32::try_from(tid.0).ok();
+        self.control.threads().into_iter().map(|tid| tid.and_then(id)).collect()
     }
 
     /// How the guest ended, and a descriptor to wait for that.
