@@ -14,7 +14,7 @@ mod stage;
 mod take;
 
 pub use destination::{Incoming, IncomingHost, IncomingVm};
-pub use dirty::{DirtyLog, DirtyTracking};
+pub use dirty::{DirtyLog, DirtyTracking, WriteGuard};
 pub use notify::Notifier;
 pub use receiver::{Arrival, Receiver};
 pub use records::{Ownership, Record, RecordError, Records};

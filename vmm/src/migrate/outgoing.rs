@@ -2,8 +2,9 @@
 
 use std::sync::Arc;
 
-use godwit_migration::driver::{Outgoing, OutgoingVm};
+use godwit_migration::driver::{DirtyLog, DirtyTracking, Outgoing, OutgoingVm};
 use godwit_migration::metrics::Progress;
+use godwit_migration::page::PageSet;
 use godwit_migration::provider::GuestPages;
 use godwit_migration::transport::Address;
 use godwit_migration::wire::{MemslotLayout, Offer, Section};
@@ -67,6 +68,20 @@ impl OutgoingVm for Leaving {
 
     fn pages(&self) -> GuestPages {
         GuestPages::new(Arc::new(self.vm.memory().inner().clone()))
+    }
+}
+
+impl DirtyLog for Leaving {
+    fn start(&self, tracking: DirtyTracking) -> Result<(), String> {
+        DirtyLog::start(&*self.vm, tracking)
+    }
+
+    fn collect(&self, dirty: &mut PageSet) -> Result<(), String> {
+        self.vm.collect(dirty)
+    }
+
+    fn stop(&self) {
+        self.vm.stop();
     }
 }
 
