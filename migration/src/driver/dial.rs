@@ -14,12 +14,12 @@ pub(super) fn dial(
     channel: Channel,
     timeout: Duration,
 ) -> Result<Stream, PeerError> {
-    let stream = Stream::connect(address, timeout).map_err(lost)?;
+    let stream = Stream::connect(address, timeout).map_err(|e| lost(&e))?;
     if channel == Channel::Bulk {
-        stream.bound_bulk_buffers().map_err(lost)?;
+        stream.bound_bulk_buffers().map_err(|e| lost(&e))?;
     }
-    stream.send(&Preamble::ours(channel).encode(), false).map_err(lost)?;
-    stream.set_receive_timeout(Some(PREAMBLE_TIMEOUT)).map_err(lost)?;
+    stream.send(&Preamble::ours(channel).encode(), false).map_err(|e| lost(&e))?;
+    stream.set_receive_timeout(Some(PREAMBLE_TIMEOUT)).map_err(|e| lost(&e))?;
     let mut answer = [0; PREAMBLE_BYTES];
     match stream.receive_exact_or_end(&mut answer) {
         Ok(true) => {}
@@ -29,7 +29,7 @@ pub(super) fn dial(
         }
     }
     Preamble::decode(&answer)?;
-    stream.set_receive_timeout(None).map_err(lost)?;
+    stream.set_receive_timeout(None).map_err(|e| lost(&e))?;
     Ok(stream)
 }
 
@@ -40,7 +40,7 @@ pub(super) fn dial_bulk(
     timeout: Duration,
 ) -> Result<Stream, PeerError> {
     let stream = dial(address, Channel::Bulk, timeout)?;
-    stream.send(&hello.encode(), false).map_err(lost)?;
+    stream.send(&hello.encode(), false).map_err(|e| lost(&e))?;
     Ok(stream)
 }
 
@@ -51,10 +51,10 @@ pub(super) fn dial_resume(
     timeout: Duration,
 ) -> Result<Stream, PeerError> {
     let stream = dial(address, Channel::Resume, timeout)?;
-    stream.send(&hello.encode(), false).map_err(lost)?;
+    stream.send(&hello.encode(), false).map_err(|e| lost(&e))?;
     Ok(stream)
 }
 
-fn lost(error: io::Error) -> PeerError {
+fn lost(error: &io::Error) -> PeerError {
     PeerError::Lost(error.to_string())
 }

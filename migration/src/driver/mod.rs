@@ -16,7 +16,7 @@ mod stage;
 mod take;
 
 pub use destination::{Incoming, IncomingHost, IncomingVm};
-pub use dirty::{DirtyLog, DirtyTracking};
+pub use dirty::{DirtyLog, DirtyTracking, WriteGuard};
 pub use notify::Notifier;
 pub use push::PushOptions;
 pub use receiver::{Arrival, Receiver};

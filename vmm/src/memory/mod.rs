@@ -2,6 +2,7 @@
 
 mod advice;
 mod available;
+mod hold;
 mod layout;
 mod register;
 mod watch;
@@ -20,6 +21,7 @@ use vm_memory::region::GuestRegionCollectionError;
 use vm_memory::{FileOffset, GuestAddress, GuestRegionMmap};
 
 pub use available::available_bytes;
+pub use hold::HeldWrites;
 pub use layout::{HOLE_END, HOLE_START, MEMORY_BYTES_MAX, MEMORY_BYTES_MIN, ranges};
 
 pub(crate) use watch::WriteWatch;
@@ -91,6 +93,9 @@ pub enum MemoryError {
     /// Pages are still somewhere else.
     #[error("pages of the guest are still on their way here")]
     Incomplete,
+    /// Another userfaultfd has the memory.
+    #[error("writes to guest memory are being followed or held already")]
+    AlreadyProtected,
     /// The kernel cannot tell which pages were written.
     #[error(
         "this kernel cannot follow writes by write-protection (WP_ASYNC and PAGEMAP_SCAN, \
@@ -124,6 +129,7 @@ pub struct GuestMemory {
     regions: Vec<Region>,
     backing: Backing,
     incomplete: AtomicBool,
+    held: AtomicBool,
 }
 
 impl GuestMemory {
@@ -156,7 +162,8 @@ impl GuestMemory {
             })
             .collect();
         let inner = GuestRam::from_regions(mapped).map_err(MemoryError::Collect)?;
-        let memory = GuestMemory { inner, regions, backing, incomplete: AtomicBool::new(false) };
+        let (incomplete, held) = (AtomicBool::new(false), AtomicBool::new(false));
+        let memory = GuestMemory { inner, regions, backing, incomplete, held };
         // What a guest holds is nobody's business: keep it out of core dumps.
         memory.advise(Advice::DontDump)?;
         memory.allow_huge_pages()?;
@@ -196,6 +203,16 @@ impl GuestMemory {
     /// [`GuestMemory::set_complete`].
     pub fn is_incomplete(&self) -> bool {
         self.incomplete.load(Ordering::Acquire)
+    }
+
+    /// Whether an access may wait for somebody: for a page that is missing, or to be allowed to
+    /// write.
+    pub fn may_wait(&self) -> bool {
+        self.is_incomplete() || self.held.load(Ordering::Acquire)
+    }
+
+    fn set_held(&self, held: bool) {
+        self.held.store(held, Ordering::Release);
     }
 
     /// Says that every page is there, so that the memory is ordinary again, and allows huge pages.

@@ -1,7 +1,6 @@
 //! The guest as the source of a migration.
 
 use std::sync::Arc;
-
 use std::time::Duration;
 
 use godwit_migration::driver::{DirtyLog, Outgoing, OutgoingVm, Plan, PushOptions};

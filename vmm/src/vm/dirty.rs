@@ -13,7 +13,7 @@ use crate::memory::WriteWatch;
 /// What notes the writes. Dropping it ends that.
 pub(super) enum Tracker {
     KvmLog(KvmLog),
-    WriteProtect(WriteWatch),
+    WriteProtect(Box<WriteWatch>),
 }
 
 impl Vm {
@@ -32,7 +32,9 @@ impl Vm {
             DirtyTracking::KvmLog => {
                 Tracker::KvmLog(self.start_kvm_log(Reading::offered(&self.fd))?)
             }
-            DirtyTracking::WriteProtect => Tracker::WriteProtect(self.memory.watch_writes()?),
+            DirtyTracking::WriteProtect => {
+                Tracker::WriteProtect(Box::new(self.memory.watch_writes()?))
+            }
         });
         Ok(())
     }

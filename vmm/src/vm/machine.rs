@@ -156,14 +156,14 @@ impl Vm {
     /// the userfaultfd.
     pub fn shutdown(&self) {
         let mut dismissed = Ok(());
-        if self.memory.is_incomplete() {
+        if self.memory.may_wait() {
             let soon = Instant::now() + Duration::from_millis(LATE_AFTER_MS);
             dismissed = self.control.dismiss(soon);
             if dismissed.is_err() {
                 self.memory.revoke();
             }
         }
-        if dismissed.is_err() || !self.memory.is_incomplete() {
+        if dismissed.is_err() || !self.memory.may_wait() {
             dismissed = self.control.dismiss(Instant::now() + SHUTDOWN_WITHIN);
         }
         let mut threads = self.threads.lock().unwrap_or_else(PoisonError::into_inner);
