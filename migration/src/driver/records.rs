@@ -292,10 +292,7 @@ impl Records {
         self.prepare(guest)?;
         let newest = self.newest(guest)?;
         let sequence = newest.as_ref().map_or(1, |entry| entry.sequence + 1);
-        let away = match ownership {
-            Ownership::Expected | Ownership::Refused => newest.is_some_and(|e| e.record.is_away()),
-            _ => false,
-        };
+        let away = proto::away_after(newest.as_ref().map(|entry| &entry.record), ownership);
         let at_unix_s = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |d| d.as_secs());
         let peer = peer.chars().filter(char::is_ascii_graphic).take(PEER_CHARS_MAX).collect();
         let record = Record { guest, transfer, ownership, peer, at_unix_s, away };

@@ -77,6 +77,14 @@ pub fn may_come(record: Option<&Record>, transfer: u64) -> Result<(), u64> {
     }
 }
 
+/// What [`Record::away`] is in the record that follows `newest`.
+pub fn away_after(newest: Option<&Record>, ownership: Ownership) -> bool {
+    match ownership {
+        Ownership::Expected | Ownership::Refused => newest.is_some_and(Record::is_away),
+        _ => false,
+    }
+}
+
 /// Whether the guest of `transfer` may be recorded as owned: it was not refused.
 pub fn may_own(record: Option<&Record>, transfer: u64) -> bool {
     !record.is_some_and(|r| r.transfer == transfer && r.ownership == Ownership::Refused)
