@@ -236,7 +236,9 @@ fn greet(stream: Stream, shared: &Shared) -> io::Result<()> {
         }
         Channel::Bulk => {
             let mut hello = [0; BULK_HELLO_BYTES];
-            stream.receive_exact(&mut hello)?;
+            if !stream.receive_exact_or_end(&mut hello)? {
+                return Err(silent());
+            }
             let BulkHello { session, epoch } = BulkHello::decode(&hello);
             stream.set_receive_timeout(None)?;
             stream.bound_bulk_buffers()?;
@@ -250,7 +252,9 @@ fn greet(stream: Stream, shared: &Shared) -> io::Result<()> {
         }
         Channel::Resume => {
             let mut hello = [0; RESUME_HELLO_BYTES];
-            stream.receive_exact(&mut hello)?;
+            if !stream.receive_exact_or_end(&mut hello)? {
+                return Err(silent());
+            }
             stream.set_receive_timeout(None)?;
             resume(stream, ResumeHello::decode(&hello), shared)
         }
