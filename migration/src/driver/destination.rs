@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 use godwit_uffd::Event as UffdEvent;
 use godwit_uffd::guest::GuestUffd;
 use godwit_uffd::kernel::KernelUffd;
-use godwit_uffd::page::{PageRun, PageSize};
+use godwit_uffd::page::PageRun;
 use uuid::Uuid;
 
 use super::channel::{UrgentChannel, wait_readable};
@@ -18,11 +18,9 @@ use super::notify::Notifier;
 use super::receiver::{Arrival, Joining, Receiver};
 use super::records::{RecordError, Records};
 use super::source::in_full;
-use super::stage::Stage;
+use super::stage::{Stage, stages};
 use super::take::{Failed, Installer, open, take_pushed};
-use crate::limits::{
-    DATA_PAGES_PER_RUN_MAX, STAGED_AHEAD_BYTES_MAX, STAGING_STEP_BYTES, STAGING_TIMEOUT,
-};
+use crate::limits::DATA_PAGES_PER_RUN_MAX;
 use crate::metrics::Progress;
 use crate::page::Claims;
 use crate::proto::{
@@ -487,33 +485,4 @@ impl Driver<'_> {
             room.vm.settle();
         }
     }
-}
-
-/// Pages for the push, allocated before the guest stops, in equal parts for all bulk channels.
-/// Without them the guest comes as well.
-fn stages(claims: &Arc<Claims>, bytes_max: usize, connections: u8) -> Vec<Stage> {
-    let ahead_max = bytes_max.min(STAGED_AHEAD_BYTES_MAX) / usize::from(connections);
-    if ahead_max < STAGING_STEP_BYTES {
-        return Vec::new();
-    }
-    let bytes = PageSize::BASE.length_of(claims.page_count());
-    let begin = |_| {
-        let claims = Arc::clone(claims);
-        let share = usize::from(connections);
-        let missing = move || PageSize::BASE.length_of(claims.remaining()).div_ceil(share);
-        Stage::begin(bytes, ahead_max, missing)
-    };
-    let stages: Vec<Stage> = match (0..connections).map(begin).collect() {
-        Ok(stages) => stages,
-        Err(error) => {
-            let error: std::io::Error = error;
-            tracing::warn!(%error, "pages cannot be allocated ahead: the drain is slower");
-            Vec::new()
-        }
-    };
-    let until = Instant::now() + STAGING_TIMEOUT;
-    for stage in &stages {
-        stage.wait(until.saturating_duration_since(Instant::now()));
-    }
-    stages
 }

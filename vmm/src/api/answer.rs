@@ -166,8 +166,8 @@ impl Refusal {
         match why {
             NoRoute::Path => {
                 let message = format!("there is no `{path}` here");
-                let hint = "the commands are ping, status, metrics, pause, resume, shutdown, migrate, \
-                            cancel, switch-over and recover, under /api/v1/";
+                let hint = "the commands are ping, status, metrics, pause, resume, shutdown, \
+                            migrate, cancel, switch-over and recover, under /api/v1/";
                 let problem = Problem::new(step, &message, Some(hint));
                 Refusal::new(StatusCode::NOT_FOUND, problem)
             }
