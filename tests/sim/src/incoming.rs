@@ -253,7 +253,7 @@ impl Incoming {
         };
         self.machine.handle(DestinationInput::Message(message), env.instant());
         if let (Some(head), Some(room)) = (self.machine.poll_install(), &self.room) {
-            let arrived = Arrived::new(head, contents);
+            let arrived = Arrived::new(head, contents)?;
             self.blocked = Some(Blocked::Installing(Install::begin(env, room, arrived)?));
         }
         Ok(())

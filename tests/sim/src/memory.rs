@@ -12,7 +12,7 @@ use godwit_uffd::model::{
     Touch,
 };
 use godwit_uffd::page::{Gpa, Hva, PageIndex, PageRun, PageSize};
-use godwit_uffd::{Backend, Error, Features, MemoryKind, RegisterMode, trial::Trials};
+use godwit_uffd::{Backend, Error, Features, MemoryKind, Range, RegisterMode, trial::Trials};
 
 use crate::guest::{Access, USED, Values};
 
@@ -96,6 +96,10 @@ impl Backend for Fallible {
 
     fn read(&self, each: &mut dyn FnMut(RawMessage)) -> Result<(), Error> {
         self.inner.read(each)
+    }
+
+    fn scan_written(&self, range: Range, each: &mut dyn FnMut(Range)) -> Result<(), Errno> {
+        self.inner.scan_written(range, each)
     }
 
     fn enabled(&self) -> Features {

@@ -1,7 +1,9 @@
 //! Page frames as they travel. What changes with the format of runs is here and nowhere else.
 
 use godwit_migration::page::{Class, Contents};
-use godwit_migration::wire::{Encoding, PushFrame, RUN_HEAD_BYTES, RunHead, WireError};
+use godwit_migration::wire::{
+    Encoding, PushFrame, RUN_HEAD_BYTES, RunBuffer, RunHead, WireError, unpack,
+};
 use godwit_uffd::page::PageRun;
 
 /// Bytes of what comes before the contents of a run.
@@ -9,15 +11,14 @@ pub const HEAD_BYTES: usize = RUN_HEAD_BYTES;
 
 /// The frame of a run of zero pages.
 pub fn zero_frame(run: PageRun) -> Vec<u8> {
-    PushFrame::Pages(RunHead { run, encoding: Encoding::Zero }).encode().to_vec()
+    PushFrame::Pages(RunHead::new(run, Encoding::Zero, &[])).encode().to_vec()
 }
 
-/// The frame of a run with contents.
+/// The frame of a run with contents, packed where that makes it shorter for every other first page.
 pub fn data_frame(run: PageRun, contents: &[u8]) -> Vec<u8> {
-    let head = RunHead { run, encoding: Encoding::Raw };
-    let mut frame = PushFrame::Pages(head).encode().to_vec();
-    frame.extend_from_slice(contents);
-    frame
+    let mut buffer = RunBuffer::new();
+    buffer.pages_mut(run.count).copy_from_slice(contents);
+    buffer.frame(run, 0, run.first.0.is_multiple_of(2)).1.to_vec()
 }
 
 /// What a bulk channel brings next.
@@ -37,17 +38,29 @@ pub struct Arrived {
 
 impl Arrived {
     /// A run of the urgent channel.
-    pub fn new(head: RunHead, contents: &[u8]) -> Arrived {
-        let class = match head.encoding {
-            Encoding::Raw => Class::Data,
-            Encoding::Zero => Class::Zero,
+    ///
+    /// # Errors
+    /// Contents that are not as they were sent.
+    pub fn new(head: RunHead, contents: &[u8]) -> Result<Arrived, WireError> {
+        head.verify(contents)?;
+        let run = head.run;
+        let (class, bytes) = match head.encoding {
+            Encoding::Raw => (Class::Data, contents.to_vec()),
+            Encoding::Zero => (Class::Zero, Vec::new()),
+            Encoding::Poison => (Class::Poisoned, Vec::new()),
+            Encoding::Word | Encoding::Lz4 => {
+                let mut bytes = vec![0; head.page_bytes()];
+                unpack(&head, contents, &mut bytes)?;
+                (Class::Data, bytes)
+            }
         };
-        Arrived { run: head.run, class, bytes: contents.to_vec() }
+        Ok(Arrived { run, class, bytes })
     }
 
     pub fn contents(&self) -> Contents<'_> {
         match self.class {
             Class::Zero => Contents::Zero,
+            Class::Poisoned => Contents::Poison,
             Class::Data => Contents::Data(&self.bytes),
         }
     }
@@ -65,7 +78,7 @@ pub fn take_frame(bytes: &mut Vec<u8>, pages: u32) -> Result<Option<Pushed>, Wir
     };
     let all = HEAD_BYTES + head.content_bytes();
     let Some(contents) = bytes.get(HEAD_BYTES..all) else { return Ok(None) };
-    let arrived = Arrived::new(head, contents);
+    let arrived = Arrived::new(head, contents)?;
     bytes.drain(..all);
     Ok(Some(Pushed::Run(arrived)))
 }
