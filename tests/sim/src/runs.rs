@@ -1,7 +1,7 @@
 //! Page frames as they travel. What changes with the format of runs is here and nowhere else.
 
 use godwit_migration::page::{Class, Contents};
-use godwit_migration::wire::{Encoding, PushFrame, RUN_HEAD_BYTES, RunHead, WireError};
+use godwit_migration::wire::{Encoding, PushFrame, RUN_HEAD_BYTES, RunHead, WireError, decode};
 use godwit_uffd::page::PageRun;
 
 /// Bytes of what comes before the contents of a run.
@@ -68,6 +68,11 @@ pub fn take_frame(bytes: &mut Vec<u8>, pages: u32) -> Result<Option<Pushed>, Wir
     let arrived = Arrived::new(head, contents);
     bytes.drain(..all);
     Ok(Some(Pushed::Run(arrived)))
+}
+
+/// Whether a frame is whole, or is none.
+pub fn has_frame(bytes: &[u8]) -> bool {
+    !matches!(decode(bytes), Ok(None))
 }
 
 /// The frame that ends a push.
