@@ -255,7 +255,7 @@ impl Records {
     }
 
     /// Puts a record on stable storage. With it the guest's lock is taken (owned, reclaimed) or
-    /// given up (granted).
+    /// given up (granted, refused).
     ///
     /// # Errors
     /// The step that failed; what was there before then stands. [`RecordError::RunsHere`] if
@@ -275,11 +275,15 @@ impl Records {
             self.let_go(guest);
             return Err(RecordError::Refused { guest, transfer });
         }
-        self.store(guest, transfer, ownership, peer)?;
-        if ownership == Ownership::Granted {
+        let stored = self.store(guest, transfer, ownership, peer);
+        let gone = match stored {
+            Ok(()) => proto::lets_go(ownership),
+            Err(_) => ownership == Ownership::Owned,
+        };
+        if gone {
             self.let_go(guest);
         }
-        Ok(())
+        stored
     }
 
     fn store(
@@ -292,10 +296,12 @@ impl Records {
         self.prepare(guest)?;
         let newest = self.newest(guest)?;
         let sequence = newest.as_ref().map_or(1, |entry| entry.sequence + 1);
-        let away = proto::away_after(newest.as_ref().map(|entry| &entry.record), ownership);
+        let before = newest.as_ref().map(|entry| &entry.record);
+        let away = proto::away_after(before, ownership);
+        let comes_here = proto::comes_here(before, transfer, ownership);
         let at_unix_s = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |d| d.as_secs());
         let peer = peer.chars().filter(char::is_ascii_graphic).take(PEER_CHARS_MAX).collect();
-        let record = Record { guest, transfer, ownership, peer, at_unix_s, away };
+        let record = Record { guest, transfer, ownership, peer, at_unix_s, away, comes_here };
         let slot = Entry { sequence, record }.to_slot();
         let path = self.path(guest);
         let failed = |step| {

@@ -24,7 +24,9 @@ mod tests;
 pub use destination::{
     Destination, Input as DestinationInput, Output as DestinationOutput, Prepared,
 };
-pub use ownership::{Answer, Ownership, Record, answer, away_after, may_come, may_own, may_run};
+pub use ownership::{
+    Answer, Ownership, Record, answer, away_after, comes_here, lets_go, may_come, may_own, may_run,
+};
 pub use source::{Input as SourceInput, Output as SourceOutput, Saved, Source};
 
 use serde::{Deserialize, Serialize};

@@ -41,6 +41,10 @@ pub struct Record {
     /// Before it was expected here the guest was known to be elsewhere.
     #[serde(default)]
     pub away: bool,
+    /// The transfer was expected here: a grant of it that was recorded since is from a source on
+    /// this host to this host.
+    #[serde(default)]
+    pub comes_here: bool,
 }
 
 impl Record {
@@ -85,6 +89,17 @@ pub fn away_after(newest: Option<&Record>, ownership: Ownership) -> bool {
     }
 }
 
+/// What [`Record::comes_here`] is in the record of `transfer` that follows `newest`.
+pub fn comes_here(newest: Option<&Record>, transfer: u64, ownership: Ownership) -> bool {
+    let before = newest.is_some_and(|record| record.transfer == transfer && record.comes_here);
+    ownership == Ownership::Expected || before
+}
+
+/// Whether a process that has recorded this does not run the guest, and lets others.
+pub fn lets_go(ownership: Ownership) -> bool {
+    matches!(ownership, Ownership::Granted | Ownership::Refused)
+}
+
 /// Whether the guest of `transfer` may be recorded as owned: it was not refused.
 pub fn may_own(record: Option<&Record>, transfer: u64) -> bool {
     !record.is_some_and(|r| r.transfer == transfer && r.ownership == Ownership::Refused)
@@ -119,8 +134,13 @@ pub fn answer(record: Option<&Record>, transfer: u64, held: bool) -> Answer {
         _ if held => {
             Answer::Unknown("another process here holds the guest: give its address".into())
         }
-        // The grant is that of the source itself, if both hosts are one.
-        Ownership::Expected | Ownership::Granted => Answer::Refuse,
+        Ownership::Expected => Answer::Refuse,
+        // The source's own, on the host of both.
+        Ownership::Granted if record.comes_here => Answer::Refuse,
+        // This is the source's host and not its destination's, which may run the guest.
+        Ownership::Granted => {
+            Answer::Unknown("the guest was granted away from here: ask its destination".into())
+        }
         Ownership::Owned => Answer::Gone,
         Ownership::Reclaimed | Ownership::Released => {
             Answer::Unknown("the transfer is over, as its source has recorded here".into())
@@ -134,7 +154,8 @@ mod tests {
 
     fn record(transfer: u64, ownership: Ownership, away: bool) -> Record {
         let (guest, peer) = (Uuid::from_u128(1), "tcp:b:1".to_owned());
-        Record { guest, transfer, ownership, peer, at_unix_s: 0, away }
+        let comes_here = ownership == Ownership::Expected;
+        Record { guest, transfer, ownership, peer, at_unix_s: 0, away, comes_here }
     }
 
     #[test]
@@ -165,6 +186,17 @@ mod tests {
         assert!(matches!(answer(None, 4, false), Answer::Unknown(_)));
         let older = record(3, Expected, false);
         assert!(matches!(answer(Some(&older), 4, false), Answer::Unknown(_)));
+    }
+
+    #[test]
+    fn a_grant_is_refused_only_where_it_was_expected() {
+        let granted = |comes_here| Record { comes_here, ..record(4, Ownership::Granted, false) };
+        assert!(matches!(answer(Some(&granted(false)), 4, false), Answer::Unknown(_)));
+        assert_eq!(answer(Some(&granted(true)), 4, false), Answer::Refuse);
+        let expected = record(4, Ownership::Expected, false);
+        assert!(comes_here(Some(&expected), 4, Ownership::Granted));
+        assert!(!comes_here(Some(&expected), 5, Ownership::Granted));
+        assert!(!comes_here(None, 4, Ownership::Granted));
     }
 
     #[test]

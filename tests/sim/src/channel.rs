@@ -21,6 +21,11 @@ impl Urgent {
         Urgent { end, received: Vec::new(), outgoing: Vec::new() }
     }
 
+    /// A channel that has brought bytes already.
+    pub fn behind(end: End, received: Vec<u8>) -> Urgent {
+        Urgent { end, received, outgoing: Vec::new() }
+    }
+
     /// Puts a message behind what waits to be sent.
     pub fn queue(&mut self, message: &Message<'_>, env: &mut Env, me: Me) {
         let mut bytes = Vec::new();

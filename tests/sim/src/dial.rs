@@ -5,6 +5,7 @@ use std::time::Duration;
 use godwit_migration::limits::PREAMBLE_TIMEOUT;
 use godwit_migration::wire::{Channel, PREAMBLE_BYTES, Preamble};
 
+use crate::channel::Urgent;
 use crate::env::Env;
 use crate::net::{End, Received};
 
@@ -85,8 +86,8 @@ impl Dial {
         }
     }
 
-    /// Goes on. The end of the channel when it is connected, or why it is not.
-    pub fn step(&mut self, env: &mut Env) -> Option<Result<End, String>> {
+    /// Goes on. The channel when it is connected, or why it is not.
+    pub fn step(&mut self, env: &mut Env) -> Option<Result<Urgent, String>> {
         match self.step {
             Step::Connecting { end: None, .. } => Some(Err("no connection".into())),
             Step::Connecting { end: Some(end), .. } => {
@@ -109,12 +110,12 @@ impl Dial {
         }
     }
 
-    fn failed(&self, env: &mut Env, end: End, why: &str) -> Option<Result<End, String>> {
+    fn failed(&self, env: &mut Env, end: End, why: &str) -> Option<Result<Urgent, String>> {
         env.net.close(end, env.now);
         Some(Err(why.into()))
     }
 
-    fn answered(&self, env: &mut Env, end: End) -> Option<Result<End, String>> {
+    fn answered(&mut self, env: &mut Env, end: End) -> Option<Result<Urgent, String>> {
         let answer: &[u8; PREAMBLE_BYTES] = self.answer.first_chunk()?;
         if let Err(error) = Preamble::decode(answer) {
             return self.failed(env, end, &error.to_string());
@@ -122,6 +123,6 @@ impl Dial {
         if !self.hello.is_empty() && env.net.send(end, env.now, &self.hello, false).is_err() {
             return self.failed(env, end, "the connection broke");
         }
-        Some(Ok(end))
+        Some(Ok(Urgent::behind(end, self.answer.split_off(PREAMBLE_BYTES))))
     }
 }

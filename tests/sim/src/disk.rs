@@ -4,7 +4,9 @@
 
 use std::time::Duration;
 
-use godwit_migration::proto::{Answer, Ownership, Record, answer, away_after, may_own};
+use godwit_migration::proto::{
+    Answer, Ownership, Record, answer, away_after, comes_here, lets_go, may_own,
+};
 use uuid::Uuid;
 
 use crate::rng::Rng;
@@ -58,7 +60,9 @@ impl Disk {
         }
         let away = away_after(self.record.as_ref(), ownership);
         let peer = String::new();
-        let record = Record { guest: GUEST, transfer, ownership, peer, at_unix_s: 0, away };
+        let comes_here = comes_here(self.record.as_ref(), transfer, ownership);
+        let guest = GUEST;
+        let record = Record { guest, transfer, ownership, peer, at_unix_s: 0, away, comes_here };
         let fails = self.failing > 0;
         self.failing = self.failing.saturating_sub(1);
         Ok(Write { record, done_at: now + self.slow + rng.micros(100, 5000), fails })
@@ -74,11 +78,12 @@ impl Disk {
         if !fails || rng.chance(30) {
             self.record = Some(record);
         }
+        let gone = if fails { ownership == Ownership::Owned } else { lets_go(ownership) };
+        if gone {
+            self.held = None;
+        }
         if fails {
             return Err("the disk says no".into());
-        }
-        if ownership == Ownership::Granted {
-            self.held = None;
         }
         Ok(())
     }

@@ -51,10 +51,10 @@ enum Step {
 pub enum Greeted {
     /// A source.
     Arrival(End),
-    /// A channel of the session under way.
-    Bulk(End, u32),
+    /// A channel of the session under way: its epoch, and what it has brought behind that.
+    Bulk(End, u32, Vec<u8>),
     /// As that, to replace the urgent one.
-    Resume(End, u32),
+    Resume(End, u32, Vec<u8>),
     /// Closed.
     Over,
 }
@@ -147,13 +147,15 @@ impl Greeting {
         if channel == Channel::Bulk {
             let hello = BulkHello::decode(self.received.first_chunk::<BULK_HELLO_BYTES>()?);
             if door.session == Some(hello.session) {
-                return Some(Greeted::Bulk(self.end, hello.epoch));
+                let rest = self.received.split_off(BULK_HELLO_BYTES);
+                return Some(Greeted::Bulk(self.end, hello.epoch, rest));
             }
             return self.close(env);
         }
         let hello = ResumeHello::decode(self.received.first_chunk::<RESUME_HELLO_BYTES>()?);
         if door.session == Some(hello.session) {
-            return Some(Greeted::Resume(self.end, hello.epoch));
+            let rest = self.received.split_off(RESUME_HELLO_BYTES);
+            return Some(Greeted::Resume(self.end, hello.epoch, rest));
         }
         match door.completed.filter(|(session, _)| *session == hello.session) {
             Some((_, complete)) => self.answer(env, &Message::Complete(complete)),

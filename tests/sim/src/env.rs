@@ -1,7 +1,7 @@
 //! What all parts of a run share: time, chance, the network, the disks, the guest, and what is to
 //! go wrong.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::time::{Duration, Instant};
 
 use crate::chaos::{Fault, Trigger};
@@ -42,8 +42,8 @@ pub struct Env {
     pub quiet: bool,
     /// No byte was damaged and no message repeated: whoever accuses its peer is wrong.
     pub honest: bool,
-    /// The destination has all that the guest needs.
-    pub whole: bool,
+    /// Transfers of which the destination has all that the guest needs.
+    pub whole: BTreeSet<u64>,
     /// Each host's next control message is sent twice.
     pub repeat: [bool; 3],
     pub violation: Option<String>,
@@ -70,7 +70,7 @@ impl Env {
             counts: BTreeMap::new(),
             quiet: false,
             honest: true,
-            whole: false,
+            whole: BTreeSet::new(),
             repeat: [false; 3],
             violation: None,
             trace: tracing.then(Vec::new),

@@ -29,12 +29,26 @@ use crate::vm::Vm;
 /// What happens to the destination outside its urgent channel and its userfaultfd.
 #[derive(Debug)]
 pub enum Event {
-    Bulk { end: End, epoch: u32 },
-    Resume { end: End, epoch: u32 },
+    /// A channel of the session, with what it has brought behind its hello.
+    Bulk {
+        end: End,
+        epoch: u32,
+        rest: Vec<u8>,
+    },
+    Resume {
+        end: End,
+        epoch: u32,
+        rest: Vec<u8>,
+    },
     Loaded(Result<(), String>),
     AllInstalled,
-    PushEnded { epoch: u32 },
-    BulkFailed { epoch: u32, error: PeerError },
+    PushEnded {
+        epoch: u32,
+    },
+    BulkFailed {
+        epoch: u32,
+        error: PeerError,
+    },
     Recorded(Ownership, Result<(), String>),
     GuestEnded,
     Stop,
@@ -54,7 +68,6 @@ enum Blocked {
 struct Loading {
     left: Vec<Access>,
     waiting: Option<Waiting>,
-    state: u8,
     busy_until: Duration,
 }
 
@@ -65,11 +78,14 @@ pub struct Incoming {
     channel: Option<Urgent>,
     epoch: u32,
     /// A channel that may take the place of the one that was.
-    returning: Option<End>,
+    returning: Option<Urgent>,
     pub room: Option<Room>,
     pub transfer: u64,
     pub takers: Vec<Taker>,
     loading: Option<Loading>,
+    /// The vCPUs' state as it was loaded, and what loading has read.
+    loaded_state: u8,
+    loaded_reads: Vec<(Access, u8)>,
     pub events: VecDeque<Event>,
     faults: VecDeque<UffdEvent>,
     pending: Option<DestinationOutput>,
@@ -90,6 +106,8 @@ impl Incoming {
             transfer: 0,
             takers: Vec::new(),
             loading: None,
+            loaded_state: 0,
+            loaded_reads: Vec::new(),
             events: VecDeque::new(),
             faults: VecDeque::new(),
             pending: None,
@@ -117,7 +135,8 @@ impl Incoming {
             _ => None,
         });
         let bulk = self.takers.iter().map(|taker| taker.end);
-        bulk.chain(urgent).chain(joining).chain(self.returning).collect()
+        let returning = self.returning.as_ref().map(|channel| channel.end);
+        bulk.chain(urgent).chain(joining).chain(returning).collect()
     }
 
     /// Writes that are under way.
@@ -261,16 +280,16 @@ impl Incoming {
 
     fn event(&mut self, env: &mut Env) {
         match self.events.pop_front().expect("there is one") {
-            Event::Bulk { end, epoch } => {
+            Event::Bulk { end, epoch, rest } => {
                 let all = usize::from(self.machine.connections());
                 if epoch == self.epoch && self.takers.len() < all {
-                    self.takers.push(Taker::new(end, epoch));
+                    self.takers.push(Taker::new(end, epoch, rest));
                 } else {
                     env.net.close(end, env.now);
                 }
             }
-            Event::Resume { end, epoch } => {
-                self.returning = Some(end);
+            Event::Resume { end, epoch, rest } => {
+                self.returning = Some(Urgent::behind(end, rest));
                 self.input(env, DestinationInput::Resume { epoch });
                 if !self.has_output() {
                     self.forget_returning(env);
@@ -299,8 +318,8 @@ impl Incoming {
     }
 
     fn forget_returning(&mut self, env: &mut Env) {
-        if let Some(end) = self.returning.take() {
-            env.net.close(end, env.now);
+        if let Some(channel) = self.returning.take() {
+            env.net.close(channel.end, env.now);
         }
     }
 
@@ -403,6 +422,7 @@ impl Incoming {
                 self.record(env, me, transfer, Ownership::Refused);
             }
             DestinationOutput::StartGuest => {
+                self.check_loaded(env);
                 vm.as_mut().expect("it is loaded").running = !env.guest.ended;
             }
             DestinationOutput::Wake(page) => {
@@ -412,7 +432,7 @@ impl Incoming {
             DestinationOutput::HangUp => self.hang_up(env),
             DestinationOutput::Adopt { epoch } => {
                 self.epoch = epoch;
-                self.channel = self.returning.take().map(Urgent::new);
+                self.channel = self.returning.take();
             }
             DestinationOutput::Interrupted(reason) => {
                 env.mark("destination is interrupted");
@@ -436,7 +456,7 @@ impl Incoming {
 
     fn send(&mut self, env: &mut Env, me: Me, message: &Message<'_>) {
         if matches!(message, Message::Complete(_)) {
-            env.whole = true;
+            env.whole.insert(self.transfer);
         }
         let Some(channel) = &mut self.channel else { return };
         channel.queue(message, env, me);
@@ -460,7 +480,20 @@ impl Incoming {
         let access = |_| Access { page: env.rng.page(pages), slot: 0, write: None };
         let left = (0..touches).map(access).collect();
         let state = sections.first().and_then(|s| s.bytes.first().copied()).unwrap_or(0);
-        self.loading = Some(Loading { left, waiting: None, state, busy_until: Duration::ZERO });
+        self.loaded_state = state;
+        self.loading = Some(Loading { left, waiting: None, busy_until: Duration::ZERO });
+    }
+
+    /// What was loaded is what the guest has, now that it is known to stand still.
+    fn check_loaded(&mut self, env: &mut Env) {
+        if self.loaded_state != env.guest.state() {
+            env.violated("the state that is loaded is not the guest's");
+        }
+        for (access, read) in self.loaded_reads.drain(..) {
+            if let Err(what) = env.guest.done(access, read) {
+                env.violated(format!("loading: {what}"));
+            }
+        }
     }
 
     pub fn load_ready_at(&self) -> Option<Duration> {
@@ -478,9 +511,6 @@ impl Incoming {
             None => match loading.left.pop() {
                 Some(access) => (memory.access(env.guest.cpus(), access), access),
                 None => {
-                    if loading.state != env.guest.state() {
-                        env.violated("the state that is loaded is not the guest's");
-                    }
                     self.loading = None;
                     let fails = env.rng.chance(2) && !env.quiet;
                     let result = if fails { Err("a bad state".into()) } else { Ok(()) };
@@ -490,11 +520,7 @@ impl Incoming {
         };
         match progress {
             Progress::Parked(parked) => loading.waiting = Some(Waiting { parked, access }),
-            Progress::Done(outcome) => {
-                if let Err(what) = env.guest.done(access, loaded(outcome)) {
-                    env.violated(format!("loading: {what}"));
-                }
-            }
+            Progress::Done(outcome) => self.loaded_reads.push((access, loaded(outcome))),
         }
     }
 
@@ -557,7 +583,7 @@ impl Incoming {
             let _ = channel.flush(env);
         }
         if outcome == Outcome::Completed {
-            env.whole = true;
+            env.whole.insert(self.transfer);
         }
         self.outcome = Some(outcome);
     }

@@ -122,7 +122,7 @@ impl Net {
             return Err(Lost);
         }
         let way = &mut connection.ways[end.side];
-        if way.silent || connection.closed[end.peer()] {
+        if way.silent || way.last.is_some() || connection.closed[end.peer()] {
             way.sunk += bytes.len();
             return Ok(());
         }

@@ -31,7 +31,7 @@ pub enum Event {
     Command(Command),
     Pushed { epoch: u32 },
     PushFailed { epoch: u32, error: String },
-    Dialled { epoch: u32, result: Result<End, String> },
+    Dialled { epoch: u32, result: Result<Urgent, String> },
     GrantRecorded(Result<(), String>),
 }
 
@@ -161,7 +161,7 @@ impl Outgoing {
         if let Some(result) = dial.step(env) {
             let epoch = *epoch;
             self.dial = None;
-            env.log(|| format!("source dialled, epoch {epoch}: {result:?}"));
+            env.log(|| format!("source dialled, epoch {epoch}: {:?}", result.as_ref().err()));
             self.events.push_back(Event::Dialled { epoch, result });
             env.mark("source has dialled");
         }
@@ -209,7 +209,8 @@ impl Outgoing {
         let timer = self.machine.as_ref().and_then(Source::poll_timeout);
         let timer = timer.map(|at| env.since_start(at));
         let channel = self.channel.as_ref();
-        let flush = channel.filter(|channel| channel.has_outgoing()).map(|_| Duration::ZERO);
+        let flush = self.shared.urgent || channel.is_some_and(Urgent::has_outgoing);
+        let flush = flush.then_some(Duration::ZERO);
         let urgent = channel.and_then(|channel| channel.readable_at(env));
         [timer, flush, urgent].into_iter().flatten().min()
     }
@@ -254,7 +255,9 @@ impl Outgoing {
             }
             return;
         }
-        self.leave_gate();
+        if self.shared.urgent {
+            return self.leave_gate();
+        }
         self.take_input(env);
     }
 
@@ -337,10 +340,10 @@ impl Outgoing {
                 self.input(env, SourceInput::PeerFailed(error));
             }
             Event::Dialled { epoch, result } if epoch == now => {
-                let result = result.map(|end| self.channel = Some(Urgent::new(end)));
+                let result = result.map(|channel| self.channel = Some(channel));
                 self.input(env, SourceInput::Dialled(result));
             }
-            Event::Dialled { result: Ok(end), .. } => env.net.close(end, env.now),
+            Event::Dialled { result: Ok(channel), .. } => env.net.close(channel.end, env.now),
             Event::GrantRecorded(result) => self.input(env, SourceInput::GrantRecorded(result)),
             // Of channels that are no more.
             Event::Pushed { .. } | Event::PushFailed { .. } | Event::Dialled { .. } => {}
@@ -350,8 +353,8 @@ impl Outgoing {
     /// Nothing is heard before the first dial is over.
     fn first_dialled(&mut self, env: &mut Env, event: Event) {
         match event {
-            Event::Dialled { result: Ok(end), .. } => {
-                self.channel = Some(Urgent::new(end));
+            Event::Dialled { result: Ok(channel), .. } => {
+                self.channel = Some(channel);
                 let (offer, sent) = (self.offer.clone(), Arc::clone(&self.sent));
                 self.machine = Some(Source::new(offer, env.plan.limits, sent, env.instant()));
             }
@@ -411,8 +414,8 @@ impl Outgoing {
                         self.bulk.drain(..).for_each(|end| env.net.close(end, env.now));
                         self.input(env, SourceInput::BulkConnected(Err(reason)));
                     }
-                    Some(Ok(end)) => {
-                        self.bulk.push(end);
+                    Some(Ok(channel)) => {
+                        self.bulk.push(channel.end);
                         if self.bulk.len() < usize::from(self.offer.connections) {
                             return self.want_bulk(hello);
                         }

@@ -142,8 +142,10 @@ impl Process {
                 self.incoming = Some(Incoming::new(env, end));
                 return;
             }
-            Greeted::Bulk(end, epoch) => (end, incoming::Event::Bulk { end, epoch }),
-            Greeted::Resume(end, epoch) => (end, incoming::Event::Resume { end, epoch }),
+            Greeted::Bulk(end, epoch, rest) => (end, incoming::Event::Bulk { end, epoch, rest }),
+            Greeted::Resume(end, epoch, rest) => {
+                (end, incoming::Event::Resume { end, epoch, rest })
+            }
             Greeted::Over => return,
         };
         match &mut self.incoming {

@@ -2,7 +2,7 @@
 
 use godwit_migration::page::{Class, Contents};
 use godwit_migration::wire::{
-    Encoding, PushFrame, RUN_HEAD_BYTES, RunBuffer, RunHead, WireError, unpack,
+    Encoding, PushFrame, RUN_HEAD_BYTES, RunBuffer, RunHead, WireError, decode, unpack,
 };
 use godwit_uffd::page::PageRun;
 
@@ -81,6 +81,11 @@ pub fn take_frame(bytes: &mut Vec<u8>, pages: u32) -> Result<Option<Pushed>, Wir
     let arrived = Arrived::new(head, contents)?;
     bytes.drain(..all);
     Ok(Some(Pushed::Run(arrived)))
+}
+
+/// Whether a frame is whole, or is none.
+pub fn has_frame(bytes: &[u8]) -> bool {
+    !matches!(decode(bytes), Ok(None))
 }
 
 /// The frame that ends a push.

@@ -103,11 +103,11 @@ pub struct Taker {
 }
 
 impl Taker {
-    pub fn new(end: End, epoch: u32) -> Taker {
+    pub fn new(end: End, epoch: u32, received: Vec<u8>) -> Taker {
         Taker {
             end,
             epoch,
-            received: Vec::new(),
+            received,
             at_end: false,
             over: false,
             install: None,
@@ -117,11 +117,8 @@ impl Taker {
     }
 
     pub fn ready_at(&self, env: &Env) -> Option<Duration> {
-        let at = if self.install.is_some() || self.received.len() >= runs::HEAD_BYTES {
-            env.net.readable_at(self.end).or(Some(Duration::ZERO))
-        } else {
-            env.net.readable_at(self.end)
-        };
+        let work = self.install.is_some() || runs::has_frame(&self.received);
+        let at = if work { Some(Duration::ZERO) } else { env.net.readable_at(self.end) };
         at.map(|at| at.max(self.busy_until))
     }
 

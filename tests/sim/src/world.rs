@@ -255,7 +255,6 @@ impl World {
         let transfer = process.next_transfer;
         process.next_transfer += 1;
         self.attempts += 1;
-        self.env.whole = false;
         self.env.log(|| format!("the guest is to go to host {target} by transfer {transfer}"));
         process.outgoing = Some(Outgoing::new(&self.env, target, transfer));
         let home = self.home;

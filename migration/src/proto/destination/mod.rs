@@ -168,8 +168,7 @@ impl Destination {
 
     /// When [`Destination::handle_timeout`] wants to be called.
     pub fn poll_timeout(&self) -> Option<Instant> {
-        let waits = !matches!(self.state, State::Ended | State::Interrupted);
-        waits.then(|| self.patience.next())
+        self.state.waits_for_source().then(|| self.patience.next())
     }
 
     /// The state in the words that users know; that of the outcome is told by the outcome.
@@ -211,7 +210,7 @@ impl Destination {
 
     /// Takes in that time has passed.
     pub fn handle_timeout(&mut self, now: Instant) {
-        if matches!(self.state, State::Ended | State::Interrupted) {
+        if !self.state.waits_for_source() {
             return;
         }
         match self.patience.due(now) {
@@ -350,8 +349,14 @@ impl Destination {
     }
 
     fn complete_if_whole(&mut self, now: Instant) -> Result<(), String> {
-        let pushed = self.ended == self.connections;
-        if self.state == State::Running && pushed && self.claims.remaining() == 0 {
+        if self.claims.remaining() > 0 {
+            return Ok(());
+        }
+        // The last pages were on their way when the source was lost, which is not needed now.
+        if self.state == State::Interrupted {
+            self.finish(Outcome::Completed);
+        }
+        if self.state == State::Running && self.ended == self.connections {
             self.outputs.push_back(Output::Reached(Phase::LastPage));
             self.send_complete(false, now);
         }

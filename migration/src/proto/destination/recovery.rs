@@ -77,6 +77,8 @@ impl Destination {
                 self.outputs.push_back(Output::HangUp);
                 self.finish(Outcome::Lost { reason });
             }
+            // Nobody needs the source any more.
+            State::Interrupted => self.finish(Outcome::Completed),
             _ => self.fail(reason),
         }
     }
