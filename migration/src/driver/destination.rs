@@ -271,7 +271,7 @@ impl Driver<'_> {
             self.input(DestinationInput::PeerFailed(error));
         }
         let deadline = self.machine.poll_timeout();
-        let (urgent, events) = (self.channel.as_fd(), self.setup.events.as_fd());
+        let (urgent, events) = (self.channel.pollable(), self.setup.events.as_fd());
         let lost = self.outcome.is_some();
         // A descriptor that is not to be polled is left out by polling another one twice.
         let urgent = if lost { events } else { urgent };

@@ -16,6 +16,6 @@ mod take;
 pub use destination::{Incoming, IncomingHost, IncomingVm};
 pub use dirty::{DirtyLog, DirtyTracking};
 pub use notify::Notifier;
-pub use receiver::{Arrival, Receiver};
+pub use receiver::{Arrival, Receiver, Trust};
 pub use records::{Ownership, Record, RecordError, Records};
 pub use source::{Outgoing, OutgoingVm};

@@ -96,7 +96,10 @@ impl Push<'_> {
         self.flush_zeros()?;
         let head = RunHead { run, encoding: Encoding::Raw };
         self.stream.send(&PushFrame::Pages(head).encode(), true)?;
-        self.pages.write_to(run, self.stream)?;
+        match self.stream.plain_socket() {
+            Some(socket) => self.pages.write_to(run, socket)?,
+            None => self.stream.send(&self.pages.read_run(run)?, false)?,
+        }
         self.progress.pages_sent(Class::Data, run.count);
         self.progress.bytes(RUN_HEAD_BYTES + head.content_bytes());
         Ok(())

@@ -9,11 +9,22 @@ use std::thread::JoinHandle;
 use super::channel::wait_readable;
 use super::notify::Notifier;
 use crate::limits::PREAMBLE_TIMEOUT;
-use crate::transport::{Address, Listener, Stream};
+use crate::transport::{Address, Listener, Stream, TlsAcceptor, is_tls};
 use crate::wire::{Abort, Channel, Message, PREAMBLE_BYTES, Preamble, encode};
 
 /// Connections that may be saying what they are at the same time.
 const STRANGERS_MAX: usize = 16;
+
+/// Whom a receiver lets in.
+#[derive(Debug)]
+pub enum Trust {
+    /// Whoever is on this host: it does not listen where others could reach it.
+    ThisHost,
+    /// Whoever has a certificate of our CA.
+    Certificates(TlsAcceptor),
+    /// Everybody.
+    Everybody,
+}
 
 /// A source has come in: its urgent channel, preambles exchanged.
 #[derive(Debug)]
@@ -49,6 +60,7 @@ struct Shared {
     arrivals: Notifier<Arrival>,
     stop: Notifier<()>,
     strangers: AtomicUsize,
+    tls: Option<TlsAcceptor>,
 }
 
 impl std::fmt::Debug for Receiver {
@@ -58,12 +70,19 @@ impl std::fmt::Debug for Receiver {
 }
 
 impl Receiver {
-    /// Listens at `address`.
+    /// Listens at `address` for those whom `trust` lets in.
     ///
     /// # Errors
-    /// An address that is in use or not allowed, or no thread or descriptor to be had.
-    pub fn bind(address: &Address) -> io::Result<Receiver> {
+    /// An address that is in use or not allowed, or that others can reach who are not trusted; no
+    /// thread or descriptor to be had.
+    pub fn bind(address: &Address, trust: Trust) -> io::Result<Receiver> {
         let listener = Listener::bind(address)?;
+        let tls = match trust {
+            Trust::Certificates(tls) => Some(tls),
+            Trust::Everybody => None,
+            Trust::ThisHost if listener.is_local()? => None,
+            Trust::ThisHost => return Err(reachable(address)),
+        };
         listener.set_nonblocking()?;
         let address = listener.address().clone();
         let shared = Arc::new(Shared {
@@ -71,6 +90,7 @@ impl Receiver {
             arrivals: Notifier::new()?,
             stop: Notifier::new()?,
             strangers: AtomicUsize::new(0),
+            tls,
         });
         let accept = {
             let shared = Arc::clone(&shared);
@@ -128,6 +148,16 @@ impl Shared {
     }
 }
 
+fn reachable(address: &Address) -> io::Error {
+    io::Error::new(
+        io::ErrorKind::PermissionDenied,
+        format!(
+            "not listening at {address}, where other hosts could send guests: give --tls-dir DIR \
+             to let in only those with a certificate, or --insecure to let in everybody"
+        ),
+    )
+}
+
 fn accept_loop(listener: &Listener, shared: &Arc<Shared>) {
     loop {
         match wait_readable([listener.as_fd(), shared.stop.as_fd()], None) {
@@ -168,7 +198,10 @@ fn greet_on_a_thread(stream: Stream, shared: &Arc<Shared>) {
     }
 }
 
-fn greet(stream: Stream, shared: &Shared) -> io::Result<()> {
+fn greet(mut stream: Stream, shared: &Shared) -> io::Result<()> {
+    if let Some(tls) = &shared.tls {
+        stream = tls.accept(stream)?;
+    }
     stream.set_receive_timeout(Some(PREAMBLE_TIMEOUT))?;
     let mut preamble = [0; PREAMBLE_BYTES];
     let silent = || io::Error::other("it closed before it said what it is");
@@ -176,9 +209,12 @@ fn greet(stream: Stream, shared: &Shared) -> io::Result<()> {
         return Err(silent());
     }
     let theirs = Preamble::decode(&preamble);
-    // Answered in any case, so that a godwit of another version can tell what it met.
+    // Answered in any case, so that a godwit of another version, or with TLS, can tell what it met.
     let channel = theirs.as_ref().map_or(Channel::Urgent, |theirs| theirs.channel);
     stream.send(&Preamble::ours(channel).encode(), false)?;
+    if is_tls(&preamble) {
+        return Err(io::Error::other("it wants TLS: give --tls-dir to `godwit receive` as well"));
+    }
     match theirs.map_err(io::Error::other)?.channel {
         Channel::Urgent => {
             stream.set_receive_timeout(None)?;

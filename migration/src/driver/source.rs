@@ -16,7 +16,7 @@ use crate::metrics::Progress;
 use crate::page::{Class, Sent};
 use crate::proto::{Outcome, PeerError, Phase, Source, SourceInput, SourceOutput};
 use crate::provider::GuestPages;
-use crate::transport::{Address, Stream};
+use crate::transport::{Address, Stream, TlsConnector, TlsError, is_tls};
 use crate::wire::{
     Channel, Encoding, Message, Offer, PREAMBLE_BYTES, Preamble, PushFrame, RunHead, Section,
 };
@@ -51,6 +51,7 @@ enum Event {
 #[derive(Debug)]
 pub struct Outgoing {
     address: Address,
+    tls: Option<TlsConnector>,
     offer: Offer,
     records: Records,
     progress: Arc<Progress>,
@@ -58,18 +59,19 @@ pub struct Outgoing {
 }
 
 impl Outgoing {
-    /// A migration of the guest of `offer` to `address`.
+    /// A migration of the guest of `offer` to `address`, with TLS if there is a `tls`.
     ///
     /// # Errors
     /// No descriptor to be had.
     pub fn new(
         address: Address,
+        tls: Option<TlsConnector>,
         offer: Offer,
         records: Records,
         progress: Arc<Progress>,
     ) -> std::io::Result<Outgoing> {
         let events = Arc::new(Notifier::new()?);
-        Ok(Outgoing { address, offer, records, progress, events })
+        Ok(Outgoing { address, tls, offer, records, progress, events })
     }
 
     /// A handle by which other threads end the migration before its switchover, with the reason.
@@ -81,8 +83,8 @@ impl Outgoing {
     /// Migrates `vm`; returns when it is over, whichever way.
     pub fn run(self, vm: &dyn OutgoingVm) -> Outcome {
         let recorded = self.records.prepare(self.offer.guest).map_err(|e| in_full(&e));
-        let dialled =
-            recorded.and_then(|()| dial(&self.address, Channel::Urgent).map_err(|e| e.to_string()));
+        let dial = || dial(&self.address, self.tls.as_ref(), Channel::Urgent);
+        let dialled = recorded.and_then(|()| dial().map_err(|e| e.to_string()));
         let stream = match dialled {
             Ok(stream) => Arc::new(stream),
             Err(reason) => {
@@ -114,18 +116,30 @@ impl Outgoing {
 }
 
 /// Connects one channel and exchanges preambles.
-fn dial(address: &Address, channel: Channel) -> Result<Stream, PeerError> {
+fn dial(
+    address: &Address,
+    tls: Option<&TlsConnector>,
+    channel: Channel,
+) -> Result<Stream, PeerError> {
     let lost = |e: std::io::Error| PeerError::Lost(e.to_string());
-    let stream = Stream::connect(address, SETUP_TIMEOUT).map_err(lost)?;
+    let stream = Stream::connect(address, SETUP_TIMEOUT, tls).map_err(lost)?;
     if channel == Channel::Bulk {
         stream.bound_bulk_buffers().map_err(lost)?;
     }
     stream.send(&Preamble::ours(channel).encode(), false).map_err(lost)?;
     stream.set_receive_timeout(Some(PREAMBLE_TIMEOUT)).map_err(lost)?;
     let mut answer = [0; PREAMBLE_BYTES];
-    match stream.receive_exact_or_end(&mut answer) {
+    let received = stream.receive_exact_or_end(&mut answer);
+    if is_tls(&answer) {
+        let why = "it wants TLS: give --tls-dir to `godwit migrate` as well";
+        return Err(PeerError::Lost(format!("{address}: {why}")));
+    }
+    match received {
         Ok(true) => {}
         Ok(false) => return Err(PeerError::Lost(format!("{address} closed the connection"))),
+        Err(error) if TlsError::is_in(&error) => {
+            return Err(PeerError::Lost(format!("{address}: {error}")));
+        }
         Err(error) => {
             return Err(PeerError::Lost(format!("{address} does not answer as godwit: {error}")));
         }
@@ -224,7 +238,7 @@ impl Driver<'_> {
     }
 
     fn connect_bulk(&mut self, session: [u8; 16]) -> Result<(), PeerError> {
-        let stream = dial(&self.setup.address, Channel::Bulk)?;
+        let stream = dial(&self.setup.address, self.setup.tls.as_ref(), Channel::Bulk)?;
         stream.send(&session, false).map_err(|e| PeerError::Lost(e.to_string()))?;
         self.bulk = Some(Arc::new(stream));
         Ok(())
@@ -271,7 +285,7 @@ impl Driver<'_> {
     fn wait(&mut self) {
         self.flush();
         let deadline = self.machine.poll_timeout();
-        let fds = [self.channel.as_fd(), self.setup.events.as_fd()];
+        let fds = [self.channel.pollable(), self.setup.events.as_fd()];
         match wait_readable(fds, deadline) {
             Ok([urgent, events]) => {
                 if urgent {

@@ -65,6 +65,18 @@ impl GuestPages {
         Ok(())
     }
 
+    /// A copy of the pages of `run`.
+    ///
+    /// # Errors
+    /// A run outside the guest.
+    pub fn read_run(&self, run: PageRun) -> io::Result<Vec<u8>> {
+        let mut bytes = vec![0; PAGE.length_of(run.count)];
+        for (page, out) in run.pages().zip(bytes.chunks_mut(PAGE.bytes())) {
+            self.read(page, out)?;
+        }
+        Ok(bytes)
+    }
+
     /// Whether all bytes of `page` are zero. Stops at the first that is not.
     ///
     /// # Errors

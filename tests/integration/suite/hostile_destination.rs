@@ -250,8 +250,8 @@ const AFTER_ACCEPT: [Case; 11] = [
 ];
 
 fn begin(source: &Node, listener: &PeerListener) {
-    let request =
-        MigrateRequest { destination_url: listener.address(), mode: MigrationMode::Postcopy };
+    let (destination_url, mode) = (listener.address(), MigrationMode::Postcopy);
+    let request = MigrateRequest { destination_url, mode, tls_dir: None };
     source.client().migrate(&request).expect("begins");
 }
 

@@ -139,7 +139,8 @@ fn a_hundred_failed_attempts_leave_a_source_as_it_was() {
         let there = attempt % 2 == 0;
         let destination_url = if there { listener.address() } else { nobody.clone() };
         let mode = MigrationMode::Postcopy;
-        source.client().migrate(&MigrateRequest { destination_url, mode }).expect("begins");
+        let request = MigrateRequest { destination_url, mode, tls_dir: None };
+        source.client().migrate(&request).expect("begins");
         if there {
             let mut urgent = Speaker::accept(&listener, Channel::Urgent);
             urgent.expect(godwit_migration::wire::Kind::Offer);

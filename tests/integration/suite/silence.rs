@@ -200,8 +200,8 @@ fn no_requests(listener: &PeerListener) -> (Held, u64) {
 fn begin(stage: &Stage, name: &str) -> (Node, PeerListener) {
     let source = stage.launch_filled(name, &LAZY);
     let listener = PeerListener::tcp();
-    let request =
-        MigrateRequest { destination_url: listener.address(), mode: MigrationMode::Postcopy };
+    let (destination_url, mode) = (listener.address(), MigrationMode::Postcopy);
+    let request = MigrateRequest { destination_url, mode, tls_dir: None };
     source.client().migrate(&request).expect("begins");
     (source, listener)
 }

@@ -128,10 +128,15 @@ mod tests {
     #[test]
     fn a_migration_names_its_destination_and_mode() {
         let body = br#"{"destination_url": "tcp:host-2:7070", "mode": "postcopy"}"#;
-        let request = MigrateRequest {
+        let mut request = MigrateRequest {
             destination_url: "tcp:host-2:7070".parse().expect("an endpoint"),
             mode: MigrationMode::Postcopy,
+            tls_dir: None,
         };
+        assert_eq!(read(Command::Migrate, body), Ok(Call::Migrate(request.clone())));
+        let body =
+            br#"{"destination_url": "tcp:host-2:7070", "mode": "postcopy", "tls_dir": "/tls"}"#;
+        request.tls_dir = Some("/tls".into());
         assert_eq!(read(Command::Migrate, body), Ok(Call::Migrate(request)));
     }
 

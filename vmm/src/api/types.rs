@@ -4,6 +4,7 @@
 //! the ones users know from QEMU and libvirt, times are microseconds, sizes are bytes.
 
 use std::fmt;
+use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
@@ -255,6 +256,10 @@ pub struct MigrateRequest {
     pub destination_url: Address,
     /// How to move the guest.
     pub mode: MigrationMode,
+    /// The directory with `ca-cert.pem`, `client-cert.pem` and `client-key.pem`, as the process of
+    /// the guest sees it; without one, no TLS.
+    #[serde(default)]
+    pub tls_dir: Option<PathBuf>,
 }
 
 /// The body of `PUT /api/v1/shutdown`; an empty body means the default.

@@ -148,7 +148,10 @@ pub fn migrate(args: &Migrate) -> Result<ExitCode, Failure> {
     let mode = match args.mode {
         Mode::Postcopy => MigrationMode::Postcopy,
     };
-    let request = MigrateRequest { destination_url: args.address.clone(), mode };
+    // The process of the guest reads it, and that may have another working directory.
+    let tls_dir = args.tls_dir.as_ref().map(std::path::absolute).transpose();
+    let tls_dir = tls_dir.map_err(|e| Failure::new(&e))?;
+    let request = MigrateRequest { destination_url: args.address.clone(), mode, tls_dir };
     client.migrate(&request).map_err(|e| failed(&e))?;
     if args.detach {
         return Ok(ExitCode::SUCCESS);

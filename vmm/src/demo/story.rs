@@ -295,7 +295,8 @@ impl Story<'_> {
             None => format!("migrating to {address} while the guest runs"),
             Some(link) => format!("migrating to {address} while the guest runs, over {link}"),
         });
-        let request = MigrateRequest { destination_url: address, mode: MigrationMode::Postcopy };
+        let mode = MigrationMode::Postcopy;
+        let request = MigrateRequest { destination_url: address, mode, tls_dir: None };
         let asked = self.source.client.migrate(&request);
         asked.map_err(|source| DemoError::Client { side: Side::Source, source })?;
         self.drain()?;

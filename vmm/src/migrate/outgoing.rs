@@ -5,7 +5,7 @@ use std::sync::Arc;
 use godwit_migration::driver::{Outgoing, OutgoingVm};
 use godwit_migration::metrics::Progress;
 use godwit_migration::provider::GuestPages;
-use godwit_migration::transport::Address;
+use godwit_migration::transport::{Address, TlsConnector};
 use godwit_migration::wire::{MemslotLayout, Offer, Section};
 
 use super::{Guest, Host, Levers, Migration, in_full};
@@ -76,6 +76,13 @@ impl Host {
         self: &Arc<Host>,
         request: MigrateRequest,
     ) -> Result<(), ControlError> {
+        let tls = match &request.tls_dir {
+            Some(dir) => Some(TlsConnector::load(dir).map_err(|e| {
+                let hint = Some("the guest runs on here; nothing was sent");
+                ControlError::failed("migrate", &e, hint)
+            })?),
+            None => None,
+        };
         let mut state = self.state_after_ending();
         if state.migration.as_ref().is_some_and(Migration::active) {
             let hint = Some("wait for it; `godwit status` shows how it goes");
@@ -95,19 +102,20 @@ impl Host {
         let leaving = Leaving { host: Arc::clone(self), vm: Arc::clone(&guest.vm) };
         drop(state);
         let address = request.destination_url;
-        self.spawn_outgoing(&address, offer, leaving)
+        self.spawn_outgoing(&address, tls, offer, leaving)
             .map_err(|e| ControlError::failed("migrate", &e, None))
     }
 
     fn spawn_outgoing(
         self: &Arc<Host>,
         address: &Address,
+        tls: Option<TlsConnector>,
         offer: Offer,
         leaving: Leaving,
     ) -> std::io::Result<()> {
         let progress = Arc::new(Progress::new(address.to_string()));
         let records = self.records.clone();
-        let outgoing = Outgoing::new(address.clone(), offer, records, Arc::clone(&progress))?;
+        let outgoing = Outgoing::new(address.clone(), tls, offer, records, Arc::clone(&progress))?;
         let levers = Levers::Outgoing { give_up: Box::new(outgoing.give_up()) };
         self.begin_migration(Direction::Outgoing, progress, levers, move || outgoing.run(&leaving))
     }

@@ -52,6 +52,7 @@ fn the_document_has_every_field() {
     let request = MigrateRequest {
         destination_url: "unix:/s".parse().expect("an endpoint"),
         mode: MigrationMode::Postcopy,
+        tls_dir: Some("/certificates".into()),
     };
     let problem = Problem::new("", "", Some(""));
     let samples = [

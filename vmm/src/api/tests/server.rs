@@ -43,6 +43,7 @@ fn migrate_request() -> MigrateRequest {
     MigrateRequest {
         destination_url: "tcp:host-2:7070".parse().expect("an endpoint"),
         mode: MigrationMode::Postcopy,
+        tls_dir: None,
     }
 }
 
