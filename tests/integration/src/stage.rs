@@ -139,10 +139,17 @@ impl Stage {
     /// If it cannot be started.
     #[track_caller]
     pub fn migrate(&self, from: &Node, to: &Address) -> Process {
-        let socket = from.client.path().as_os_str().to_owned();
-        let words: [OsString; 4] =
-            ["migrate".into(), "--api-socket".into(), socket, to.to_string().into()];
-        self.godwit.start("migrate", &words)
+        self.migrate_with(from, to, &[])
+    }
+
+    /// The same with more options of `godwit migrate`.
+    ///
+    /// # Panics
+    /// If it cannot be started.
+    #[track_caller]
+    pub fn migrate_with(&self, from: &Node, to: &Address, options: &[&str]) -> Process {
+        let to = to.to_string();
+        self.control("migrate", from, &[&[to.as_str()], options].concat())
     }
 
     /// Starts one of the commands that take a control socket, for `node`.

@@ -16,6 +16,7 @@ mod moves;
 mod no_device;
 mod records;
 mod silence;
+mod tls;
 
 use godwit_tests::Godwit;
 
