@@ -298,7 +298,7 @@ impl Driver<'_> {
         let deadline = self.machine.poll_timeout();
         let events = self.setup.events.as_fd();
         // A descriptor that is not to be polled is left out by polling another one twice.
-        let urgent = self.channel.as_ref().map_or(events, |channel| channel.as_fd());
+        let urgent = self.channel.as_ref().map_or(events, |channel| channel.pollable());
         let memory = self.machine_room.as_ref().map(|room| Arc::clone(&room.installer.memory));
         let faults = memory.as_ref().map_or(events, |memory| memory.as_fd());
         match wait_readable([faults, urgent, events], deadline) {

@@ -12,7 +12,7 @@ use super::records::Records;
 use super::source::in_full;
 use crate::limits::PREAMBLE_TIMEOUT;
 use crate::proto::Answer;
-use crate::transport::{Address, Listener, Stream, WhenIdle};
+use crate::transport::{Address, Listener, Stream, TlsAcceptor, WhenIdle, is_tls};
 use crate::wire::{
     Abort, BULK_HELLO_BYTES, BulkHello, Channel, Complete, Message, PREAMBLE_BYTES, Preamble,
     RESUME_HELLO_BYTES, ResumeHello, encode,
@@ -20,6 +20,17 @@ use crate::wire::{
 
 /// Connections that may be saying what they are at the same time.
 const STRANGERS_MAX: usize = 16;
+
+/// Whom a receiver lets in.
+#[derive(Debug)]
+pub enum Trust {
+    /// Whoever is on this host: it does not listen where others could reach it.
+    ThisHost,
+    /// Whoever has a certificate of our CA.
+    Certificates(TlsAcceptor),
+    /// Everybody.
+    Everybody,
+}
 
 /// A source has come in: its urgent channel, preambles exchanged.
 #[derive(Debug)]
@@ -67,6 +78,9 @@ struct Shared {
     arrivals: Notifier<Arrival>,
     stop: Notifier<()>,
     strangers: AtomicUsize,
+    tls: Option<TlsAcceptor>,
+    /// Nobody from elsewhere may come in.
+    this_host: bool,
 }
 
 impl std::fmt::Debug for Receiver {
@@ -76,18 +90,27 @@ impl std::fmt::Debug for Receiver {
 }
 
 impl Receiver {
-    /// Listens at `address`. `records` tell sources what became of guests that no process has.
+    /// Listens at `address` for those whom `trust` lets in. `records` tell sources what became of
+    /// guests that no process has.
     ///
     /// # Errors
-    /// An address that is in use or not allowed, or no thread or descriptor to be had.
-    pub fn bind(address: &Address, records: Records) -> io::Result<Receiver> {
+    /// An address that is in use or not allowed, or that others can reach who are not trusted; no
+    /// thread or descriptor to be had.
+    pub fn bind(address: &Address, trust: Trust, records: Records) -> io::Result<Receiver> {
         let listener = Listener::bind(address)?;
+        let (tls, this_host) = match trust {
+            Trust::Certificates(tls) => (Some(tls), false),
+            Trust::Everybody => (None, false),
+            Trust::ThisHost => (None, true),
+        };
         let shared = Arc::new(Shared {
             door: Mutex::new(Door { busy: None, session: None, completed: None }),
             records,
             arrivals: Notifier::new()?,
             stop: Notifier::new()?,
             strangers: AtomicUsize::new(0),
+            tls,
+            this_host,
         });
         let (address, accepting) = (listener.address().clone(), Mutex::default());
         let receiver = Receiver { shared, accepting, address };
@@ -107,6 +130,9 @@ impl Receiver {
     }
 
     fn accept_from(&self, listener: Listener) -> io::Result<()> {
+        if self.shared.this_host && !listener.is_local()? {
+            return Err(reachable(listener.address()));
+        }
         listener.set_nonblocking()?;
         let shared = Arc::clone(&self.shared);
         let accept = move || accept_loop(&listener, &shared);
@@ -170,6 +196,16 @@ impl Shared {
     }
 }
 
+fn reachable(address: &Address) -> io::Error {
+    io::Error::new(
+        io::ErrorKind::PermissionDenied,
+        format!(
+            "not listening at {address}, where other hosts could send guests: give --tls-dir DIR \
+             to let in only those with a certificate, or --insecure to let in everybody"
+        ),
+    )
+}
+
 fn accept_loop(listener: &Listener, shared: &Arc<Shared>) {
     loop {
         match wait_readable([listener.as_fd(), shared.stop.as_fd()], None) {
@@ -210,7 +246,10 @@ fn greet_on_a_thread(stream: Stream, shared: &Arc<Shared>) {
     }
 }
 
-fn greet(stream: Stream, shared: &Shared) -> io::Result<()> {
+fn greet(mut stream: Stream, shared: &Shared) -> io::Result<()> {
+    if let Some(tls) = &shared.tls {
+        stream = tls.accept(stream)?;
+    }
     stream.set_receive_timeout(Some(PREAMBLE_TIMEOUT))?;
     let mut preamble = [0; PREAMBLE_BYTES];
     let silent = || io::Error::other("it closed before it said what it is");
@@ -218,9 +257,12 @@ fn greet(stream: Stream, shared: &Shared) -> io::Result<()> {
         return Err(silent());
     }
     let theirs = Preamble::decode(&preamble);
-    // Answered in any case, so that a godwit of another version can tell what it met.
+    // Answered in any case, so that a godwit of another version, or with TLS, can tell what it met.
     let channel = theirs.as_ref().map_or(Channel::Urgent, |theirs| theirs.channel);
     stream.send(&Preamble::ours(channel).encode(), false)?;
+    if is_tls(&preamble) {
+        return Err(io::Error::other("it wants TLS: give --tls-dir to `godwit receive` as well"));
+    }
     match theirs.map_err(io::Error::other)?.channel {
         Channel::Urgent => {
             stream.set_receive_timeout(None)?;

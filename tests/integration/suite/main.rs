@@ -21,6 +21,7 @@ mod no_device;
 mod records;
 mod recovery;
 mod silence;
+mod tls;
 
 use godwit_tests::Godwit;
 

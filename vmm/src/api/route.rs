@@ -151,7 +151,11 @@ mod tests {
     fn a_migration_names_its_destination_and_mode() {
         let body = br#"{"destination_url": "tcp:host-2:7070", "mode": "postcopy"}"#;
         let address = "tcp:host-2:7070".parse().expect("an endpoint");
-        let request = MigrateRequest::new(address, MigrationMode::Postcopy);
+        let mut request = MigrateRequest::new(address, MigrationMode::Postcopy);
+        assert_eq!(read(Command::Migrate, body), Ok(Call::Migrate(request.clone())));
+        let body =
+            br#"{"destination_url": "tcp:host-2:7070", "mode": "postcopy", "tls_dir": "/tls"}"#;
+        request.tls_dir = Some("/tls".into());
         assert_eq!(read(Command::Migrate, body), Ok(Call::Migrate(request)));
     }
 

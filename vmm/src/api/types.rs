@@ -4,6 +4,7 @@
 //! the ones users know from QEMU and libvirt, times are microseconds, sizes are bytes.
 
 use std::fmt;
+use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
@@ -371,6 +372,10 @@ pub struct MigrateRequest {
     /// The most bytes a second for pages that no fault asks for; absent for no cap.
     #[serde(default)]
     pub bandwidth_bytes_per_s: Option<u64>,
+    /// The directory with `ca-cert.pem`, `client-cert.pem` and `client-key.pem`, as the process of
+    /// the guest sees it; without one, no TLS.
+    #[serde(default)]
+    pub tls_dir: Option<PathBuf>,
 }
 
 impl MigrateRequest {
@@ -386,6 +391,7 @@ impl MigrateRequest {
             dirty_tracking: default_tracking(),
             compression: Compression::default(),
             bandwidth_bytes_per_s: None,
+            tls_dir: None,
         }
     }
 }

@@ -190,6 +190,8 @@ fn state_word(state: MigrationState) -> String {
 /// `godwit migrate`.
 pub fn migrate(args: &Migrate) -> Result<ExitCode, Failure> {
     let client = client(&args.at);
+    // The process of the guest reads it, and that may have another working directory.
+    let tls_dir = args.tls_dir.as_ref().map(std::path::absolute).transpose();
     let request = MigrateRequest {
         destination_url: args.address.clone(),
         mode: args.mode.into(),
@@ -200,6 +202,7 @@ pub fn migrate(args: &Migrate) -> Result<ExitCode, Failure> {
         dirty_tracking: args.dirty_tracking.into(),
         compression: args.compression.into(),
         bandwidth_bytes_per_s: args.bandwidth,
+        tls_dir: tls_dir.map_err(|e| Failure::new(&e))?,
     };
     client.migrate(&request).map_err(|e| failed(&e))?;
     if args.detach {
