@@ -266,7 +266,9 @@ impl Drop for Proxy {
 
 /// A rule that breaks the link at the frame of each kind and number, counted from 1, and forwards
 /// everything else.
-pub fn cuts_at(frames: &[(Kind, usize)]) -> impl FnMut(&mut Passing<'_>) -> Fate + Send + 'static {
+pub fn cuts_at(
+    frames: &[(Kind, usize)],
+) -> impl FnMut(&mut Passing<'_>) -> Fate + Send + use<> + 'static {
     let mut left = frames.to_vec();
     move |passing| {
         for (_, number) in left.iter_mut().filter(|(kind, _)| *kind == passing.kind) {
@@ -431,4 +433,96 @@ fn send_all(pieces: &Receiver<Piece>, mut to: Peer) {
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+#[cfg(test)]
+mod tests {
+    use godwit_migration::wire::{BulkHello, Message};
+
+    use super::*;
+    use crate::speaker::{SESSION, Speaker, accept_bulk};
+
+    /// Both ends of a channel over `link` to `listener`.
+    fn connect(link: &Proxy, listener: &PeerListener) -> (Speaker, Speaker) {
+        thread::scope(|scope| {
+            let called = scope.spawn(|| Speaker::accept(listener, Channel::Urgent));
+            let caller = Speaker::dial(link.address(), Channel::Urgent);
+            (caller, called.join().expect("no panic"))
+        })
+    }
+
+    fn carries(caller: &mut Speaker, called: &mut Speaker) {
+        for number in 1..=3 {
+            caller.say(&Message::Round { number }).expect("takes it");
+            called.say(&Message::RoundDone { number }).expect("takes it");
+        }
+        for number in 1..=3 {
+            assert_eq!(called.expect(Kind::Round).message(0), Message::Round { number });
+            assert_eq!(caller.expect(Kind::RoundDone).message(0), Message::RoundDone { number });
+        }
+    }
+
+    #[test]
+    fn a_link_breaks_where_it_should_and_carries_what_comes_next() {
+        let listener = PeerListener::tcp();
+        let link = Proxy::start(&listener.address(), cuts_at(&[(Kind::Released, 2)]));
+        let (mut caller, mut called) = connect(&link, &listener);
+        carries(&mut caller, &mut called);
+        called.say(&Message::Released).expect("takes it");
+        caller.expect(Kind::Released);
+        called.say(&Message::Released).expect("takes it");
+        assert!(caller.peer.receive_to_end().is_empty());
+        assert!(called.peer.receive_to_end().is_empty());
+        let (mut caller, mut called) = connect(&link, &listener);
+        called.say(&Message::Released).expect("takes it");
+        caller.expect(Kind::Released);
+        assert_eq!(link.seen(Side::Destination, Kind::Released), 3);
+    }
+
+    #[test]
+    fn a_link_breaks_at_a_hello() {
+        let listener = PeerListener::tcp();
+        let link = Proxy::plain(&listener.address());
+        link.cut_at_hello(Channel::Bulk, 2);
+        let hello = BulkHello { session: SESSION, epoch: 0 }.encode();
+        thread::scope(|scope| {
+            let called = scope.spawn(|| {
+                let _first = accept_bulk(&listener);
+                let mut second = Speaker::accept(&listener, Channel::Bulk);
+                assert!(second.peer.receive_to_end().is_empty());
+            });
+            let mut callers = [(); 2].map(|()| {
+                let mut caller = Speaker::dial(link.address(), Channel::Bulk);
+                caller.peer.send(&hello).expect("takes it");
+                caller
+            });
+            called.join().expect("no panic");
+            assert!(callers.iter_mut().all(|caller| caller.peer.receive_to_end().is_empty()));
+        });
+        assert_eq!(link.calls(Channel::Bulk), 2);
+    }
+
+    #[test]
+    fn a_slow_link_carries_everything_in_order() {
+        let listener = PeerListener::tcp();
+        let pace = Pace { delay: Duration::from_millis(1), bytes_per_s: 64 << 10 };
+        let link = Proxy::paced(&listener.address(), Some(pace), |_| Fate::Forward);
+        let (mut caller, mut called) = connect(&link, &listener);
+        carries(&mut caller, &mut called);
+    }
+
+    #[test]
+    fn a_blocked_link_turns_everybody_away() {
+        let listener = PeerListener::tcp();
+        let link = Proxy::plain(&listener.address());
+        let (mut caller, mut called) = connect(&link, &listener);
+        link.block();
+        assert!(caller.peer.receive_to_end().is_empty() && called.peer.receive_to_end().is_empty());
+        assert!(Peer::connect(link.address()).receive_to_end().is_empty());
+        link.unblock();
+        // The one that was turned away has called as well.
+        drop(listener.accept());
+        let (mut caller, mut called) = connect(&link, &listener);
+        carries(&mut caller, &mut called);
+    }
 }

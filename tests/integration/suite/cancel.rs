@@ -2,7 +2,7 @@
 //! it is refused.
 
 use godwit_migration::wire::Kind;
-use godwit_tests::proxy::{Proxy, Side};
+use godwit_tests::proxy::{Proxy, Side, holds_from};
 use godwit_tests::stage::{Machine, Node, SMALL, Stage, Transport};
 use godwit_tests::{Process, Stream, require_kvm, until};
 use godwit_vmm::api::types::{GuestState, MigrationState};
@@ -27,14 +27,14 @@ const PHASES: [(&[&str], Side, Kind); 9] = [
     (HYBRID, Side::Destination, Kind::Loaded),
 ];
 
-/// Begins a migration that the link keeps at this frame.
+/// Begins a migration that the link keeps at this frame, with all that follows.
 fn kept_at(
     stage: &Stage,
     source: &Node,
     destination: &Node,
     (options, from, kind): (&[&str], Side, Kind),
 ) -> (Proxy, Process) {
-    let link = Proxy::that_holds(destination.address(), kind);
+    let link = Proxy::start(destination.address(), holds_from(kind, 1));
     let migrate = stage.migrate_with(source, link.address(), options);
     until("the frame that is kept", || (link.seen(from, kind) > 0).then_some(()));
     (link, migrate)

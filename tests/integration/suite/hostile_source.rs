@@ -351,7 +351,7 @@ fn a_session_that_nobody_knows_is_not_resumed() {
         resumed.peer.send(&hello(epoch).encode()).expect("takes it");
         assert!(resumed.expect_abort().contains("no record of the guest here"));
     }
-    // Neither does one who guesses the session of a guest that is on its way.
+    // By a wrong session of a guest that is on its way it is refused for good, before its grant.
     let (mut urgent, _bulk) = rehearsal.until_loaded(receiver.address());
     let mut resumed = Speaker::dial(receiver.address(), Channel::Resume);
     resumed.peer.send(&hello(1).encode()).expect("takes it");

@@ -140,10 +140,10 @@ fn a_destination_that_is_restarted_before_it_owned_the_guest_gives_it_back() {
         (Side::Destination, Kind::Loaded),
         (Side::Source, Kind::Grant),
     ] {
-        let moving = held(&stage, source, from, at, 1);
-        let destination = moving.destination;
+        let mut moving = held(&stage, source, from, at, 1);
+        moving.destination.process.kill();
         moving.link.decide(|_| Fate::Forward);
-        let destination = stage.restart("destination", destination);
+        let destination = stage.restart("destination", moving.destination);
         fails(moving.migrate);
         runs_on(&moving.source);
         assert_eq!(destination.process.text(Stream::Stdout), "", "no guest ran there");
@@ -166,7 +166,8 @@ fn a_destination_that_is_restarted_after_it_owned_the_guest_has_lost_it() {
     ] {
         let stage = Stage::new(GODWIT);
         let source = stage.launch_filled("source", &SMALL);
-        let moving = held(&stage, source, from, at, number);
+        let mut moving = held(&stage, source, from, at, number);
+        moving.destination.process.kill();
         moving.link.decide(|_| Fate::Forward);
         let destination = stage.restart("destination", moving.destination);
         let status = moving.source.until_migration(MigrationState::Failed);
