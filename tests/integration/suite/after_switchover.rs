@@ -3,6 +3,7 @@
 
 use std::collections::HashSet;
 
+use godwit_migration::transport::Address;
 use godwit_migration::wire::Kind;
 use godwit_tests::guest::reports;
 use godwit_tests::proxy::{Fate, Proxy};
@@ -190,25 +191,49 @@ fn a_link_that_breaks_at_the_last_words_leaves_the_guest_whole() {
     }
 }
 
-/// A page that changed on its way is found by the guest: the check that all tests rest on.
+/// The polynomial of CRC-32C as it is on the wire: whatever it is added to keeps its checksum.
+const UNSEEN_BY_CHECKSUMS: [u8; 5] = [0xf1, 0x76, 0xec, 0x05, 0x01];
+
+/// A link that adds `change` to one page.
+fn link_that_changes(to: &Address, change: &'static [u8]) -> Proxy {
+    let mut changed = false;
+    Proxy::start(to, move |passing| {
+        // Past the guest's own image and bookkeeping: the first run of many pages above 32 MiB.
+        let first = passing.bytes.get(8..12).map(|b| u32::from_le_bytes([b[0], b[1], b[2], b[3]]));
+        let long = passing.bytes.len() > 32 * 4096;
+        if !changed && passing.kind == Kind::Pages && long && first >= Some(32 << 8) {
+            let bytes = passing.bytes[10_000..].iter_mut();
+            bytes.zip(change).for_each(|(byte, bits)| *byte ^= bits);
+            changed = true;
+        }
+        Fate::Forward
+    })
+}
+
 #[test]
-fn a_byte_that_changed_on_its_way_is_found_by_the_guest() {
+fn a_byte_that_changed_on_its_way_is_never_installed() {
+    require_kvm!();
+    let stage = Stage::new(GODWIT);
+    let source = stage.launch_filled("source", &SMALL);
+    let destination = stage.receive("destination", Transport::Tcp);
+    let link = link_that_changes(destination.address(), &[1]);
+    let mut migrate = stage.migrate(&source, link.address());
+    let status = destination.until_migration(MigrationState::PostcopyPaused);
+    let error = status.migration.and_then(|migration| migration.error).expect("an error");
+    assert!(error.message.contains("the checksum of pages"), "{error}");
+    is_kept(&source, &mut migrate);
+}
+
+/// A page that changed on its way, as no checksum can see, is found by the guest: the check that all
+/// tests rest on.
+#[test]
+fn a_page_that_changed_on_its_way_is_found_by_the_guest() {
     require_kvm!();
     let stage = Stage::new(GODWIT);
     let machine = Machine { cmdline: "workload=checksum", ..SMALL };
     let source = stage.launch_filled("source", &machine);
     let destination = stage.receive("destination", Transport::Tcp);
-    let mut changed = false;
-    let link = Proxy::start(destination.address(), move |passing| {
-        // Past the guest's own image and bookkeeping: the first run of many pages above 32 MiB.
-        let first = passing.bytes.get(8..12).map(|b| u32::from_le_bytes([b[0], b[1], b[2], b[3]]));
-        let long = passing.bytes.len() > 32 * 4096;
-        if !changed && passing.kind == Kind::Pages && long && first >= Some(32 << 8) {
-            passing.bytes[10_000] ^= 1;
-            changed = true;
-        }
-        Fate::Forward
-    });
+    let link = link_that_changes(destination.address(), &UNSEEN_BY_CHECKSUMS);
     stage.migrate(&source, link.address()).wait_success();
     // The pass in which it moved finds it, or the first whole one at the destination, or both.
     let verdict = destination.verdict(1);
