@@ -18,6 +18,7 @@ mod modes;
 mod moves;
 mod moving;
 mod no_device;
+mod packing;
 mod records;
 mod recovery;
 mod silence;

@@ -3,7 +3,8 @@
 use std::sync::{Arc, OnceLock};
 
 use godwit_migration::wire::{
-    Channel, Encoding, PREAMBLE_BYTES, Preamble, PushFrame, RUN_HEAD_BYTES, RunHead,
+    BULK_HELLO_BYTES, Channel, Encoding, PREAMBLE_BYTES, Preamble, PushFrame, RUN_HEAD_BYTES,
+    RunHead,
 };
 use godwit_uffd::page::{PageIndex, PageSize};
 
