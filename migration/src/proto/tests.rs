@@ -136,6 +136,9 @@ impl Pair {
                 }
             }
             SourceOutput::ConnectBulk { .. } => {
+                for _ in 0..2 {
+                    self.tell_destination(DestinationInput::BulkJoined);
+                }
                 self.tell_source(SourceInput::BulkConnected(Ok(())));
             }
             SourceOutput::StartTracking => self.tell_source(SourceInput::TrackingStarted(Ok(()))),

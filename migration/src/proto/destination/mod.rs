@@ -34,6 +34,8 @@ pub enum Input<'a> {
     Fault(PageIndex),
     /// The last page was installed.
     AllInstalled,
+    /// A bulk channel of this session and epoch has come.
+    BulkJoined,
     /// One bulk channel has read the end of the push, or of the round.
     PushEnded,
     /// A channel has come that resumes this session; it replaces the one that was.
@@ -108,6 +110,10 @@ pub struct Destination {
     /// The number of bulk channels, and of those that have read the end of the push.
     connections: u8,
     ended: u8,
+    /// Bulk channels that have come, and when all of them must have: one that is lost on its way
+    /// would be waited for while both sides say that they are alive.
+    joined: u8,
+    join_by: Option<Instant>,
     /// The round of pre-copy under way, or 0.
     round: u32,
     /// The channel was lost while the ownership was being recorded.
@@ -127,6 +133,8 @@ impl Destination {
             epoch: 0,
             connections: 0,
             ended: 0,
+            joined: 0,
+            join_by: None,
             round: 0,
             lost: None,
             refusal: String::new(),
@@ -145,9 +153,16 @@ impl Destination {
         self.connections
     }
 
-    /// What the source of a completed migration is told if it asks once more.
-    pub fn last_words(&self) -> Complete {
-        self.complete(self.claims.remaining() > 0)
+    /// What the source is told if it asks once more after this `outcome`; nothing if the records
+    /// have the answer.
+    pub fn last_words(&self, outcome: &Outcome) -> Option<Message<'static>> {
+        match outcome {
+            Outcome::Completed => {
+                Some(Message::Complete(self.complete(self.claims.remaining() > 0)))
+            }
+            Outcome::Lost { .. } => Some(Message::Gone { transfer: self.transfer }),
+            Outcome::Aborted { .. } | Outcome::Cancelled => None,
+        }
     }
 
     /// The next thing to do; `None` until the next input.
@@ -168,7 +183,9 @@ impl Destination {
 
     /// When [`Destination::handle_timeout`] wants to be called.
     pub fn poll_timeout(&self) -> Option<Instant> {
-        self.state.waits_for_source().then(|| self.patience.next())
+        let next = self.patience.next();
+        let next = self.join_by.map_or(next, |at| at.min(next));
+        self.state.waits_for_source().then_some(next)
     }
 
     /// The state in the words that users know; that of the outcome is told by the outcome.
@@ -195,6 +212,13 @@ impl Destination {
             Input::RefusedRecorded(result) => self.refused_recorded(result.is_ok()),
             Input::AllInstalled => self.complete_if_whole(now),
             Input::PushEnded => self.push_has_ended(now),
+            Input::BulkJoined => {
+                self.joined += 1;
+                if self.joined >= self.connections {
+                    self.join_by = None;
+                }
+                Ok(())
+            }
             Input::Resume { epoch } => self.resume(epoch, now),
             Input::GuestEnded => self.guest_ended(now),
             Input::Abandon(reason) => {
@@ -212,6 +236,10 @@ impl Destination {
     pub fn handle_timeout(&mut self, now: Instant) {
         if !self.state.waits_for_source() {
             return;
+        }
+        if self.join_by.is_some_and(|at| now >= at) {
+            let (joined, connections) = (self.joined, self.connections);
+            return self.fail(format!("{joined} of {connections} bulk channels have come in time"));
         }
         match self.patience.due(now) {
             Due::Nothing => {}
@@ -289,6 +317,7 @@ impl Destination {
         self.claims = claims;
         self.state = State::AwaitPackage;
         self.patience = Patience::step(now, SETUP_TIMEOUT);
+        self.join_by = Some(now + SETUP_TIMEOUT);
         self.outputs.push_back(Output::Reached(Phase::Prepared));
         self.outputs.push_back(Output::Send(Message::Accept(Accept { session })));
         Ok(())
