@@ -224,6 +224,7 @@ impl Driver<'_> {
                 self.epoch = epoch;
                 self.channel =
                     self.returning.take().map(|stream| UrgentChannel::new(Arc::new(stream)));
+                self.input(DestinationInput::Adopted);
             }
             DestinationOutput::Interrupted(reason) => self.setup.progress.interrupted(&reason),
             DestinationOutput::Abandon => {

@@ -219,6 +219,7 @@ impl Pair {
             DestinationOutput::Interrupted(_) => self.log.push("destination interrupted".into()),
             DestinationOutput::Adopt { .. } => {
                 self.connected = true;
+                self.tell_destination(DestinationInput::Adopted);
                 self.tell_source(SourceInput::Dialled(Ok(())));
             }
             DestinationOutput::Discard(run) => self.log.push(format!("empty {run}")),
@@ -390,6 +391,25 @@ fn a_peer_lost_while_pages_are_missing_is_waited_for_and_the_session_goes_on() {
     assert_eq!(pair.claims.remaining(), 0, "page 6 travels again");
     assert_eq!(pair.source_end, Some(Outcome::Completed));
     assert_eq!(pair.destination_end, Some(Outcome::Completed));
+}
+
+/// What the old channels bring while they are being closed is not asked for again.
+#[test]
+fn what_is_here_is_told_when_nothing_more_comes() {
+    let mut pair = Pair::new(Faults::default());
+    pair.run();
+    pair.tell_destination(DestinationInput::Resume { epoch: 1 });
+    assert_eq!(pair.destination.poll_output(), Some(DestinationOutput::HangUp));
+    pair.install(PageRun::one(PageIndex(4)));
+    assert_eq!(pair.destination.poll_output(), Some(DestinationOutput::Adopt { epoch: 1 }));
+    pair.tell_destination(DestinationInput::Adopted);
+    let Some(DestinationOutput::Send(Message::Received(part))) = pair.destination.poll_output()
+    else {
+        panic!("it says what is here");
+    };
+    let mut received = PageSet::empty(PAGES);
+    part.add_to(&mut received);
+    assert!(received.contains(PageIndex(4)));
 }
 
 #[test]

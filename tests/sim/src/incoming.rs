@@ -434,6 +434,7 @@ impl Incoming {
             DestinationOutput::Adopt { epoch } => {
                 self.epoch = epoch;
                 self.channel = self.returning.take();
+                self.input(env, DestinationInput::Adopted);
             }
             DestinationOutput::Interrupted(reason) => {
                 env.mark("destination is interrupted");
