@@ -224,6 +224,7 @@ impl Driver<'_> {
                 self.epoch = epoch;
                 self.channel =
                     self.returning.take().map(|stream| UrgentChannel::new(Arc::new(stream)));
+                self.input(DestinationInput::Adopted);
             }
             DestinationOutput::Interrupted(reason) => self.setup.progress.interrupted(&reason),
             DestinationOutput::Abandon => {
@@ -448,7 +449,10 @@ impl Driver<'_> {
             }
         };
         match std::thread::Builder::new().name("godwit-bulk".into()).spawn(take) {
-            Ok(thread) => self.bulk.push((stream, thread)),
+            Ok(thread) => {
+                self.bulk.push((stream, thread));
+                self.input(DestinationInput::BulkJoined);
+            }
             Err(error) => {
                 let error = PeerError::Lost(format!("no thread for the bulk channel: {error}"));
                 self.input(DestinationInput::PeerFailed(error));
@@ -471,8 +475,7 @@ impl Driver<'_> {
 
     /// Everything that the migration needed is given back, in the reverse order.
     fn end(mut self, outcome: &Outcome) {
-        let completed = *outcome == Outcome::Completed;
-        self.receiver.expect_no_more(completed.then(|| self.machine.last_words()));
+        self.receiver.expect_no_more(self.machine.last_words(outcome));
         self.hang_up();
         if let Some(loading) = self.loading.take() {
             loading.join().expect("loading does not panic");

@@ -14,7 +14,7 @@ use crate::limits::PREAMBLE_TIMEOUT;
 use crate::proto::Answer;
 use crate::transport::{Address, Listener, Stream, TlsAcceptor, WhenIdle, is_tls};
 use crate::wire::{
-    Abort, BULK_HELLO_BYTES, BulkHello, Channel, Complete, Message, PREAMBLE_BYTES, Preamble,
+    Abort, BULK_HELLO_BYTES, BulkHello, Channel, Message, PREAMBLE_BYTES, Preamble,
     RESUME_HELLO_BYTES, ResumeHello, encode,
 };
 
@@ -61,8 +61,8 @@ struct Door {
     /// Why no source may come in now.
     busy: Option<String>,
     session: Option<([u8; 16], Sink)>,
-    /// The last session that completed, and what its source is told if it has not heard it.
-    completed: Option<([u8; 16], Complete)>,
+    /// The last session that is over, and what its source is told if it has not heard it.
+    over: Option<([u8; 16], Message<'static>)>,
 }
 
 /// Listens for sources; one at a time comes in.
@@ -104,7 +104,7 @@ impl Receiver {
             Trust::ThisHost => (None, true),
         };
         let shared = Arc::new(Shared {
-            door: Mutex::new(Door { busy: None, session: None, completed: None }),
+            door: Mutex::new(Door { busy: None, session: None, over: None }),
             records,
             arrivals: Notifier::new()?,
             stop: Notifier::new()?,
@@ -167,15 +167,15 @@ impl Receiver {
     pub(super) fn expect(&self, session: [u8; 16], sink: Sink) {
         let mut door = self.shared.door();
         door.session = Some((session, sink));
-        door.completed = None;
+        door.over = None;
     }
 
     /// Turns channels of sessions away again. A source of the session that asks once more is told
     /// `last_words`.
-    pub(super) fn expect_no_more(&self, last_words: Option<Complete>) {
+    pub(super) fn expect_no_more(&self, last_words: Option<Message<'static>>) {
         let mut door = self.shared.door();
         if let Some((session, _)) = door.session.take() {
-            door.completed = last_words.map(|complete| (session, complete));
+            door.over = last_words.map(|words| (session, words));
         }
     }
 }
@@ -315,10 +315,10 @@ fn resume(stream: Stream, hello: ResumeHello, shared: &Shared) -> io::Result<()>
             sink(Joining::Resume { stream, epoch });
             return Ok(());
         }
-        door.completed.filter(|(completed, _)| *completed == session)
+        door.over.clone().filter(|(over, _)| *over == session)
     };
     let message = match last_words {
-        Some((_, complete)) => Message::Complete(complete),
+        Some((_, words)) => words,
         None => from_records(&hello, stream.peer(), shared),
     };
     tracing::info!(peer = stream.peer(), answer = ?message.kind(), "a source asks what became");

@@ -136,6 +136,9 @@ impl Pair {
                 }
             }
             SourceOutput::ConnectBulk { .. } => {
+                for _ in 0..2 {
+                    self.tell_destination(DestinationInput::BulkJoined);
+                }
                 self.tell_source(SourceInput::BulkConnected(Ok(())));
             }
             SourceOutput::StartTracking => self.tell_source(SourceInput::TrackingStarted(Ok(()))),
@@ -217,6 +220,7 @@ impl Pair {
             DestinationOutput::Adopt { .. } => {
                 self.connected = true;
                 self.tell_source(SourceInput::Dialled(Ok(())));
+                self.tell_destination(DestinationInput::Adopted);
             }
             DestinationOutput::Discard(run) => self.log.push(format!("empty {run}")),
             DestinationOutput::Prepare(_) => {

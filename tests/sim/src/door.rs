@@ -5,7 +5,7 @@ use std::time::Duration;
 use godwit_migration::limits::PREAMBLE_TIMEOUT;
 use godwit_migration::proto::{Answer, Ownership};
 use godwit_migration::wire::{
-    Abort, BULK_HELLO_BYTES, BulkHello, Channel, Complete, Message, PREAMBLE_BYTES, Preamble,
+    Abort, BULK_HELLO_BYTES, BulkHello, Channel, Message, PREAMBLE_BYTES, Preamble,
     RESUME_HELLO_BYTES, ResumeHello, encode,
 };
 
@@ -20,8 +20,8 @@ pub struct Door {
     pub busy: Option<String>,
     /// The session under way.
     pub session: Option<[u8; 16]>,
-    /// The last session that completed, and what its source is told if it has not heard it.
-    pub completed: Option<([u8; 16], Complete)>,
+    /// The last session that is over, and what its source is told if it has not heard it.
+    pub over: Option<([u8; 16], Message<'static>)>,
 }
 
 /// A connection that says what it is.
@@ -157,9 +157,9 @@ impl Greeting {
             let rest = self.received.split_off(RESUME_HELLO_BYTES);
             return Some(Greeted::Resume(self.end, hello.epoch, rest));
         }
-        match door.completed.filter(|(session, _)| *session == hello.session) {
-            Some((_, complete)) => self.answer(env, &Message::Complete(complete)),
-            None => self.from_records(env, me, hello.transfer),
+        match door.over.clone().filter(|(session, _)| *session == hello.session) {
+            Some((_, words)) => self.answer(env, &words),
+            None => self.answer_from_records(env, me, hello.transfer),
         }
     }
 
@@ -174,7 +174,7 @@ impl Greeting {
         None
     }
 
-    fn from_records(&mut self, env: &mut Env, me: Me, transfer: u64) -> Option<Greeted> {
+    fn answer_from_records(&mut self, env: &mut Env, me: Me, transfer: u64) -> Option<Greeted> {
         match env.disk(me).answer(transfer) {
             Answer::Refuse => {
                 match env.begin_write(me, transfer, Ownership::Refused) {

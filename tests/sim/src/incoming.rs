@@ -284,6 +284,7 @@ impl Incoming {
                 let all = usize::from(self.machine.connections());
                 if epoch == self.epoch && self.takers.len() < all {
                     self.takers.push(Taker::new(end, epoch, rest));
+                    self.input(env, DestinationInput::BulkJoined);
                 } else {
                     env.net.close(end, env.now);
                 }
@@ -342,7 +343,7 @@ impl Incoming {
                 let prepared = env.finish_write(me, write).map(|()| {
                     let session = std::array::from_fn(|_| env.rng.byte());
                     door.session = Some(session);
-                    door.completed = None;
+                    door.over = None;
                     Prepared { claims: Arc::clone(&self.room().claims), session }
                 });
                 if prepared.is_err() {
@@ -433,6 +434,7 @@ impl Incoming {
             DestinationOutput::Adopt { epoch } => {
                 self.epoch = epoch;
                 self.channel = self.returning.take();
+                self.input(env, DestinationInput::Adopted);
             }
             DestinationOutput::Interrupted(reason) => {
                 env.mark("destination is interrupted");
@@ -589,8 +591,8 @@ impl Incoming {
     }
 
     /// What the source is told if it asks once more.
-    pub fn last_words(&self) -> godwit_migration::wire::Complete {
-        self.machine.last_words()
+    pub fn last_words(&self, outcome: &Outcome) -> Option<Message<'static>> {
+        self.machine.last_words(outcome)
     }
 }
 

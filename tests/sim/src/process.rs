@@ -161,10 +161,8 @@ impl Process {
         };
         let mut incoming = self.incoming.take().expect("it has ended");
         env.log(|| format!("host {} incoming ends: {outcome:?}", self.me.host));
-        let completed = outcome == Outcome::Completed;
-        let session = self.door.session.take();
-        self.door.completed =
-            session.filter(|_| completed).map(|session| (session, incoming.last_words()));
+        let (session, words) = (self.door.session.take(), incoming.last_words(&outcome));
+        self.door.over = session.zip(words);
         incoming.hang_up(env);
         for end in incoming.ends() {
             env.net.close(end, env.now);

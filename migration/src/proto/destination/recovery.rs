@@ -6,6 +6,7 @@ use std::time::Instant;
 use godwit_uffd::page::PageRun;
 
 use super::{Destination, Output, State};
+use crate::limits::RESUME_TIMEOUT;
 use crate::proto::patience::Patience;
 use crate::proto::{Outcome, Phase};
 use crate::wire::{BitmapPart, Message};
@@ -30,7 +31,6 @@ impl Destination {
             State::Running | State::Interrupted => {
                 self.take_over(epoch);
                 self.state = State::Running;
-                self.say_what_is_here(now);
             }
             State::Completing => {
                 self.take_over(epoch);
@@ -45,13 +45,21 @@ impl Destination {
     /// The channels that were are no more, whether they know it or not.
     pub(super) fn take_over(&mut self, epoch: u32) {
         self.epoch = epoch;
-        self.ended = 0;
+        (self.ended, self.joined) = (0, 0);
         self.outputs.push_back(Output::HangUp);
         self.outputs.push_back(Output::Adopt { epoch });
     }
 
+    /// Only now does nobody install pages of the channels that were: what is here is what is said.
+    pub(super) fn adopted(&mut self, now: Instant) {
+        if self.state == State::Running {
+            self.say_what_is_here(now);
+        }
+    }
+
     pub(super) fn say_what_is_here(&mut self, now: Instant) {
         self.patience = Patience::serving(now);
+        self.join_by = Some(now + RESUME_TIMEOUT);
         let received = self.claims.received();
         let parts = BitmapPart::of(&received).map(Message::Received);
         self.outputs.extend(parts.map(Output::Send));
@@ -66,7 +74,7 @@ impl Destination {
 
     pub(super) fn interrupt(&mut self, reason: String) {
         self.state = State::Interrupted;
-        self.ended = 0;
+        (self.ended, self.join_by) = (0, None);
         self.outputs.push_back(Output::HangUp);
         self.outputs.push_back(Output::Interrupted(reason));
     }
@@ -77,6 +85,8 @@ impl Destination {
                 self.outputs.push_back(Output::HangUp);
                 self.finish(Outcome::Lost { reason });
             }
+            // The operator knows that the source will not hear of it.
+            State::Refusing => self.throw_away(reason),
             // Nobody needs the source any more.
             State::Interrupted => self.finish(Outcome::Completed),
             _ => self.fail(reason),
