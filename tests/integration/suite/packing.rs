@@ -6,8 +6,8 @@ use godwit_vmm::api::types::{Classes, Direction, MigrationState, MigrationStatus
 
 use crate::GODWIT;
 
-/// Moves a guest with these options of `godwit migrate` and lets it verify its memory, unless it has
-/// halted. The migration as the source and as the destination tell it.
+/// Moves a guest with these options of `godwit migrate` and lets it verify its memory, unless it
+/// has halted. The migration as the source and as the destination tell it.
 fn moves(machine: &Machine<'_>, options: &[&str]) -> [MigrationStatus; 2] {
     let stage = Stage::new(GODWIT);
     let mut source = stage.launch_filled("source", machine);

@@ -88,11 +88,11 @@ fn text_of(panic: &(dyn Any + Send)) -> &str {
 
 /// Runs seeds from `first` on, on all processors. The violations, in the order of their seeds.
 pub fn run_all(first: u64, seeds: u64, mutation: Option<Mutation>) -> Vec<Violation> {
-    let threads = std::thread::available_parallelism().map_or(1, |n| n.get() as u64);
+    let threads = std::thread::available_parallelism().map_or(1, usize::from);
     let mut violations: Vec<Violation> = std::thread::scope(|scope| {
-        let part = |thread: u64| {
+        let part = |thread: usize| {
             scope.spawn(move || {
-                let seeds = (first + thread..first + seeds).step_by(threads as usize);
+                let seeds = (first + thread as u64..first + seeds).step_by(threads);
                 seeds.filter_map(|seed| run(seed, mutation, None).err()).collect::<Vec<_>>()
             })
         };

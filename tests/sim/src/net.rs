@@ -1,8 +1,8 @@
 //! A virtual network: streams of bytes that come late, stop, break or fall silent.
 //!
 //! A stream keeps the order of its bytes and loses none unless it breaks, as TCP does. What TCP
-//! tells of a dead peer is told here after the same time: a sender that cannot send, and a keepalive
-//! without an answer, after [`PEER_TIMEOUT`].
+//! tells of a dead peer is told here after the same time: a sender that cannot send, and a
+//! keepalive without an answer, after [`PEER_TIMEOUT`].
 
 use std::collections::VecDeque;
 use std::time::Duration;

@@ -1,4 +1,4 @@
-//! One process of one host: a guest that runs or arrives, a migration in each direction, and a door.
+//! One process of one host: a guest that runs or arrives, a migration each way, and a door.
 
 use std::time::Duration;
 

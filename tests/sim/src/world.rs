@@ -390,7 +390,7 @@ impl World {
     pub fn command(&mut self, command: Command) {
         let processes = self.hosts.iter_mut().filter_map(|host| host.process.as_mut());
         for outgoing in processes.filter_map(|process| process.outgoing.as_mut()) {
-            outgoing.events.push_back(Event::Command(command.clone()));
+            outgoing.events.push_back(Event::Command(command));
         }
     }
 

@@ -138,8 +138,8 @@ pub struct Receive {
     /// server-cert.pem and server-key.pem
     #[arg(long, value_name = "DIR")]
     pub tls_dir: Option<PathBuf>,
-    /// Let in everybody, also from other hosts, without TLS. Without this and without --tls-dir only
-    /// the loopback and Unix sockets can be listened on
+    /// Let in everybody, also from other hosts, without TLS. Without this and without --tls-dir
+    /// only the loopback and Unix sockets can be listened on
     #[arg(long, conflicts_with = "tls_dir")]
     pub insecure: bool,
     /// Control socket to make

@@ -32,7 +32,8 @@ pub enum Input<'a> {
     RefusedRecorded(Result<(), String>),
     /// A vCPU or a device touched a page that is not there.
     Fault(PageIndex),
-    /// The channel that resumes the session is in use, and nothing is installed from those that were.
+    /// The channel that resumes the session is in use, and nothing is installed any more from those
+    /// that were.
     Adopted,
     /// The last page was installed.
     AllInstalled,
