@@ -14,7 +14,7 @@ use crate::limits::PREAMBLE_TIMEOUT;
 use crate::proto::Answer;
 use crate::transport::{Address, Listener, Stream, TlsAcceptor, WhenIdle, is_tls};
 use crate::wire::{
-    Abort, BULK_HELLO_BYTES, BulkHello, Channel, Message, PREAMBLE_BYTES, Preamble,
+    Abort, BULK_HELLO_BYTES, BulkHello, Channel, Complete, Message, PREAMBLE_BYTES, Preamble,
     RESUME_HELLO_BYTES, ResumeHello, encode,
 };
 
@@ -339,6 +339,7 @@ fn from_records(hello: &ResumeHello, peer: &str, shared: &Shared) -> Message<'st
             Message::Refused { transfer, reason }
         }
         Ok(Answer::Gone) => Message::Gone { transfer },
+        Ok(Answer::MovedOn) => Message::Complete(Complete::moved_on()),
         Ok(Answer::Unknown(reason)) => Message::Abort(Abort { reason }),
         Err(error) => Message::Abort(Abort { reason: in_full(&error) }),
     }

@@ -270,12 +270,11 @@ impl Records {
         if matches!(ownership, Ownership::Owned | Ownership::Reclaimed) {
             self.hold(guest)?;
         }
-        // Another process of this host may have refused it while this one waited for the grant.
-        if ownership == Ownership::Owned && !proto::may_own(self.read(guest)?.as_ref(), transfer) {
-            self.let_go(guest);
-            return Err(RecordError::Refused { guest, transfer });
-        }
-        let stored = self.store(guest, transfer, ownership, peer);
+        let stored = match ownership {
+            Ownership::Owned => self.store_owned(guest, transfer, peer),
+            _ => self.store(guest, transfer, ownership, peer),
+        };
+        // A guest that is not owned after all does not run here.
         let gone = match stored {
             Ok(()) => proto::lets_go(ownership),
             Err(_) => ownership == Ownership::Owned,
@@ -284,6 +283,14 @@ impl Records {
             self.let_go(guest);
         }
         stored
+    }
+
+    /// Another process of this host may have refused it while this one waited for the grant.
+    fn store_owned(&self, guest: Uuid, transfer: u64, peer: &str) -> Result<(), RecordError> {
+        if !proto::may_own(self.read(guest)?.as_ref(), transfer) {
+            return Err(RecordError::Refused { guest, transfer });
+        }
+        self.store(guest, transfer, Ownership::Owned, peer)
     }
 
     fn store(
@@ -520,6 +527,16 @@ mod tests {
         assert_eq!(a.may_run(guest).unwrap(), 0);
         a.forget(guest).unwrap();
         assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 0);
+    }
+
+    #[test]
+    fn a_guest_whose_ownership_cannot_be_recorded_is_not_held() {
+        let dir = tempfile::tempdir().unwrap();
+        let [a, b] = [(); 2].map(|()| Records::open(dir.path()).unwrap());
+        let guest = Uuid::from_u128(6);
+        fs::create_dir(a.path(guest)).unwrap();
+        assert!(a.write(guest, 1, Ownership::Owned, "peer").is_err());
+        b.hold(guest).unwrap();
     }
 
     #[test]

@@ -114,6 +114,8 @@ pub enum Answer {
     Refuse,
     /// It ran here, and its process is gone.
     Gone,
+    /// It was here with all of its pages, and has been granted on since.
+    MovedOn,
     /// The records do not tell. The source keeps everything and asks again.
     Unknown(String),
 }
@@ -125,6 +127,12 @@ pub fn answer(record: Option<&Record>, transfer: u64, held: bool) -> Answer {
         let hint = "is it the right host, and the right --state-dir?";
         return Answer::Unknown(format!("there is no record of the guest here; {hint}"));
     };
+    // Only a guest that has all of its pages is granted on, by a number that is higher.
+    let from_here =
+        matches!(record.ownership, Ownership::Granted | Ownership::Reclaimed | Ownership::Released);
+    if record.transfer > transfer && from_here {
+        return Answer::MovedOn;
+    }
     if record.transfer != transfer {
         let seen = record.transfer;
         return Answer::Unknown(format!("the record here is of transfer {seen}, not {transfer}"));
@@ -197,6 +205,20 @@ mod tests {
         assert!(comes_here(Some(&expected), 4, Ownership::Granted));
         assert!(!comes_here(Some(&expected), 5, Ownership::Granted));
         assert!(!comes_here(None, 4, Ownership::Granted));
+    }
+
+    #[test]
+    fn a_guest_that_was_granted_on_had_all_of_its_pages() {
+        use Ownership::{Expected, Granted, Owned, Reclaimed, Refused, Released};
+        for ownership in [Granted, Reclaimed, Released] {
+            let record = record(5, ownership, false);
+            assert_eq!(answer(Some(&record), 4, true), Answer::MovedOn);
+            assert_ne!(answer(Some(&record), 6, false), Answer::MovedOn);
+        }
+        for ownership in [Expected, Owned, Refused] {
+            let record = record(5, ownership, false);
+            assert!(matches!(answer(Some(&record), 4, false), Answer::Unknown(_)));
+        }
     }
 
     #[test]

@@ -14,16 +14,18 @@ pub struct Urgent {
     pub end: End,
     received: Vec<u8>,
     outgoing: Vec<Vec<u8>>,
+    /// It has ended or broken, and says nothing more.
+    failed: bool,
 }
 
 impl Urgent {
     pub fn new(end: End) -> Urgent {
-        Urgent { end, received: Vec::new(), outgoing: Vec::new() }
+        Urgent::behind(end, Vec::new())
     }
 
     /// A channel that has brought bytes already.
     pub fn behind(end: End, received: Vec<u8>) -> Urgent {
-        Urgent { end, received, outgoing: Vec::new() }
+        Urgent { end, received, outgoing: Vec::new(), failed: false }
     }
 
     /// Puts a message behind what waits to be sent.
@@ -44,21 +46,25 @@ impl Urgent {
     }
 
     pub fn has_outgoing(&self) -> bool {
-        !self.outgoing.is_empty()
+        !self.failed && !self.outgoing.is_empty()
     }
 
     /// Sends what waits.
     pub fn flush(&mut self, env: &mut Env) -> Result<(), PeerError> {
         for frame in std::mem::take(&mut self.outgoing) {
-            env.net
-                .send(self.end, env.now, &frame, true)
-                .map_err(|_| PeerError::Lost("the stream is broken".into()))?;
+            if env.net.send(self.end, env.now, &frame, true).is_err() {
+                self.failed = true;
+                return Err(PeerError::Lost("the stream is broken".into()));
+            }
         }
         Ok(())
     }
 
     /// A frame waits, or the stream has something: when.
     pub fn readable_at(&self, env: &Env) -> Option<Duration> {
+        if self.failed {
+            return None;
+        }
         if matches!(decode(&self.received), Ok(None)) {
             return env.net.readable_at(self.end);
         }
@@ -70,6 +76,12 @@ impl Urgent {
     /// # Errors
     /// The stream is at its end, is broken, or brings what is no frame.
     pub fn next_frame(&mut self, env: &mut Env) -> Result<Option<Vec<u8>>, PeerError> {
+        let frame = self.take_frame(env);
+        self.failed = frame.is_err();
+        frame
+    }
+
+    fn take_frame(&mut self, env: &mut Env) -> Result<Option<Vec<u8>>, PeerError> {
         if let Some(frame) = self.buffered()? {
             return Ok(Some(frame));
         }

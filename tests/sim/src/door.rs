@@ -5,7 +5,7 @@ use std::time::Duration;
 use godwit_migration::limits::PREAMBLE_TIMEOUT;
 use godwit_migration::proto::{Answer, Ownership};
 use godwit_migration::wire::{
-    Abort, BULK_HELLO_BYTES, BulkHello, Channel, Message, PREAMBLE_BYTES, Preamble,
+    Abort, BULK_HELLO_BYTES, BulkHello, Channel, Complete, Message, PREAMBLE_BYTES, Preamble,
     RESUME_HELLO_BYTES, ResumeHello, encode,
 };
 
@@ -184,6 +184,7 @@ impl Greeting {
                 None
             }
             Answer::Refused => self.refuse(env, transfer),
+            Answer::MovedOn => self.answer(env, &Message::Complete(Complete::moved_on())),
             Answer::Gone => self.answer(env, &Message::Gone { transfer }),
             Answer::Unknown(reason) => self.answer(env, &Message::Abort(Abort { reason })),
         }

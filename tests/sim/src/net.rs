@@ -121,6 +121,12 @@ impl Net {
         if connection.closed[end.side] || broken {
             return Err(Lost);
         }
+        // Whoever has closed it says so to the first bytes, and the next find it broken.
+        if connection.closed[end.peer()] && !connection.ways[end.peer()].silent {
+            let back = &mut connection.ways[end.peer()];
+            back.newest = back.newest.max(now + 2 * self.latency);
+            back.last = Some((back.newest, Last::Broken));
+        }
         let way = &mut connection.ways[end.side];
         if way.silent || way.last.is_some() || connection.closed[end.peer()] {
             way.sunk += bytes.len();

@@ -69,6 +69,8 @@ pub struct Outgoing {
     machine: Option<Source>,
     sent: Arc<Sent>,
     pub target: usize,
+    /// Where the guest was sent at first.
+    pub first_target: usize,
     channel: Option<Urgent>,
     bulk: Vec<End>,
     pub pushers: Vec<Pusher>,
@@ -113,6 +115,7 @@ impl Outgoing {
             shared: Shared::new(&sent),
             sent,
             target,
+            first_target: target,
             channel: None,
             bulk: Vec::new(),
             pushers: Vec::new(),

@@ -363,11 +363,10 @@ impl World {
                 continue;
             }
             let (transfer, target) = (outgoing.transfer(), outgoing.target);
-            match self.arriving_at(transfer) {
-                Some(at) if at != target => {
-                    self.command(Command::Recover(Some(at)));
-                }
-                _ => {}
+            let first = outgoing.first_target;
+            let at = self.arriving_at(transfer).unwrap_or(first);
+            if at != target {
+                self.command(Command::Recover(Some(at)));
             }
         }
     }

@@ -13,7 +13,7 @@ use godwit_uffd::page::{PageIndex, PageRun};
 use self::state::State;
 use super::patience::{Due, Patience};
 use super::{MigrationState, Outcome, PeerError, Phase};
-use crate::limits::{PEER_TIMEOUT, SETUP_TIMEOUT, SWITCHOVER_TIMEOUT};
+use crate::limits::{PEER_TIMEOUT, RECORD_RETRY, SETUP_TIMEOUT, SWITCHOVER_TIMEOUT};
 use crate::page::{Claims, Class, Requested};
 use crate::wire::{Abort, Accept, Complete, Kind, Message, Offer, RunHead, Section};
 
@@ -32,6 +32,9 @@ pub enum Input<'a> {
     RefusedRecorded(Result<(), String>),
     /// A vCPU or a device touched a page that is not there.
     Fault(PageIndex),
+    /// The channel that resumes the session is in use, and nothing is installed any more from those
+    /// that were.
+    Adopted,
     /// The last page was installed.
     AllInstalled,
     /// A bulk channel of this session and epoch has come.
@@ -43,9 +46,6 @@ pub enum Input<'a> {
         /// What it said: larger than that of any channel before, or it comes too late.
         epoch: u32,
     },
-    /// The channels that were are closed, nothing is installed from them any more, and the one
-    /// that resumes the session is in use.
-    Adopted,
     /// The guest powered off, or the operator ended it.
     GuestEnded,
     /// The operator gives up the guest, whose missing pages do not come.
@@ -88,7 +88,7 @@ pub enum Output {
     HangUp,
     /// The source is lost for now, and why; faults stay parked, what is installed stays.
     Interrupted(String),
-    /// Use the channel that resumes this session from now on.
+    /// Use the channel that resumes this session from now on; [`Input::Adopted`] says that it is.
     Adopt {
         /// As it was given.
         epoch: u32,
@@ -122,6 +122,8 @@ pub struct Destination {
     /// The channel was lost while the ownership was being recorded.
     lost: Option<String>,
     refusal: String,
+    /// When the refusal that could not be recorded is recorded again.
+    refuse_at: Option<Instant>,
     patience: Patience,
     outputs: VecDeque<Output>,
 }
@@ -141,6 +143,7 @@ impl Destination {
             round: 0,
             lost: None,
             refusal: String::new(),
+            refuse_at: None,
             patience: Patience::step(now, SETUP_TIMEOUT),
             outputs: VecDeque::new(),
         }
@@ -186,6 +189,9 @@ impl Destination {
 
     /// When [`Destination::handle_timeout`] wants to be called.
     pub fn poll_timeout(&self) -> Option<Instant> {
+        if self.state == State::Refusing {
+            return self.refuse_at;
+        }
         let next = self.patience.next();
         let next = self.join_by.map_or(next, |at| at.min(next));
         self.state.waits_for_source().then_some(next)
@@ -212,9 +218,16 @@ impl Destination {
             Input::Prepared(result) => self.prepared(result, now),
             Input::Loaded(result) => self.loaded(result, now),
             Input::OwnedRecorded(result) => self.owned_recorded(result, now),
-            Input::RefusedRecorded(result) => self.refused_recorded(result.is_ok()),
+            Input::RefusedRecorded(result) => {
+                self.refused_recorded(result.is_ok(), now);
+                Ok(())
+            }
             Input::AllInstalled => self.complete_if_whole(now),
             Input::PushEnded => self.push_has_ended(now),
+            Input::Adopted => {
+                self.adopted(now);
+                Ok(())
+            }
             Input::BulkJoined => {
                 self.joined += 1;
                 if self.joined >= self.connections {
@@ -224,10 +237,6 @@ impl Destination {
             }
             Input::Resume { epoch } => {
                 self.resume(epoch);
-                Ok(())
-            }
-            Input::Adopted => {
-                self.adopted(now);
                 Ok(())
             }
             Input::GuestEnded => self.guest_ended(now),
@@ -244,6 +253,9 @@ impl Destination {
 
     /// Takes in that time has passed.
     pub fn handle_timeout(&mut self, now: Instant) {
+        if self.state == State::Refusing {
+            self.refuse_again_if_due(now);
+        }
         if !self.state.waits_for_source() {
             return;
         }
@@ -374,18 +386,27 @@ impl Destination {
         self.outputs.push_back(Output::RecordRefused(self.transfer));
     }
 
-    fn refused_recorded(&mut self, recorded: bool) -> Result<(), String> {
+    fn refused_recorded(&mut self, recorded: bool, now: Instant) {
         if self.state != State::Refusing {
-            return Ok(());
+            return;
+        }
+        if !recorded {
+            // The record may even say that the guest is ours, and only this process knows better:
+            // the source hears nothing and stays paused until the refusal is durable.
+            self.outputs.push_back(Output::HangUp);
+            self.refuse_at = Some(now + RECORD_RETRY);
+            return;
         }
         let reason = std::mem::take(&mut self.refusal);
-        if recorded {
-            let (transfer, reason) = (self.transfer, reason.clone());
-            self.outputs.push_back(Output::Send(Message::Refused { transfer, reason }));
-        }
-        // Without a durable refusal the source hears nothing and stays paused, as it must.
+        let refused = Message::Refused { transfer: self.transfer, reason: reason.clone() };
+        self.outputs.push_back(Output::Send(refused));
         self.throw_away(reason);
-        Ok(())
+    }
+
+    fn refuse_again_if_due(&mut self, now: Instant) {
+        if self.refuse_at.take_if(|at| now >= *at).is_some() {
+            self.outputs.push_back(Output::RecordRefused(self.transfer));
+        }
     }
 
     fn complete_if_whole(&mut self, now: Instant) -> Result<(), String> {

@@ -85,6 +85,8 @@ impl Destination {
                 self.outputs.push_back(Output::HangUp);
                 self.finish(Outcome::Lost { reason });
             }
+            // The operator knows that the source will not hear of it.
+            State::Refusing => self.throw_away(reason),
             // Nobody needs the source any more.
             State::Interrupted => self.finish(Outcome::Completed),
             _ => self.fail(reason),
