@@ -274,10 +274,11 @@ impl Records {
             Ownership::Owned => self.store_owned(guest, transfer, peer),
             _ => self.store(guest, transfer, ownership, peer),
         };
-        // A guest that is not owned after all does not run here.
+        // A write of OWNED that failed may be on the disk: until it is refused, only this process
+        // knows that the guest does not run.
         let gone = match stored {
             Ok(()) => proto::lets_go(ownership),
-            Err(_) => ownership == Ownership::Owned,
+            Err(ref error) => matches!(error, RecordError::Refused { .. }),
         };
         if gone {
             self.let_go(guest);
@@ -530,12 +531,15 @@ mod tests {
     }
 
     #[test]
-    fn a_guest_whose_ownership_cannot_be_recorded_is_not_held() {
+    fn a_guest_whose_ownership_cannot_be_recorded_is_held_until_it_is_refused() {
         let dir = tempfile::tempdir().unwrap();
         let [a, b] = [(); 2].map(|()| Records::open(dir.path()).unwrap());
         let guest = Uuid::from_u128(6);
         fs::create_dir(a.path(guest)).unwrap();
         assert!(a.write(guest, 1, Ownership::Owned, "peer").is_err());
+        assert!(matches!(b.hold(guest), Err(RecordError::RunsHere { .. })));
+        fs::remove_dir(a.path(guest)).unwrap();
+        a.write(guest, 1, Ownership::Refused, "peer").unwrap();
         b.hold(guest).unwrap();
     }
 

@@ -56,6 +56,12 @@ impl Record {
             Ownership::Owned | Ownership::Reclaimed => false,
         }
     }
+
+    /// Whether its transfer was granted, by this host or to it.
+    fn follows_a_grant(&self) -> bool {
+        use Ownership::{Granted, Owned, Reclaimed, Released};
+        matches!(self.ownership, Granted | Owned | Reclaimed | Released)
+    }
 }
 
 /// The number of the last transfer, if this host may launch the guest.
@@ -114,7 +120,7 @@ pub enum Answer {
     Refuse,
     /// It ran here, and its process is gone.
     Gone,
-    /// It was here with all of its pages, and has been granted on since.
+    /// It had all of its pages after that transfer, and has been granted on since.
     MovedOn,
     /// The records do not tell. The source keeps everything and asks again.
     Unknown(String),
@@ -128,9 +134,7 @@ pub fn answer(record: Option<&Record>, transfer: u64, held: bool) -> Answer {
         return Answer::Unknown(format!("there is no record of the guest here; {hint}"));
     };
     // Only a guest that has all of its pages is granted on, by a number that is higher.
-    let from_here =
-        matches!(record.ownership, Ownership::Granted | Ownership::Reclaimed | Ownership::Released);
-    if record.transfer > transfer && from_here {
+    if record.transfer > transfer && record.follows_a_grant() {
         return Answer::MovedOn;
     }
     if record.transfer != transfer {
@@ -210,12 +214,12 @@ mod tests {
     #[test]
     fn a_guest_that_was_granted_on_had_all_of_its_pages() {
         use Ownership::{Expected, Granted, Owned, Reclaimed, Refused, Released};
-        for ownership in [Granted, Reclaimed, Released] {
+        for ownership in [Granted, Owned, Reclaimed, Released] {
             let record = record(5, ownership, false);
             assert_eq!(answer(Some(&record), 4, true), Answer::MovedOn);
             assert_ne!(answer(Some(&record), 6, false), Answer::MovedOn);
         }
-        for ownership in [Expected, Owned, Refused] {
+        for ownership in [Expected, Refused] {
             let record = record(5, ownership, false);
             assert!(matches!(answer(Some(&record), 4, false), Answer::Unknown(_)));
         }

@@ -78,12 +78,11 @@ impl Disk {
         if !fails || rng.chance(30) {
             self.record = Some(record);
         }
-        let gone = if fails { ownership == Ownership::Owned } else { lets_go(ownership) };
-        if gone {
-            self.held = None;
-        }
         if fails {
             return Err("the disk says no".into());
+        }
+        if lets_go(ownership) {
+            self.held = None;
         }
         Ok(())
     }
