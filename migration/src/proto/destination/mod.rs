@@ -235,7 +235,10 @@ impl Destination {
                 }
                 Ok(())
             }
-            Input::Resume { epoch } => self.resume(epoch, now),
+            Input::Resume { epoch } => {
+                self.resume(epoch);
+                Ok(())
+            }
             Input::GuestEnded => self.guest_ended(now),
             Input::Abandon(reason) => {
                 self.abandon(reason);
@@ -366,10 +369,11 @@ impl Destination {
         self.patience = Patience::serving(now);
         self.outputs.push_back(Output::StartGuest);
         self.outputs.push_back(Output::Reached(Phase::Running));
+        if let Some(reason) = self.lost.take() {
+            return Err(reason);
+        }
         if self.epoch > 0 {
             self.say_what_is_here(now);
-        } else if let Some(reason) = self.lost.take() {
-            return Err(reason);
         } else {
             self.outputs.push_back(Output::Send(Message::Owned { transfer: self.transfer }));
         }
@@ -457,11 +461,14 @@ impl Destination {
             }
             State::Running => self.interrupt(reason),
             // The grant came. Whether the guest is ours is being written.
-            State::Recording => self.lost = Some(reason),
+            State::Recording => {
+                self.lost = Some(reason);
+                self.outputs.push_back(Output::HangUp);
+            }
             // A grant may have been given: only a durable refusal lets the source run on.
             State::AwaitGrant => self.refuse(reason),
             // It is being written. The source learns it, if not by this channel.
-            State::Refusing => {}
+            State::Refusing => self.outputs.push_back(Output::HangUp),
             State::AwaitOffer | State::Preparing | State::AwaitPackage | State::Loading => {
                 let abort = Abort { reason: reason.clone() };
                 self.outputs.push_back(Output::Send(Message::Abort(abort)));

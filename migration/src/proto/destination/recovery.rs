@@ -14,47 +14,47 @@ use crate::wire::{BitmapPart, Message};
 impl Destination {
     /// The source is back on a channel of its own making. It dials only after its grant is
     /// recorded, so this is a grant as well.
-    pub(super) fn resume(&mut self, epoch: u32, now: Instant) -> Result<(), String> {
+    pub(super) fn resume(&mut self, epoch: u32) {
         if epoch <= self.epoch {
-            return Ok(());
+            return;
         }
         match self.state {
-            State::AwaitGrant | State::Recording => {
+            State::AwaitGrant => {
                 self.take_over(epoch);
-                self.lost = None;
-                if self.state == State::AwaitGrant {
-                    self.state = State::Recording;
-                    self.outputs.push_back(Output::Reached(Phase::Granted));
-                    self.outputs.push_back(Output::RecordOwned(self.transfer));
-                }
+                self.state = State::Recording;
+                self.outputs.push_back(Output::Reached(Phase::Granted));
+                self.outputs.push_back(Output::RecordOwned(self.transfer));
             }
+            State::Recording => self.take_over(epoch),
+            // Faults are parked until it is known what the channels that were have brought.
             State::Running | State::Interrupted => {
                 self.take_over(epoch);
-                self.state = State::Running;
+                self.state = State::Interrupted;
             }
-            State::Completing => {
-                self.take_over(epoch);
-                self.send_complete(self.claims.remaining() > 0, now);
-            }
+            State::Completing => self.take_over(epoch),
             // The answer is on stable storage soon, and the source asks again.
             _ => {}
         }
-        Ok(())
+    }
+
+    /// Only now is it certain which pages are here.
+    pub(super) fn adopted(&mut self, now: Instant) {
+        match self.state {
+            State::Interrupted => {
+                self.state = State::Running;
+                self.say_what_is_here(now);
+            }
+            State::Completing => self.send_complete(self.claims.remaining() > 0, now),
+            _ => {}
+        }
     }
 
     /// The channels that were are no more, whether they know it or not.
     pub(super) fn take_over(&mut self, epoch: u32) {
         self.epoch = epoch;
-        (self.ended, self.joined) = (0, 0);
+        (self.ended, self.joined, self.lost) = (0, 0, None);
         self.outputs.push_back(Output::HangUp);
         self.outputs.push_back(Output::Adopt { epoch });
-    }
-
-    /// Only now does nobody install pages of the channels that were: what is here is what is said.
-    pub(super) fn adopted(&mut self, now: Instant) {
-        if self.state == State::Running {
-            self.say_what_is_here(now);
-        }
     }
 
     pub(super) fn say_what_is_here(&mut self, now: Instant) {
