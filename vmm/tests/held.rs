@@ -72,20 +72,25 @@ fn a_running_guest_is_copied_as_it_was_when_the_guard_began() {
         vm.resume().unwrap();
         let mut copy = Copy(vec![0; before.0.len()]);
         let mut left = PageSet::full(vm.memory().page_count());
+        let mut send = |left: &mut PageSet, run: PageRun| {
+            let mut pages = PageSet::empty(left.page_count());
+            pages.insert_run(run);
+            copy.update(&vm, &pages);
+            guard.allow(run).unwrap();
+            left.remove_run(run);
+        };
         let mut faults = 0;
         // First what somebody waits for, then the next pages in order.
         while !left.is_empty() {
-            let mut runs: Vec<_> = waiting(&guard, MOMENT).into_iter().map(PageRun::one).collect();
-            runs.retain(|run| left.contains(run.first));
-            faults += runs.len();
-            let next = left.runs().next().unwrap();
-            runs.push(next.first_pages(next.count.min(16)));
-            for run in runs {
-                let mut pages = PageSet::empty(left.page_count());
-                pages.insert_run(run);
-                copy.update(&vm, &pages);
-                guard.allow(run).unwrap();
-                left.remove_run(run);
+            for page in waiting(&guard, MOMENT) {
+                if left.contains(page) {
+                    faults += 1;
+                    send(&mut left, PageRun::one(page));
+                }
+            }
+            let next = left.runs().next();
+            if let Some(next) = next {
+                send(&mut left, next.first_pages(next.count.min(16)));
             }
         }
         assert_eq!(copy.differing(&before), [0; 0], "{backing:?}");

@@ -103,6 +103,7 @@ impl Receiver {
             Trust::Everybody => (None, false),
             Trust::ThisHost => (None, true),
         };
+        check_reach(this_host, &listener, address)?;
         let shared = Arc::new(Shared {
             door: Mutex::new(Door { busy: None, session: None, over: None }),
             records,
@@ -124,15 +125,13 @@ impl Receiver {
     /// As [`Receiver::bind`].
     pub fn listen_also(&self, address: &Address) -> io::Result<Address> {
         let listener = Listener::bind(address)?;
+        check_reach(self.shared.this_host, &listener, address)?;
         let address = listener.address().clone();
         self.accept_from(listener)?;
         Ok(address)
     }
 
     fn accept_from(&self, listener: Listener) -> io::Result<()> {
-        if self.shared.this_host && !listener.is_local()? {
-            return Err(reachable(listener.address()));
-        }
         listener.set_nonblocking()?;
         let shared = Arc::clone(&self.shared);
         let accept = move || accept_loop(&listener, &shared);
@@ -194,6 +193,14 @@ impl Shared {
     fn door(&self) -> MutexGuard<'_, Door> {
         self.door.lock().unwrap_or_else(PoisonError::into_inner)
     }
+}
+
+/// Where nobody from elsewhere may come in, nobody from elsewhere can reach the listener.
+fn check_reach(this_host: bool, listener: &Listener, address: &Address) -> io::Result<()> {
+    if this_host && !listener.is_local()? {
+        return Err(reachable(address));
+    }
+    Ok(())
 }
 
 fn reachable(address: &Address) -> io::Error {

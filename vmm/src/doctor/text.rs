@@ -176,7 +176,7 @@ fn writes(facts: &Facts) -> String {
     let kinds = facts.userfaultfd.memory.iter().filter(works);
     let kinds: Vec<&str> = kinds.map(|memory| memory.kind.as_str()).collect();
     let kinds = if kinds.is_empty() { "no memory".to_owned() } else { kinds.join(", ") };
-    format!("writes       followed {log}; by write-protection: {kinds}")
+    format!("writes       followed {log};\n             by write-protection: {kinds}")
 }
 
 fn huge_pages(facts: &Facts) -> String {

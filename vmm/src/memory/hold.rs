@@ -32,14 +32,13 @@ impl GuestMemory {
     pub fn hold_writes(self: &Arc<GuestMemory>) -> Result<HeldWrites, MemoryError> {
         let uffd = self.open_for_writes(Features::THREAD_ID)?;
         // First, so that a shutdown knows of the vCPUs that wait from the first page on.
-        self.set_held(true);
-        match self.protect_all(uffd) {
-            Ok(memory) => Ok(HeldWrites { memory, guest: Arc::clone(self) }),
-            Err(error) => {
-                self.set_held(false);
-                Err(error)
-            }
+        if self.set_held(true) {
+            return Err(MemoryError::AlreadyProtected);
         }
+        let protected = self.protect_all(uffd).inspect_err(|_| {
+            self.set_held(false);
+        });
+        Ok(HeldWrites { memory: protected?, guest: Arc::clone(self) })
     }
 }
 

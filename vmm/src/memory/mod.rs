@@ -211,8 +211,9 @@ impl GuestMemory {
         self.is_incomplete() || self.held.load(Ordering::Acquire)
     }
 
-    fn set_held(&self, held: bool) {
-        self.held.store(held, Ordering::Release);
+    /// Says whether writes are held, and returns whether they were.
+    fn set_held(&self, held: bool) -> bool {
+        self.held.swap(held, Ordering::AcqRel)
     }
 
     /// Says that every page is there, so that the memory is ordinary again, and allows huge pages.
