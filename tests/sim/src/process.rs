@@ -27,6 +27,8 @@ pub struct Process {
     pub next_transfer: u64,
     /// It stands still until then.
     pub frozen_until: Duration,
+    /// Its operator wants it to end.
+    pub stopped: bool,
     /// Its work is done.
     pub exits: bool,
 }
@@ -55,6 +57,7 @@ impl Process {
             greetings: Vec::new(),
             next_transfer: 1,
             frozen_until: Duration::ZERO,
+            stopped: false,
             exits: false,
         }
     }
@@ -170,6 +173,10 @@ impl Process {
         for write in incoming.take_writes() {
             // It is finished by a thread that nobody waits for.
             let _ = env.finish_write(self.me, write);
+        }
+        if self.stopped {
+            self.exits = true;
+            env.guest.may_be_lost.get_or_insert("the operator ended its process");
         }
         check::incoming_has_ended(env, &incoming, &outcome, self.vm.as_ref());
         match outcome {

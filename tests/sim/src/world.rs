@@ -24,6 +24,8 @@ const PROGRESS_MAX: Duration = Duration::from_secs(400);
 const STEPS_MAX: u64 = 60_000;
 /// How often the operator looks, once nothing goes wrong any more.
 const OPERATOR_INTERVAL: Duration = Duration::from_secs(5);
+/// When the operator gives up a guest of which no destination knows any more.
+const GIVES_UP_AFTER: Duration = Duration::from_secs(100);
 /// How often a migration that failed is tried again.
 const ATTEMPTS_MAX: u32 = 3;
 
@@ -367,6 +369,11 @@ impl World {
             let at = self.arriving_at(transfer).unwrap_or(first);
             if at != target {
                 self.command(Command::Recover(Some(at)));
+            } else if self.env.now > self.env.plan.quiet_from + GIVES_UP_AFTER
+                && self.env.guest.may_be_lost.is_some()
+            {
+                self.env.log(|| format!("the operator gives up what host {host} has"));
+                self.command(Command::Abandon);
             }
         }
     }
@@ -395,10 +402,10 @@ impl World {
     }
 
     pub fn tell_incoming(&mut self, host: usize, event: incoming::Event) {
-        let process = self.hosts[host].process.as_mut();
-        if let Some(incoming) = process.and_then(|process| process.incoming.as_mut()) {
-            incoming.events.push_back(event);
-        }
+        let Some(process) = &mut self.hosts[host].process else { return };
+        let Some(incoming) = &mut process.incoming else { return };
+        process.stopped |= matches!(event, incoming::Event::Stop);
+        incoming.events.push_back(event);
     }
 
     fn is_over(&self) -> bool {
