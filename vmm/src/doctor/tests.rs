@@ -159,9 +159,13 @@ fn each_operation_that_is_lacking_says_what_stands_in_for_it() {
 
 #[test]
 fn the_ways_to_follow_writes_are_told() {
+    // A paragraph: its first line, and those that are indented behind it.
     let line = |report: &Report| {
         let text = text::text(report);
-        text.lines().find(|line| line.starts_with("writes ")).unwrap().to_owned()
+        let mut lines = text.lines().skip_while(|line| !line.starts_with("writes "));
+        let first = lines.next().unwrap();
+        let rest = lines.take_while(|line| line.starts_with(' ')).map(str::trim);
+        [first].into_iter().chain(rest).collect::<Vec<_>>().join(" ")
     };
     let all = line(&Report::of(perfect()));
     assert!(all.contains("KVM's log, cleared in parts"), "{all}");
