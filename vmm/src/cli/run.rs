@@ -35,11 +35,13 @@ fn run_guest(args: &Run, records: Records, id: Uuid, transfer: u64) -> Result<Ex
         cpus: args.cpus,
         memory_bytes: args.memory,
         backing: args.memory_backing.into(),
+        devices: args.devices(),
     };
-    let host = Host::new(Role::Run, records, None).map_err(|e| Failure::new(&e))?;
+    let host = Host::new(Role::Run, records, None, Vec::new()).map_err(|e| Failure::new(&e))?;
     let server = start_api(args.api_socket.as_deref(), &host)?;
     watch_signals(&host).map_err(|e| Failure::new(&e))?;
     let vm = Vm::create(&config, Box::new(std::io::stdout())).map_err(|e| Failure::new(&e))?;
+    vm.take_disks().map_err(|e| Failure::new(&e))?;
     let (kernel, cmdline) = kernel(args, vm.tsc_khz());
     vm.boot(&kernel, args.initramfs.as_deref(), &cmdline).map_err(|e| Failure::new(&e))?;
     let vm = Arc::new(vm);
