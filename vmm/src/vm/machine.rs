@@ -6,6 +6,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
+use godwit_uffd::page::Gpa;
 use kvm_ioctls::VmFd;
 
 use super::dirty::Tracker;
@@ -44,6 +45,11 @@ impl Vm {
     /// What the guest is made of.
     pub fn config(&self) -> &VmConfig {
         &self.config
+    }
+
+    /// Where the registers of its virtio devices are, in the order of the configuration.
+    pub fn device_places(&self) -> impl Iterator<Item = Gpa> + '_ {
+        self.devices.virtio().places().iter().map(|place| place.gpa)
     }
 
     /// Guest memory.

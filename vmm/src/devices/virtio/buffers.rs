@@ -35,7 +35,7 @@ impl<'a> Chain<'a> {
         descriptors: DescriptorChain<&'a GuestRam>,
     ) -> Result<Chain<'a>, Broken> {
         let (mut readable, mut writable) = (Parts::default(), Parts::default());
-        for (index, descriptor) in descriptors.enumerate() {
+        for (index, descriptor) in (0..).zip(descriptors) {
             if index >= DESCRIPTORS_MAX {
                 return Err(Broken("a request has too many descriptors"));
             }

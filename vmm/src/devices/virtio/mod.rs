@@ -39,7 +39,7 @@ use crate::vm::DeviceConfig;
 use buffers::Chain;
 
 /// The most descriptors of one request.
-pub(super) const DESCRIPTORS_MAX: usize = 128;
+pub(super) const DESCRIPTORS_MAX: u32 = 128;
 
 /// The most devices of a machine: as many as there are interrupt lines for them.
 pub(crate) const DEVICE_COUNT_MAX: usize = 19;

@@ -24,7 +24,7 @@ const PART_BYTES: usize = 128 << 10;
 const REQUEST_BYTES_MAX: u64 = 16 << 20;
 const SEGMENT_BYTES_MAX: u32 = 128 << 10;
 /// Two descriptors are the header and the status.
-const SEGMENTS_MAX: u32 = DESCRIPTORS_MAX as u32 - 2;
+const SEGMENTS_MAX: u32 = DESCRIPTORS_MAX - 2;
 const DISCARD_SECTORS_MAX: u32 = 1 << 22;
 const DISCARD_SEGMENTS_MAX: u32 = 16;
 /// Where the file system cannot do it, zeros are written.
@@ -194,12 +194,12 @@ impl Block {
         sectors_max: u32,
         act: impl Fn(u64, u64, u32) -> Result<(), Failure>,
     ) -> Result<(), Failure> {
-        let bytes = chain.readable();
-        if !bytes.is_multiple_of(SEGMENT_BYTES) || bytes / SEGMENT_BYTES > segments_max.into() {
+        let (bytes, each) = (chain.readable(), SEGMENT_BYTES as u64);
+        if !bytes.is_multiple_of(each) || bytes / each > segments_max.into() {
             return Err(Failure::Io);
         }
-        for _ in 0..bytes / SEGMENT_BYTES {
-            let mut segment = [0; SEGMENT_BYTES as usize];
+        for _ in 0..bytes / each {
+            let mut segment = [0; SEGMENT_BYTES];
             chain.read(&mut segment)?;
             let sector = u64::from_le_bytes(segment[..8].try_into().expect("eight bytes"));
             let sectors = u32::from_le_bytes(segment[8..12].try_into().expect("four bytes"));
@@ -300,4 +300,4 @@ fn configuration(sectors: u64) -> Vec<u8> {
 }
 
 /// A range of a request to discard or zero: the first sector, their number, flags.
-const SEGMENT_BYTES: u64 = 16;
+const SEGMENT_BYTES: usize = 16;
