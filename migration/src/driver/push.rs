@@ -154,9 +154,10 @@ impl Pushing<'_> {
 
     /// Sends `run` in pieces of the same kind.
     fn push_run(&mut self, run: PageRun) -> io::Result<()> {
-        self.push.pages.read_run(run, self.buffer.pages_mut(run.count))?;
+        let lost = self.push.pages.read_run(run, self.buffer.pages_mut(run.count))?;
+        let lost = lost.iter().map(|page| page.0 - run.first.0);
         let mut at = 0;
-        for (kind, count) in self.buffer.stretches(run.count) {
+        for (kind, count) in self.buffer.stretches(run.count, lost) {
             let piece = PageRun { first: PageIndex(run.first.0 + at), count };
             match kind {
                 PageKind::Zero => self.add_zeros(piece)?,
@@ -165,6 +166,10 @@ impl Pushing<'_> {
                     self.push.send_bare(piece, Encoding::Word, &word)?;
                 }
                 PageKind::Data => self.send_data(piece, at)?,
+                PageKind::Lost => {
+                    self.flush_zeros()?;
+                    self.push.send_bare(piece, Encoding::Poison, &[])?;
+                }
             }
             at += count;
         }
@@ -216,7 +221,7 @@ impl Push<'_> {
     fn send(&self, head: &RunHead, frame: &[u8]) -> io::Result<()> {
         self.shared.pace(frame.len());
         self.stream.send(frame, false)?;
-        self.progress.run(head);
+        self.progress.run(head, |page| self.pages.gpa_of(page));
         self.progress.bytes(frame.len());
         Ok(())
     }
@@ -230,7 +235,7 @@ mod tests {
     use vm_memory::{Bytes, GuestAddress};
 
     use super::*;
-    use crate::provider::GuestRam;
+    use crate::provider::{GuestRam, LOST, copy_up_to_lost};
     use crate::wire::{RUN_HEAD_BYTES, unpack};
 
     /// A guest of `pages` pages, with these words at the beginning and the end of some.
@@ -242,7 +247,7 @@ mod tests {
             memory.write_slice(&first.to_le_bytes().repeat(511), at(0)).unwrap();
             memory.write_obj(last, at(4088)).unwrap();
         }
-        GuestPages::new(Arc::new(memory))
+        GuestPages::new(Arc::new(memory), copy_up_to_lost)
     }
 
     /// The runs that `threads` threads push of a guest, by channel, and what its memory is then.
@@ -295,7 +300,7 @@ mod tests {
             let mut bytes = vec![0; head.page_bytes()];
             match head.encoding {
                 Encoding::Raw => bytes = contents,
-                Encoding::Zero => {}
+                Encoding::Zero | Encoding::Poison => {}
                 _ => unpack(&head, &contents, &mut bytes).unwrap(),
             }
             runs.push((head, bytes));
@@ -357,6 +362,27 @@ mod tests {
                 ]
             );
         }
+    }
+
+    #[test]
+    fn pages_that_cannot_be_read_travel_as_lost() {
+        use Encoding::{Poison, Raw, Zero};
+        let lost = u64::from_le_bytes(LOST);
+        let pages = guest(9, &[(1, lost, 1), (2, 1, 2), (4, lost, 1), (5, lost, 1), (6, 1, 2)]);
+        let (heads, _) = pushed(&pages, PushOptions::default(), 1);
+        let sent = heads[0].iter().map(|head| (head.run.first.0, head.run.count, head.encoding));
+        assert_eq!(
+            sent.collect::<Vec<_>>(),
+            [
+                (0, 1, Zero),
+                (1, 1, Poison),
+                (2, 1, Raw),
+                (3, 1, Zero),
+                (4, 2, Poison),
+                (6, 1, Raw),
+                (7, 2, Zero)
+            ]
+        );
     }
 
     #[test]

@@ -338,7 +338,7 @@ impl Driver<'_> {
         self.shared.fault_at(page);
         let head = answer(&self.pages, page, self.asked, channel.outgoing())
             .expect("the request was checked");
-        self.setup.progress.run(&head);
+        self.setup.progress.run(&head, |page| self.pages.gpa_of(page));
         self.setup.progress.pages_urgent(1);
     }
 

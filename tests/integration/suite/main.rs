@@ -15,6 +15,7 @@ mod hostile_source;
 mod matrix;
 mod moves;
 mod no_device;
+mod poison;
 mod records;
 mod silence;
 

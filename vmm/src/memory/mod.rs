@@ -3,6 +3,7 @@
 mod advice;
 mod available;
 mod layout;
+mod poison;
 mod register;
 mod watch;
 mod written;
@@ -22,6 +23,8 @@ use vm_memory::{FileOffset, GuestAddress, GuestRegionMmap};
 pub use available::available_bytes;
 pub use layout::{HOLE_END, HOLE_START, MEMORY_BYTES_MAX, MEMORY_BYTES_MIN, ranges};
 
+pub use poison::copy_readable;
+pub(crate) use poison::{install_poison_handler, watch_touch};
 pub(crate) use watch::WriteWatch;
 pub(crate) use written::{WORD_PAGES, insert_words};
 

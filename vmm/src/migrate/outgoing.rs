@@ -14,6 +14,7 @@ use godwit_migration::wire::{MemslotLayout, Mode, Offer, Section};
 use super::{Guest, Host, Levers, Migration, in_full};
 use crate::api::ControlError;
 use crate::api::types::{Direction, MigrateRequest, MigrationMode, Problem, TimeoutStrategy};
+use crate::memory::copy_readable;
 use crate::vm::Vm;
 
 /// What travels beside the sections of the VM: what its operator wants of it.
@@ -69,7 +70,7 @@ impl OutgoingVm for Leaving {
     }
 
     fn pages(&self) -> GuestPages {
-        GuestPages::new(Arc::new(self.vm.memory().inner().clone()))
+        GuestPages::new(Arc::new(self.vm.memory().inner().clone()), copy_readable)
     }
 
     fn dirty_log(&self) -> &dyn DirtyLog {
