@@ -107,7 +107,8 @@ fn program(cr4: u64, ignore: bool, place: u64, cpus: u8) -> Vm {
     // 16 MiB for all rings, mapped to themselves.
     write(&vm, PAGE_TABLES, &[(PAGE_TABLES + 0x1000) | 7]);
     write(&vm, PAGE_TABLES + 0x1000, &[(PAGE_TABLES + 0x2000) | 7]);
-    let tables: Vec<u64> = (0..8).map(|table| (PAGE_TABLES + 0x3000 + table * 0x1000) | 7).collect();
+    let tables: Vec<u64> =
+        (0..8).map(|table| (PAGE_TABLES + 0x3000 + table * 0x1000) | 7).collect();
     write(&vm, PAGE_TABLES + 0x2000, &tables);
     let pages: Vec<u64> = (0..8 * 512).map(|page| (page << 12) | 7).collect();
     write(&vm, PAGE_TABLES + 0x3000, &pages);

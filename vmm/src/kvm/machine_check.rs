@@ -122,10 +122,10 @@ impl Vcpu {
     /// Whether the guest takes its processor for one of AMD's kind: others want to be told of a
     /// machine check on all vCPUs at once.
     pub fn is_amd(&self) -> bool {
-        let vendor = |leaf: &&kvm_bindings::kvm_cpuid_entry2| leaf.function == 0;
-        let vendor = self.cpuid().iter().find(vendor).map(|leaf| [leaf.ebx, leaf.edx, leaf.ecx]);
-        let vendor = vendor.map(|words| words.map(u32::to_le_bytes).concat());
-        vendor.is_some_and(|name| [b"AuthenticAMD", b"HygonGenuine"].iter().any(|n| name == **n))
+        self.cpuid().iter().filter(|leaf| leaf.function == 0).any(|leaf| {
+            let vendor = [leaf.ebx, leaf.edx, leaf.ecx].map(u32::to_le_bytes).concat();
+            [*b"AuthenticAMD", *b"HygonGenuine"].iter().any(|amd| vendor == *amd)
+        })
     }
 
     fn banks(&self) -> Result<Banks, KvmError> {
@@ -146,7 +146,7 @@ impl Vcpu {
     }
 
     fn set_mce<T>(&self, number: u64, call: &'static str, value: &T) -> Result<(), KvmError> {
-        // SAFETY: the kernel reads one `T`, whose size is in the number of the ioctl.
+        // SAFETY: the kernel reads one `T`: both numbers were made with the size of theirs.
         let result = unsafe { ioctl_with_ref(self.fd(), number, value) };
         match result {
             0 => Ok(()),

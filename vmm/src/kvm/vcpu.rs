@@ -12,9 +12,8 @@ use kvm_ioctls::{VcpuExit, VcpuFd, VmFd};
 use vmm_sys_util::errno;
 use vmm_sys_util::ioctl::{ioctl_with_mut_ref, ioctl_with_ref};
 
-use crate::memory::watch_touch;
-
 use super::{Exit, ImmediateExit, KvmError, exit, failed};
+use crate::memory::watch_touch;
 
 /// `_IOR(KVMIO, 0xcc, struct kvm_sregs2)`
 const KVM_GET_SREGS2: u64 = ioctl_number(2, 0xcc);

@@ -17,7 +17,7 @@ use std::arch::naked_asm;
 use std::cell::Cell;
 use std::io;
 use std::mem::{MaybeUninit, transmute};
-use std::ptr::null_mut;
+use std::ptr::{null_mut, with_exposed_provenance};
 use std::sync::OnceLock;
 
 use godwit_migration::provider::GuestSlice;
@@ -34,9 +34,9 @@ use super::{GuestMemory, Region, advice};
 /// Both ranges are mapped, and nobody else uses the one that is written.
 #[unsafe(naked)]
 unsafe extern "sysv64" fn copy(to: *mut u8, from: *const u8, _: usize, bytes: usize) -> usize {
-    // SAFETY (of the text): the registers are those of the calling convention, which also clears
-    // the direction flag. If the handler goes on behind the copy, rcx has what is left.
-    naked_asm!(".byte 0xf3, 0xa4 // rep movsb", "mov rax, rcx", "ret")
+    // `rep movsb`, whose operands are where the calling convention puts the arguments; it also
+    // says that the direction is upwards. If the handler ends the copy, rcx has what is left.
+    naked_asm!(".byte 0xf3, 0xa4", "mov rax, rcx", "ret")
 }
 
 const PAGE: u64 = PageSize::BASE.bytes() as u64;
@@ -160,17 +160,22 @@ extern "C" fn on_sigbus(signal: c_int, info: *mut siginfo_t, context: *mut c_voi
 
 /// Ends [`copy`] if that is where the thread touched `address`, and this is what it reads.
 fn leave_copy(address: u64, registers: &mut [libc::greg_t; 23]) -> bool {
-    let [rip, from, left] = [libc::REG_RIP, libc::REG_RSI, libc::REG_RCX].map(|register| {
-        usize::try_from(register).expect("an index")
-    });
-    let (first, bytes) = (registers[from].cast_unsigned(), registers[left].cast_unsigned());
-    let reads = page_start(first) <= address && address < first + bytes;
-    if registers[rip] != copy as *const () as i64 || !reads {
+    let [rip, from, left] = [libc::REG_RIP, libc::REG_RSI, libc::REG_RCX]
+        .map(|register| usize::try_from(register).expect("an index"));
+    if registers[rip] != copy as *const () as i64 {
         return false;
     }
-    registers[rip] += COPY_INSTRUCTION_BYTES;
-    true
+    let (first, bytes) = (registers[from].cast_unsigned(), registers[left].cast_unsigned());
+    let reads = page_start(first) <= address && address < first + bytes;
+    if reads {
+        registers[rip] += COPY_INSTRUCTION_BYTES;
+    }
+    reads
 }
+
+/// A handler with SA_SIGINFO, and one without.
+type Action = extern "C" fn(c_int, *mut siginfo_t, *mut c_void);
+type Handler = extern "C" fn(c_int);
 
 /// Does what would have been done without our handler.
 fn hand_on(signal: c_int, info: *mut siginfo_t, context: *mut c_void) {
@@ -185,15 +190,15 @@ fn hand_on(signal: c_int, info: *mut siginfo_t, context: *mut c_void) {
             unsafe { libc::raise(signal) };
         }
         handler if before.sa_flags & libc::SA_SIGINFO != 0 => {
-            // SAFETY: whoever installed it said that it is such a function.
-            let handler = unsafe {
-                transmute::<usize, extern "C" fn(c_int, *mut siginfo_t, *mut c_void)>(handler)
-            };
+            let handler = with_exposed_provenance::<()>(handler);
+            // SAFETY: whoever installed it said by SA_SIGINFO that it is such a function.
+            let handler = unsafe { transmute::<*const (), Action>(handler) };
             handler(signal, info, context);
         }
         handler => {
+            let handler = with_exposed_provenance::<()>(handler);
             // SAFETY: as above, without SA_SIGINFO.
-            let handler = unsafe { transmute::<usize, extern "C" fn(c_int)>(handler) };
+            let handler = unsafe { transmute::<*const (), Handler>(handler) };
             handler(signal);
         }
     }
@@ -204,7 +209,9 @@ mod tests {
     use godwit_uffd::Wake;
     use godwit_uffd::guest::Filled;
     use godwit_uffd::page::{PageIndex, PageRun};
-    use vm_memory::{Bytes, GuestAddress, GuestMemoryBackend, GuestMemoryRegion, MemoryRegionAddress};
+    use vm_memory::{
+        Bytes, GuestAddress, GuestMemoryBackend, GuestMemoryRegion, MemoryRegionAddress,
+    };
 
     use super::*;
     use crate::memory::Backing;
@@ -224,7 +231,7 @@ mod tests {
         };
         for page in 0..memory.page_count() {
             let run = PageRun::one(PageIndex(page));
-            let bytes = [u8::try_from(page % 251).unwrap(); PAGE as usize];
+            let bytes = [u8::try_from(page % 251).unwrap(); PageSize::BASE.bytes()];
             let filled = match pages.contains(&page) {
                 true => uffd.poison(run, Wake::Now),
                 false => uffd.copy(run, &bytes, Wake::Now),
@@ -255,7 +262,7 @@ mod tests {
             let Some(memory) = poisoned(backing, &[3, 64, 65]) else { return };
             let (bytes, out) = copied(&memory, 0, 8 << 12);
             assert_eq!(bytes, 3 << 12);
-            for (page, bytes) in out.chunks(PAGE as usize).enumerate() {
+            for (page, bytes) in out.chunks(PageSize::BASE.bytes()).enumerate() {
                 let wanted = if page < 3 { u8::try_from(page).unwrap() } else { 0xee };
                 assert!(bytes.iter().all(|&byte| byte == wanted), "page {page}");
             }
@@ -271,7 +278,8 @@ mod tests {
     #[test]
     fn poisoned_pages_are_told_from_others() {
         let Some(memory) = poisoned(Backing::Anon, &[3]) else { return };
-        let found = [0x2fff, 0x3000, 0x3fff, 0x4000, 1 << 40].map(|gpa| memory.is_poisoned(Gpa(gpa)));
+        let found =
+            [0x2fff, 0x3000, 0x3fff, 0x4000, 1 << 40].map(|gpa| memory.is_poisoned(Gpa(gpa)));
         assert_eq!(found, [false, true, true, false, false]);
         let hva = memory.regions()[0].hva.0;
         assert_eq!(memory.page_at(Hva(hva + 0x3123)), Some(Gpa(0x3000)));
