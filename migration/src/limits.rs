@@ -50,6 +50,8 @@ pub const RESUME_TIMEOUT: Duration = Duration::from_secs(20);
 /// How long a source waits before it dials a lost destination again, at first. Each failure doubles
 /// it up to [`REDIAL_MAX`].
 pub const REDIAL_MIN: Duration = Duration::from_millis(100);
+/// How long a destination waits before it records again a refusal that could not be recorded.
+pub const RECORD_RETRY: Duration = Duration::from_secs(1);
 /// How long a lost destination may take to be connected to, each time.
 pub const REDIAL_TIMEOUT: Duration = Duration::from_secs(10);
 /// The longest wait between two dials.

@@ -46,7 +46,7 @@ pub trait Backend: Send + Sync {
     /// # Errors
     ///
     /// The kernel's: EPERM if the range, or a part of it, is not protected asynchronously.
-    fn take_written(&self, range: Range, each: &mut dyn FnMut(Range)) -> Result<(), Errno>;
+    fn scan_written(&self, range: Range, each: &mut dyn FnMut(Range)) -> Result<(), Errno>;
 
     /// The features that were negotiated.
     fn enabled(&self) -> Features;

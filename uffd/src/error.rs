@@ -152,6 +152,16 @@ impl Error {
         }
     }
 
+    /// A range could not be registered because another userfaultfd has it.
+    pub fn is_range_taken(&self) -> bool {
+        match self {
+            Error::Operation { operation: "REGISTER", source, .. } => {
+                source.raw_os_error() == Some(libc::EBUSY)
+            }
+            _ => false,
+        }
+    }
+
     /// Pages of a guest that were done before it failed.
     pub fn pages_done(&self) -> u32 {
         match self {

@@ -324,7 +324,7 @@ impl<B: Backend> Uffd for B {
     }
 
     fn take_written(&self, range: Range, each: &mut dyn FnMut(Range)) -> Result<(), Error> {
-        Backend::take_written(self, range, each).map_err(|errno| Error::Operation {
+        self.scan_written(range, each).map_err(|errno| Error::Operation {
             operation: "PAGEMAP_SCAN",
             range,
             source: io::Error::from_raw_os_error(errno.0),

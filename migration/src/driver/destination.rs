@@ -5,12 +5,12 @@
 use std::os::fd::AsFd;
 use std::sync::Arc;
 use std::thread::JoinHandle;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use godwit_uffd::Event as UffdEvent;
 use godwit_uffd::guest::GuestUffd;
 use godwit_uffd::kernel::KernelUffd;
-use godwit_uffd::page::{PageRun, PageSize};
+use godwit_uffd::page::PageRun;
 use uuid::Uuid;
 
 use super::channel::{UrgentChannel, wait_readable};
@@ -18,9 +18,9 @@ use super::notify::Notifier;
 use super::receiver::{Arrival, Joining, Receiver};
 use super::records::{RecordError, Records};
 use super::source::in_full;
-use super::stage::Stage;
+use super::stage::{Stage, stages};
 use super::take::{Failed, Installer, open, take_pushed};
-use crate::limits::{STAGED_AHEAD_BYTES_MAX, STAGING_STEP_BYTES, STAGING_TIMEOUT};
+use crate::limits::DATA_PAGES_PER_RUN_MAX;
 use crate::metrics::Progress;
 use crate::page::Claims;
 use crate::proto::{
@@ -184,6 +184,9 @@ impl Driver<'_> {
     fn perform(&mut self, output: DestinationOutput) {
         match output {
             DestinationOutput::Send(message) => {
+                if let Message::Request(run) = &message {
+                    self.setup.progress.faults().asked(run.first);
+                }
                 if let Some(channel) = &mut self.channel {
                     channel.queue(&message);
                 }
@@ -221,6 +224,7 @@ impl Driver<'_> {
                 self.epoch = epoch;
                 self.channel =
                     self.returning.take().map(|stream| UrgentChannel::new(Arc::new(stream)));
+                self.input(DestinationInput::Adopted);
             }
             DestinationOutput::Interrupted(reason) => self.setup.progress.interrupted(&reason),
             DestinationOutput::Abandon => {
@@ -287,15 +291,15 @@ impl Driver<'_> {
     }
 
     fn wait(&mut self) {
-        if let Some(channel) = &mut self.channel
-            && let Err(error) = channel.flush()
-        {
-            self.input(DestinationInput::PeerFailed(error));
+        match self.channel.as_mut().map_or(Ok(0), UrgentChannel::flush) {
+            Ok(0) => {}
+            Ok(_) => self.setup.progress.faults().flushed(Instant::now()),
+            Err(error) => self.input(DestinationInput::PeerFailed(error)),
         }
         let deadline = self.machine.poll_timeout();
         let events = self.setup.events.as_fd();
         // A descriptor that is not to be polled is left out by polling another one twice.
-        let urgent = self.channel.as_ref().map_or(events, |channel| channel.as_fd());
+        let urgent = self.channel.as_ref().map_or(events, |channel| channel.pollable());
         let memory = self.machine_room.as_ref().map(|room| Arc::clone(&room.installer.memory));
         let faults = memory.as_ref().map_or(events, |memory| memory.as_fd());
         match wait_readable([faults, urgent, events], deadline) {
@@ -340,7 +344,7 @@ impl Driver<'_> {
         let Some(page) = installer.memory.space().page_at(fault.address) else {
             return tracing::error!(?fault, "a fault outside guest memory");
         };
-        installer.progress.faults().raised(page, Instant::now());
+        installer.progress.faults().raised(page, fault.thread, Instant::now());
         self.input(DestinationInput::Fault(page));
     }
 
@@ -374,7 +378,12 @@ impl Driver<'_> {
         };
         self.machine.handle(DestinationInput::Message(message), now);
         if let (Some(head), Some(room)) = (self.machine.poll_install(), &self.machine_room) {
-            room.installer.progress.pages_urgent(head.run.count);
+            let progress = &room.installer.progress;
+            progress.pages_urgent(head.run.count);
+            let service = Duration::from_micros(head.service_us.into());
+            for page in head.run.pages().take(DATA_PAGES_PER_RUN_MAX as usize) {
+                progress.faults().answered(page, service, now);
+            }
             let mut unpacked = Vec::new();
             let contents = open(&head, contents, &mut unpacked)?;
             if room.installer.install(&head, contents).map_err(Failed::into_peer_error)? {
@@ -440,7 +449,10 @@ impl Driver<'_> {
             }
         };
         match std::thread::Builder::new().name("godwit-bulk".into()).spawn(take) {
-            Ok(thread) => self.bulk.push((stream, thread)),
+            Ok(thread) => {
+                self.bulk.push((stream, thread));
+                self.input(DestinationInput::BulkJoined);
+            }
             Err(error) => {
                 let error = PeerError::Lost(format!("no thread for the bulk channel: {error}"));
                 self.input(DestinationInput::PeerFailed(error));
@@ -463,8 +475,7 @@ impl Driver<'_> {
 
     /// Everything that the migration needed is given back, in the reverse order.
     fn end(mut self, outcome: &Outcome) {
-        let completed = *outcome == Outcome::Completed;
-        self.receiver.expect_no_more(completed.then(|| self.machine.last_words()));
+        self.receiver.expect_no_more(self.machine.last_words(outcome));
         self.hang_up();
         if let Some(loading) = self.loading.take() {
             loading.join().expect("loading does not panic");
@@ -477,33 +488,4 @@ impl Driver<'_> {
             room.vm.settle();
         }
     }
-}
-
-/// Pages for the push, allocated before the guest stops, in equal parts for all bulk channels.
-/// Without them the guest comes as well.
-fn stages(claims: &Arc<Claims>, bytes_max: usize, connections: u8) -> Vec<Stage> {
-    let ahead_max = bytes_max.min(STAGED_AHEAD_BYTES_MAX) / usize::from(connections);
-    if ahead_max < STAGING_STEP_BYTES {
-        return Vec::new();
-    }
-    let bytes = PageSize::BASE.length_of(claims.page_count());
-    let begin = |_| {
-        let claims = Arc::clone(claims);
-        let share = usize::from(connections);
-        let missing = move || PageSize::BASE.length_of(claims.remaining()).div_ceil(share);
-        Stage::begin(bytes, ahead_max, missing)
-    };
-    let stages: Vec<Stage> = match (0..connections).map(begin).collect() {
-        Ok(stages) => stages,
-        Err(error) => {
-            let error: std::io::Error = error;
-            tracing::warn!(%error, "pages cannot be allocated ahead: the drain is slower");
-            Vec::new()
-        }
-    };
-    let until = Instant::now() + STAGING_TIMEOUT;
-    for stage in &stages {
-        stage.wait(until.saturating_duration_since(Instant::now()));
-    }
-    stages
 }

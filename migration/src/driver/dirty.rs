@@ -1,5 +1,8 @@
 //! Which pages a running guest writes, as the driver asks for them.
 
+use std::os::fd::AsFd;
+
+use godwit_uffd::page::{PageIndex, PageRun};
 use serde::{Deserialize, Serialize};
 
 use crate::page::PageSet;
@@ -29,4 +32,24 @@ pub trait DirtyLog: Send + Sync {
     fn collect(&self, dirty: &mut PageSet) -> Result<(), String>;
     /// Ends it: writes cost nothing any more. Without a start it does nothing.
     fn stop(&self);
+}
+
+/// A running guest's memory whose first writes wait: each page can be sent as it was when the guard
+/// began, and is written only then. Reads go on.
+///
+/// Whoever makes one protects all pages by that, and dropping it ends it: whoever waits goes on.
+/// The descriptor is readable while there is something to answer. The threads that answer never
+/// write the guest's memory.
+pub trait WriteGuard: AsFd + Send + Sync {
+    /// Appends the pages whose writers have begun to wait since the call before to `into`: a page
+    /// once for each writer, and perhaps again for a writer that was interrupted. Never waits.
+    ///
+    /// # Errors
+    /// What went wrong, in a line. What could be read is in `into`.
+    fn waiting(&self, into: &mut Vec<PageIndex>) -> Result<(), String>;
+    /// Lets the pages of `run` be written from now on, and whoever waits for that go on.
+    ///
+    /// # Errors
+    /// What went wrong, in a line. A part of the run may be allowed.
+    fn allow(&self, run: PageRun) -> Result<(), String>;
 }

@@ -16,9 +16,9 @@ mod stage;
 mod take;
 
 pub use destination::{Incoming, IncomingHost, IncomingVm};
-pub use dirty::{DirtyLog, DirtyTracking};
+pub use dirty::{DirtyLog, DirtyTracking, WriteGuard};
 pub use notify::Notifier;
 pub use push::PushOptions;
-pub use receiver::{Arrival, Receiver};
+pub use receiver::{Arrival, Receiver, Trust};
 pub use records::{RecordError, Records};
 pub use source::{Command, Outgoing, OutgoingVm, Plan};

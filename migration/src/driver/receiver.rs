@@ -12,7 +12,7 @@ use super::records::Records;
 use super::source::in_full;
 use crate::limits::PREAMBLE_TIMEOUT;
 use crate::proto::Answer;
-use crate::transport::{Address, Listener, Stream, WhenIdle};
+use crate::transport::{Address, Listener, Stream, TlsAcceptor, WhenIdle, is_tls};
 use crate::wire::{
     Abort, BULK_HELLO_BYTES, BulkHello, Channel, Complete, Message, PREAMBLE_BYTES, Preamble,
     RESUME_HELLO_BYTES, ResumeHello, encode,
@@ -20,6 +20,17 @@ use crate::wire::{
 
 /// Connections that may be saying what they are at the same time.
 const STRANGERS_MAX: usize = 16;
+
+/// Whom a receiver lets in.
+#[derive(Debug)]
+pub enum Trust {
+    /// Whoever is on this host: it does not listen where others could reach it.
+    ThisHost,
+    /// Whoever has a certificate of our CA.
+    Certificates(TlsAcceptor),
+    /// Everybody.
+    Everybody,
+}
 
 /// A source has come in: its urgent channel, preambles exchanged.
 #[derive(Debug)]
@@ -50,8 +61,8 @@ struct Door {
     /// Why no source may come in now.
     busy: Option<String>,
     session: Option<([u8; 16], Sink)>,
-    /// The last session that completed, and what its source is told if it has not heard it.
-    completed: Option<([u8; 16], Complete)>,
+    /// The last session that is over, and what its source is told if it has not heard it.
+    over: Option<([u8; 16], Message<'static>)>,
 }
 
 /// Listens for sources; one at a time comes in.
@@ -67,6 +78,9 @@ struct Shared {
     arrivals: Notifier<Arrival>,
     stop: Notifier<()>,
     strangers: AtomicUsize,
+    tls: Option<TlsAcceptor>,
+    /// Nobody from elsewhere may come in.
+    this_host: bool,
 }
 
 impl std::fmt::Debug for Receiver {
@@ -76,18 +90,28 @@ impl std::fmt::Debug for Receiver {
 }
 
 impl Receiver {
-    /// Listens at `address`. `records` tell sources what became of guests that no process has.
+    /// Listens at `address` for those whom `trust` lets in. `records` tell sources what became of
+    /// guests that no process has.
     ///
     /// # Errors
-    /// An address that is in use or not allowed, or no thread or descriptor to be had.
-    pub fn bind(address: &Address, records: Records) -> io::Result<Receiver> {
+    /// An address that is in use or not allowed, or that others can reach who are not trusted; no
+    /// thread or descriptor to be had.
+    pub fn bind(address: &Address, trust: Trust, records: Records) -> io::Result<Receiver> {
         let listener = Listener::bind(address)?;
+        let (tls, this_host) = match trust {
+            Trust::Certificates(tls) => (Some(tls), false),
+            Trust::Everybody => (None, false),
+            Trust::ThisHost => (None, true),
+        };
+        check_reach(this_host, &listener, address)?;
         let shared = Arc::new(Shared {
-            door: Mutex::new(Door { busy: None, session: None, completed: None }),
+            door: Mutex::new(Door { busy: None, session: None, over: None }),
             records,
             arrivals: Notifier::new()?,
             stop: Notifier::new()?,
             strangers: AtomicUsize::new(0),
+            tls,
+            this_host,
         });
         let (address, accepting) = (listener.address().clone(), Mutex::default());
         let receiver = Receiver { shared, accepting, address };
@@ -101,6 +125,7 @@ impl Receiver {
     /// As [`Receiver::bind`].
     pub fn listen_also(&self, address: &Address) -> io::Result<Address> {
         let listener = Listener::bind(address)?;
+        check_reach(self.shared.this_host, &listener, address)?;
         let address = listener.address().clone();
         self.accept_from(listener)?;
         Ok(address)
@@ -141,15 +166,15 @@ impl Receiver {
     pub(super) fn expect(&self, session: [u8; 16], sink: Sink) {
         let mut door = self.shared.door();
         door.session = Some((session, sink));
-        door.completed = None;
+        door.over = None;
     }
 
     /// Turns channels of sessions away again. A source of the session that asks once more is told
     /// `last_words`.
-    pub(super) fn expect_no_more(&self, last_words: Option<Complete>) {
+    pub(super) fn expect_no_more(&self, last_words: Option<Message<'static>>) {
         let mut door = self.shared.door();
         if let Some((session, _)) = door.session.take() {
-            door.completed = last_words.map(|complete| (session, complete));
+            door.over = last_words.map(|words| (session, words));
         }
     }
 }
@@ -168,6 +193,24 @@ impl Shared {
     fn door(&self) -> MutexGuard<'_, Door> {
         self.door.lock().unwrap_or_else(PoisonError::into_inner)
     }
+}
+
+/// Where nobody from elsewhere may come in, nobody from elsewhere can reach the listener.
+fn check_reach(this_host: bool, listener: &Listener, address: &Address) -> io::Result<()> {
+    if this_host && !listener.is_local()? {
+        return Err(reachable(address));
+    }
+    Ok(())
+}
+
+fn reachable(address: &Address) -> io::Error {
+    io::Error::new(
+        io::ErrorKind::PermissionDenied,
+        format!(
+            "not listening at {address}, where other hosts could send guests: give --tls-dir DIR \
+             to let in only those with a certificate, or --insecure to let in everybody"
+        ),
+    )
 }
 
 fn accept_loop(listener: &Listener, shared: &Arc<Shared>) {
@@ -210,7 +253,10 @@ fn greet_on_a_thread(stream: Stream, shared: &Arc<Shared>) {
     }
 }
 
-fn greet(stream: Stream, shared: &Shared) -> io::Result<()> {
+fn greet(mut stream: Stream, shared: &Shared) -> io::Result<()> {
+    if let Some(tls) = &shared.tls {
+        stream = tls.accept(stream)?;
+    }
     stream.set_receive_timeout(Some(PREAMBLE_TIMEOUT))?;
     let mut preamble = [0; PREAMBLE_BYTES];
     let silent = || io::Error::other("it closed before it said what it is");
@@ -218,9 +264,12 @@ fn greet(stream: Stream, shared: &Shared) -> io::Result<()> {
         return Err(silent());
     }
     let theirs = Preamble::decode(&preamble);
-    // Answered in any case, so that a godwit of another version can tell what it met.
+    // Answered in any case, so that a godwit of another version, or with TLS, can tell what it met.
     let channel = theirs.as_ref().map_or(Channel::Urgent, |theirs| theirs.channel);
     stream.send(&Preamble::ours(channel).encode(), false)?;
+    if is_tls(&preamble) {
+        return Err(io::Error::other("it wants TLS: give --tls-dir to `godwit receive` as well"));
+    }
     match theirs.map_err(io::Error::other)?.channel {
         Channel::Urgent => {
             stream.set_receive_timeout(None)?;
@@ -236,7 +285,9 @@ fn greet(stream: Stream, shared: &Shared) -> io::Result<()> {
         }
         Channel::Bulk => {
             let mut hello = [0; BULK_HELLO_BYTES];
-            stream.receive_exact(&mut hello)?;
+            if !stream.receive_exact_or_end(&mut hello)? {
+                return Err(silent());
+            }
             let BulkHello { session, epoch } = BulkHello::decode(&hello);
             stream.set_receive_timeout(None)?;
             stream.bound_bulk_buffers()?;
@@ -250,7 +301,9 @@ fn greet(stream: Stream, shared: &Shared) -> io::Result<()> {
         }
         Channel::Resume => {
             let mut hello = [0; RESUME_HELLO_BYTES];
-            stream.receive_exact(&mut hello)?;
+            if !stream.receive_exact_or_end(&mut hello)? {
+                return Err(silent());
+            }
             stream.set_receive_timeout(None)?;
             resume(stream, ResumeHello::decode(&hello), shared)
         }
@@ -269,10 +322,10 @@ fn resume(stream: Stream, hello: ResumeHello, shared: &Shared) -> io::Result<()>
             sink(Joining::Resume { stream, epoch });
             return Ok(());
         }
-        door.completed.filter(|(completed, _)| *completed == session)
+        door.over.clone().filter(|(over, _)| *over == session)
     };
     let message = match last_words {
-        Some((_, complete)) => Message::Complete(complete),
+        Some((_, words)) => words,
         None => from_records(&hello, stream.peer(), shared),
     };
     tracing::info!(peer = stream.peer(), answer = ?message.kind(), "a source asks what became");
@@ -293,6 +346,7 @@ fn from_records(hello: &ResumeHello, peer: &str, shared: &Shared) -> Message<'st
             Message::Refused { transfer, reason }
         }
         Ok(Answer::Gone) => Message::Gone { transfer },
+        Ok(Answer::MovedOn) => Message::Complete(Complete::moved_on()),
         Ok(Answer::Unknown(reason)) => Message::Abort(Abort { reason }),
         Err(error) => Message::Abort(Abort { reason: in_full(&error) }),
     }

@@ -255,7 +255,7 @@ impl Records {
     }
 
     /// Puts a record on stable storage. With it the guest's lock is taken (owned, reclaimed) or
-    /// given up (granted).
+    /// given up (granted, refused).
     ///
     /// # Errors
     /// The step that failed; what was there before then stands. [`RecordError::RunsHere`] if
@@ -270,16 +270,28 @@ impl Records {
         if matches!(ownership, Ownership::Owned | Ownership::Reclaimed) {
             self.hold(guest)?;
         }
-        // Another process of this host may have refused it while this one waited for the grant.
-        if ownership == Ownership::Owned && !proto::may_own(self.read(guest)?.as_ref(), transfer) {
+        let stored = match ownership {
+            Ownership::Owned => self.store_owned(guest, transfer, peer),
+            _ => self.store(guest, transfer, ownership, peer),
+        };
+        // A write of OWNED that failed may be on the disk: until it is refused, only this process
+        // knows that the guest does not run.
+        let gone = match stored {
+            Ok(()) => proto::lets_go(ownership),
+            Err(ref error) => matches!(error, RecordError::Refused { .. }),
+        };
+        if gone {
             self.let_go(guest);
+        }
+        stored
+    }
+
+    /// Another process of this host may have refused it while this one waited for the grant.
+    fn store_owned(&self, guest: Uuid, transfer: u64, peer: &str) -> Result<(), RecordError> {
+        if !proto::may_own(self.read(guest)?.as_ref(), transfer) {
             return Err(RecordError::Refused { guest, transfer });
         }
-        self.store(guest, transfer, ownership, peer)?;
-        if ownership == Ownership::Granted {
-            self.let_go(guest);
-        }
-        Ok(())
+        self.store(guest, transfer, Ownership::Owned, peer)
     }
 
     fn store(
@@ -292,13 +304,12 @@ impl Records {
         self.prepare(guest)?;
         let newest = self.newest(guest)?;
         let sequence = newest.as_ref().map_or(1, |entry| entry.sequence + 1);
-        let away = match ownership {
-            Ownership::Expected | Ownership::Refused => newest.is_some_and(|e| e.record.is_away()),
-            _ => false,
-        };
+        let before = newest.as_ref().map(|entry| &entry.record);
+        let away = proto::away_after(before, ownership);
+        let comes_here = proto::comes_here(before, transfer, ownership);
         let at_unix_s = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |d| d.as_secs());
         let peer = peer.chars().filter(char::is_ascii_graphic).take(PEER_CHARS_MAX).collect();
-        let record = Record { guest, transfer, ownership, peer, at_unix_s, away };
+        let record = Record { guest, transfer, ownership, peer, at_unix_s, away, comes_here };
         let slot = Entry { sequence, record }.to_slot();
         let path = self.path(guest);
         let failed = |step| {
@@ -517,6 +528,19 @@ mod tests {
         assert_eq!(a.may_run(guest).unwrap(), 0);
         a.forget(guest).unwrap();
         assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 0);
+    }
+
+    #[test]
+    fn a_guest_whose_ownership_cannot_be_recorded_is_held_until_it_is_refused() {
+        let dir = tempfile::tempdir().unwrap();
+        let [a, b] = [(); 2].map(|()| Records::open(dir.path()).unwrap());
+        let guest = Uuid::from_u128(6);
+        fs::create_dir(a.path(guest)).unwrap();
+        assert!(a.write(guest, 1, Ownership::Owned, "peer").is_err());
+        assert!(matches!(b.hold(guest), Err(RecordError::RunsHere { .. })));
+        fs::remove_dir(a.path(guest)).unwrap();
+        a.write(guest, 1, Ownership::Refused, "peer").unwrap();
+        b.hold(guest).unwrap();
     }
 
     #[test]

@@ -24,7 +24,7 @@ use crate::proto::{
 };
 use crate::provider::GuestPages;
 use crate::schedule::RoundLimits;
-use crate::transport::{Address, Stream};
+use crate::transport::{Address, Stream, TlsConnector};
 use crate::wire::{BulkHello, Channel, Message, Offer, ResumeHello, Section};
 
 /// The guest as its source sees it.
@@ -52,6 +52,8 @@ pub trait OutgoingVm: Send + Sync {
 pub struct Plan {
     /// Where to.
     pub address: Address,
+    /// With TLS, if there is one.
+    pub tls: Option<TlsConnector>,
     /// When rounds end; without meaning in post-copy.
     pub limits: RoundLimits,
     /// How writes are noted during rounds.
@@ -119,9 +121,9 @@ impl Outgoing {
     /// Migrates `vm`; returns when it is over, whichever way.
     pub fn run(self, vm: &dyn OutgoingVm) -> Outcome {
         let recorded = self.records.prepare(self.offer.guest).map_err(|e| in_full(&e));
-        let address = &self.plan.address;
+        let (address, tls) = (&self.plan.address, self.plan.tls.as_ref());
         let dialled = recorded.and_then(|()| {
-            dial(address, Channel::Urgent, SETUP_TIMEOUT).map_err(|e| e.to_string())
+            dial(address, tls, Channel::Urgent, SETUP_TIMEOUT).map_err(|e| e.to_string())
         });
         let stream = match dialled {
             Ok(stream) => Arc::new(stream),
@@ -283,7 +285,8 @@ impl Driver<'_> {
 
     fn connect_bulk(&mut self, hello: BulkHello) -> Result<(), PeerError> {
         let timeout = if hello.epoch == 0 { SETUP_TIMEOUT } else { REDIAL_TIMEOUT };
-        let connect = |_| dial_bulk(&self.address, hello, timeout).map(Arc::new);
+        let tls = self.setup.plan.tls.as_ref();
+        let connect = |_| dial_bulk(&self.address, tls, hello, timeout).map(Arc::new);
         self.bulk = (0..self.setup.offer.connections).map(connect).collect::<Result<_, _>>()?;
         Ok(())
     }
@@ -292,8 +295,9 @@ impl Driver<'_> {
         let (guest, transfer) = (self.setup.offer.guest, self.setup.offer.transfer);
         let hello = ResumeHello { guest, transfer, session, epoch };
         let (address, events) = (self.address.clone(), Arc::clone(&self.setup.events));
+        let tls = self.setup.plan.tls.clone();
         let dial = move || {
-            let result = dial_resume(&address, hello, REDIAL_TIMEOUT);
+            let result = dial_resume(&address, tls.as_ref(), hello, REDIAL_TIMEOUT);
             events.send(Event::Dialled { epoch, result });
         };
         if let Err(error) = std::thread::Builder::new().name("godwit-dial".into()).spawn(dial) {
@@ -347,7 +351,7 @@ impl Driver<'_> {
         let deadline = self.machine.poll_timeout();
         let events = self.setup.events.as_fd();
         // A descriptor that is not to be polled is left out by polling another one twice.
-        let urgent = self.channel.as_ref().map_or(events, |channel| channel.as_fd());
+        let urgent = self.channel.as_ref().map_or(events, |channel| channel.pollable());
         match wait_readable([urgent, events], deadline) {
             Ok([urgent, events]) => {
                 if urgent && self.channel.is_some() {

@@ -5,5 +5,5 @@ mod faults;
 mod progress;
 
 pub use classes::{ClassCount, Classes};
-pub use faults::{FaultLedger, FaultReport};
+pub use faults::{FaultLedger, FaultReport, Quantiles, Stage};
 pub use progress::{Pages, Progress, Report, monotonic_us};

@@ -5,8 +5,8 @@
 //!
 //! | source | destination | a lost peer means |
 //! |---|---|---|
-//! | Offered, Connecting, Tracking | Preparing, AwaitPackage | nothing: the guest runs at the source |
-//! | Round | AwaitPackage | nothing: the guest runs at the source |
+//! | Offered, Connecting | Preparing, AwaitPackage | nothing: the guest runs at the source |
+//! | Tracking, Round | AwaitPackage | nothing: the guest runs at the source |
 //! | Saving, Finishing, Loading | Loading, AwaitGrant | the guest runs on at the source |
 //! | Granting | | the record decides: written, it is granted |
 //! | Granted | Recording | both paused; the source dials and learns who has the guest |
@@ -24,7 +24,9 @@ mod tests;
 pub use destination::{
     Destination, Input as DestinationInput, Output as DestinationOutput, Prepared,
 };
-pub use ownership::{Answer, Ownership, Record, answer, may_come, may_own, may_run};
+pub use ownership::{
+    Answer, Ownership, Record, answer, away_after, comes_here, lets_go, may_come, may_own, may_run,
+};
 pub use source::{Input as SourceInput, Output as SourceOutput, Saved, Source};
 
 use serde::{Deserialize, Serialize};

@@ -41,6 +41,10 @@ pub struct Record {
     /// Before it was expected here the guest was known to be elsewhere.
     #[serde(default)]
     pub away: bool,
+    /// The transfer was expected here: a grant of it that was recorded since is from a source on
+    /// this host to this host.
+    #[serde(default)]
+    pub comes_here: bool,
 }
 
 impl Record {
@@ -51,6 +55,12 @@ impl Record {
             Ownership::Expected | Ownership::Refused => self.away,
             Ownership::Owned | Ownership::Reclaimed => false,
         }
+    }
+
+    /// Whether its transfer was granted, by this host or to it.
+    fn follows_a_grant(&self) -> bool {
+        use Ownership::{Granted, Owned, Reclaimed, Released};
+        matches!(self.ownership, Granted | Owned | Reclaimed | Released)
     }
 }
 
@@ -77,6 +87,25 @@ pub fn may_come(record: Option<&Record>, transfer: u64) -> Result<(), u64> {
     }
 }
 
+/// What [`Record::away`] is in the record that follows `newest`.
+pub fn away_after(newest: Option<&Record>, ownership: Ownership) -> bool {
+    match ownership {
+        Ownership::Expected | Ownership::Refused => newest.is_some_and(Record::is_away),
+        _ => false,
+    }
+}
+
+/// What [`Record::comes_here`] is in the record of `transfer` that follows `newest`.
+pub fn comes_here(newest: Option<&Record>, transfer: u64, ownership: Ownership) -> bool {
+    let before = newest.is_some_and(|record| record.transfer == transfer && record.comes_here);
+    ownership == Ownership::Expected || before
+}
+
+/// Whether a process that has recorded this does not run the guest, and lets others.
+pub fn lets_go(ownership: Ownership) -> bool {
+    matches!(ownership, Ownership::Granted | Ownership::Refused)
+}
+
 /// Whether the guest of `transfer` may be recorded as owned: it was not refused.
 pub fn may_own(record: Option<&Record>, transfer: u64) -> bool {
     !record.is_some_and(|r| r.transfer == transfer && r.ownership == Ownership::Refused)
@@ -91,6 +120,8 @@ pub enum Answer {
     Refuse,
     /// It ran here, and its process is gone.
     Gone,
+    /// It had all of its pages after that transfer, and has been granted on since.
+    MovedOn,
     /// The records do not tell. The source keeps everything and asks again.
     Unknown(String),
 }
@@ -102,6 +133,10 @@ pub fn answer(record: Option<&Record>, transfer: u64, held: bool) -> Answer {
         let hint = "is it the right host, and the right --state-dir?";
         return Answer::Unknown(format!("there is no record of the guest here; {hint}"));
     };
+    // Only a guest that has all of its pages is granted on, by a number that is higher.
+    if record.transfer > transfer && record.follows_a_grant() {
+        return Answer::MovedOn;
+    }
     if record.transfer != transfer {
         let seen = record.transfer;
         return Answer::Unknown(format!("the record here is of transfer {seen}, not {transfer}"));
@@ -111,8 +146,13 @@ pub fn answer(record: Option<&Record>, transfer: u64, held: bool) -> Answer {
         _ if held => {
             Answer::Unknown("another process here holds the guest: give its address".into())
         }
-        // The grant is that of the source itself, if both hosts are one.
-        Ownership::Expected | Ownership::Granted => Answer::Refuse,
+        Ownership::Expected => Answer::Refuse,
+        // The source's own, on the host of both.
+        Ownership::Granted if record.comes_here => Answer::Refuse,
+        // This is the source's host and not its destination's, which may run the guest.
+        Ownership::Granted => {
+            Answer::Unknown("the guest was granted away from here: ask its destination".into())
+        }
         Ownership::Owned => Answer::Gone,
         Ownership::Reclaimed | Ownership::Released => {
             Answer::Unknown("the transfer is over, as its source has recorded here".into())
@@ -126,7 +166,8 @@ mod tests {
 
     fn record(transfer: u64, ownership: Ownership, away: bool) -> Record {
         let (guest, peer) = (Uuid::from_u128(1), "tcp:b:1".to_owned());
-        Record { guest, transfer, ownership, peer, at_unix_s: 0, away }
+        let comes_here = ownership == Ownership::Expected;
+        Record { guest, transfer, ownership, peer, at_unix_s: 0, away, comes_here }
     }
 
     #[test]
@@ -157,6 +198,31 @@ mod tests {
         assert!(matches!(answer(None, 4, false), Answer::Unknown(_)));
         let older = record(3, Expected, false);
         assert!(matches!(answer(Some(&older), 4, false), Answer::Unknown(_)));
+    }
+
+    #[test]
+    fn a_grant_is_refused_only_where_it_was_expected() {
+        let granted = |comes_here| Record { comes_here, ..record(4, Ownership::Granted, false) };
+        assert!(matches!(answer(Some(&granted(false)), 4, false), Answer::Unknown(_)));
+        assert_eq!(answer(Some(&granted(true)), 4, false), Answer::Refuse);
+        let expected = record(4, Ownership::Expected, false);
+        assert!(comes_here(Some(&expected), 4, Ownership::Granted));
+        assert!(!comes_here(Some(&expected), 5, Ownership::Granted));
+        assert!(!comes_here(None, 4, Ownership::Granted));
+    }
+
+    #[test]
+    fn a_guest_that_was_granted_on_had_all_of_its_pages() {
+        use Ownership::{Expected, Granted, Owned, Reclaimed, Refused, Released};
+        for ownership in [Granted, Owned, Reclaimed, Released] {
+            let record = record(5, ownership, false);
+            assert_eq!(answer(Some(&record), 4, true), Answer::MovedOn);
+            assert_ne!(answer(Some(&record), 6, false), Answer::MovedOn);
+        }
+        for ownership in [Expected, Refused] {
+            let record = record(5, ownership, false);
+            assert!(matches!(answer(Some(&record), 4, false), Answer::Unknown(_)));
+        }
     }
 
     #[test]

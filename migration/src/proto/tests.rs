@@ -8,7 +8,7 @@ use godwit_uffd::page::{PageIndex, PageRun};
 use uuid::Uuid;
 
 use super::*;
-use crate::limits::REDIAL_MAX;
+use crate::limits::{REDIAL_MAX, REDIAL_MIN};
 use crate::page::{Claims, Class, PageSet, Requested, Sent};
 use crate::schedule::{OnTimeout, RoundLimits};
 use crate::wire::{
@@ -136,6 +136,9 @@ impl Pair {
                 }
             }
             SourceOutput::ConnectBulk { .. } => {
+                for _ in 0..2 {
+                    self.tell_destination(DestinationInput::BulkJoined);
+                }
                 self.tell_source(SourceInput::BulkConnected(Ok(())));
             }
             SourceOutput::StartTracking => self.tell_source(SourceInput::TrackingStarted(Ok(()))),
@@ -193,6 +196,7 @@ impl Pair {
                     Answer::Refused | Answer::Refuse => {
                         Message::Refused { transfer: 4, reason: "no grant came".into() }
                     }
+                    Answer::MovedOn => Message::Complete(Complete::moved_on()),
                     Answer::Gone => Message::Gone { transfer: 4 },
                     Answer::Unknown(reason) => Message::Abort(Abort { reason }),
                 };
@@ -205,6 +209,11 @@ impl Pair {
         let Some(output) = self.destination.poll_output() else {
             return false;
         };
+        self.perform_destination(output);
+        true
+    }
+
+    fn perform_destination(&mut self, output: DestinationOutput) {
         let mut bytes = Vec::new();
         match output {
             DestinationOutput::Send(message) => {
@@ -217,6 +226,7 @@ impl Pair {
             DestinationOutput::Adopt { .. } => {
                 self.connected = true;
                 self.tell_source(SourceInput::Dialled(Ok(())));
+                self.tell_destination(DestinationInput::Adopted);
             }
             DestinationOutput::Discard(run) => self.log.push(format!("empty {run}")),
             DestinationOutput::Prepare(_) => {
@@ -246,7 +256,6 @@ impl Pair {
             DestinationOutput::Finish(outcome) => self.destination_end = Some(outcome),
             other => panic!("{other:?}"),
         }
-        true
     }
 
     fn install(&mut self, run: PageRun) {
@@ -387,6 +396,86 @@ fn a_peer_lost_while_pages_are_missing_is_waited_for_and_the_session_goes_on() {
     assert_eq!(pair.claims.remaining(), 0, "page 6 travels again");
     assert_eq!(pair.source_end, Some(Outcome::Completed));
     assert_eq!(pair.destination_end, Some(Outcome::Completed));
+}
+
+#[test]
+fn what_arrives_while_the_channels_are_hung_up_is_said_to_be_here() {
+    let mut pair = Pair::new(Faults::default());
+    pair.run();
+    pair.tell_destination(DestinationInput::Resume { epoch: 1 });
+    assert_eq!(pair.destination.poll_output(), Some(DestinationOutput::HangUp));
+    // By a thread that the driver waits for.
+    pair.install(PageRun::one(PageIndex(3)));
+    assert_eq!(pair.destination.poll_output(), Some(DestinationOutput::Adopt { epoch: 1 }));
+    assert_eq!(pair.destination.poll_output(), None);
+    pair.tell_destination(DestinationInput::Adopted);
+    let said = pair.destination.poll_output();
+    let Some(DestinationOutput::Send(Message::Received(part))) = said else { panic!("{said:?}") };
+    let mut received = PageSet::empty(PAGES);
+    part.add_to(&mut received);
+    assert!(received.contains(PageIndex(3)));
+}
+
+#[test]
+fn a_guest_that_is_whole_waits_for_no_source() {
+    let interrupted = || {
+        let mut pair = Pair::new(Faults::default());
+        pair.run();
+        pair.tell_destination(DestinationInput::PeerFailed(PeerError::Lost("cut".into())));
+        while pair.step_destination() {}
+        let mut left = PageSet::full(PAGES);
+        pair.claims.received().runs().for_each(|run| left.remove_run(run));
+        for run in left.runs() {
+            pair.claims.begin(run).unwrap();
+            pair.claims.finish(run, Class::Zero, |_| {});
+        }
+        assert!(pair.destination_end.is_none());
+        pair
+    };
+    let mut pair = interrupted();
+    pair.tell_destination(DestinationInput::AllInstalled);
+    while pair.step_destination() {}
+    assert_eq!(pair.destination_end, Some(Outcome::Completed));
+
+    let mut pair = interrupted();
+    pair.tell_destination(DestinationInput::Abandon("the operator wants to end".into()));
+    while pair.step_destination() {}
+    assert_eq!(pair.destination_end, Some(Outcome::Completed));
+}
+
+#[test]
+fn a_refusal_that_cannot_be_recorded_is_recorded_again() {
+    let mut pair = Pair::new(Faults { owned_record: true, ..Faults::default() });
+    loop {
+        while pair.step_source() {}
+        match pair.destination.poll_output().expect("it comes to refuse") {
+            DestinationOutput::RecordRefused(4) => break,
+            other => pair.perform_destination(other),
+        }
+    }
+    pair.tell_destination(DestinationInput::RefusedRecorded(Err("no space".into())));
+    pair.run();
+    assert!(pair.destination_end.is_none() && pair.source_end.is_none() && !pair.did("resume"));
+    pair.now = pair.destination.poll_timeout().expect("it tries again");
+    pair.destination.handle_timeout(pair.now);
+    pair.run();
+    assert!(pair.did("refused") && aborted(pair.destination_end.as_ref()));
+    pair.faults.forgotten = Some(Answer::Refused);
+    pair.tell_source(SourceInput::PeerFailed(PeerError::Lost("it hung up".into())));
+    pair.dial_again();
+    assert!(aborted(pair.source_end.as_ref()) && pair.did("resume"), "{:?}", pair.log);
+}
+
+#[test]
+fn channels_that_are_lost_together_are_one_loss() {
+    let mut pair = Pair::new(Faults::default());
+    pair.run();
+    for _ in 0..5 {
+        pair.tell_source(SourceInput::PeerFailed(PeerError::Lost("cut".into())));
+    }
+    pair.run();
+    assert_eq!(pair.did_times("source interrupted"), 1);
+    assert_eq!(pair.source.poll_timeout(), Some(pair.now + REDIAL_MIN));
 }
 
 #[test]

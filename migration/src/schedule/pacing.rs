@@ -71,7 +71,10 @@ mod tests {
         /// Whoever waits as told never gets above the cap, but for a burst and the last run, nor
         /// falls behind it while there is something to send.
         #[test]
-        fn the_rate_is_the_cap(late in 0u32..10, runs in prop::collection::vec(500_000usize..2_000_000, 1..50)) {
+        fn the_rate_is_the_cap(
+            late in 0u32..10,
+            runs in prop::collection::vec(500_000usize..2_000_000, 1..50),
+        ) {
             let (mut pacer, begin) = (Pacer::new(50_000_000), Instant::now());
             let (mut now, mut sent) = (begin, 0u128);
             for &bytes in &runs {

@@ -129,6 +129,13 @@ pub struct Complete {
     pub guest_ended: bool,
 }
 
+impl Complete {
+    /// Of a guest that was all here and is elsewhere by now.
+    pub fn moved_on() -> Complete {
+        Complete { zero: 0, data: 0, guest_ended: true }
+    }
+}
+
 /// A part of a set of pages.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct BitmapPart {

@@ -4,8 +4,8 @@ use super::WireError;
 
 /// The newest version of the protocol that this code speaks.
 pub const VERSION: u16 = 2;
-/// The oldest version that it accepts. Runs of pages had other heads in version 1; from version 2 on
-/// the one before the newest is accepted, too.
+/// The oldest version that it accepts. Runs of pages had other heads in version 1; from version 2
+/// on the one before the newest is accepted, too.
 pub const VERSION_MIN: u16 = 2;
 /// Bytes of a preamble.
 pub const PREAMBLE_BYTES: usize = 16;

@@ -362,7 +362,7 @@ fn no_destination_can_make_a_source_run_what_it_gave_away() {
         let mut source = stage.launch_filled(&format!("source {number}"), &QUICK);
         begin(&source, &listener);
         (case.act)(&listener);
-        let status = source.until_migration(MigrationState::PostcopyPaused);
+        let status = source.until_interrupted();
         let migration = status.migration.expect("a migration");
         says(&source, &migration, case.says);
         assert_eq!(migration.pages.total, u64::from(PAGES));

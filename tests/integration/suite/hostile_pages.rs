@@ -95,8 +95,8 @@ fn pages_that_are_not_what_was_sent_are_never_installed() {
     still_receives(&stage, &receiver);
 }
 
-/// Pages that the source lost are lost here, too, and counted; where the kernel has no way to say so
-/// to the guest, the guest does not come.
+/// Pages that the source lost are lost here, too, and counted; where the kernel has no way to say
+/// so to the guest, the guest does not come.
 #[test]
 fn pages_that_the_source_lost_are_poisoned_or_refused() {
     require_kvm!();

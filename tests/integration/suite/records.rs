@@ -75,9 +75,10 @@ fn a_guest_that_was_lost_is_not_run_from_the_start() {
     let mut migrate = stage.migrate(&source, link.address());
     source.until_migration(MigrationState::PostcopyActive);
     destination.process.kill();
-    migrate.wait_failure();
+    source.until_interrupted();
     source.client().shutdown(true).expect("ends");
     source.process.wait();
+    migrate.wait_failure();
     let there = link.address().to_string();
     is_refused(run_again(&stage, "source.state", &[]), &[ID, &there, "--override-grant"]);
 }

@@ -32,7 +32,7 @@ use crate::message;
 use crate::page::{Hva, PageSize};
 use crate::uffd::{Range, Uffd};
 
-pub use probe::{Doors, Survey, doors, survey, trials};
+pub use probe::{Doors, Survey, doors, follows_writes, survey, trials};
 
 use lent::Lent;
 use pagemap::Pagemap;
@@ -246,7 +246,7 @@ impl Backend for KernelUffd {
         understood
     }
 
-    fn take_written(&self, range: Range, each: &mut dyn FnMut(Range)) -> Result<(), Errno> {
+    fn scan_written(&self, range: Range, each: &mut dyn FnMut(Range)) -> Result<(), Errno> {
         let pagemap = self.pagemap.as_ref().ok_or(Errno(libc::EPERM))?;
         pagemap.take_written(range, each)
     }

@@ -10,7 +10,7 @@ use std::os::fd::AsRawFd;
 
 use super::ioctl::last_errno;
 use crate::abi::Errno;
-use crate::page::Hva;
+use crate::page::{Hva, PageSize};
 use crate::uffd::Range;
 
 /// `struct pm_scan_arg`.
@@ -40,6 +40,13 @@ struct Region {
     categories: u64,
 }
 
+impl Region {
+    /// A call for each would cost more than the faults on the pages between them.
+    fn is_near(&self, next: &Region) -> bool {
+        next.start - self.end <= NEAR_BYTES
+    }
+}
+
 /// `_IOWR('f', 16, struct pm_scan_arg)`
 const PAGEMAP_SCAN: u64 = 3 << 30 | (size_of::<Argument>() as u64) << 16 | (b'f' as u64) << 8 | 16;
 
@@ -56,6 +63,9 @@ const WRITTEN: u64 = 2;
 /// Runs of pages that one call tells at most; the kernel keeps as many words for them meanwhile.
 const REGIONS_MAX: usize = 512;
 
+/// What may lie between two runs that are taken by one call: four pages.
+const NEAR_BYTES: u64 = 4 * PageSize::BASE.bytes() as u64;
+
 /// `/proc/self/pagemap`.
 #[derive(Debug)]
 pub(super) struct Pagemap(File);
@@ -68,16 +78,39 @@ impl Pagemap {
     /// Calls `each` for the pages of a range that were written since they were protected, and
     /// protects them. After an error it is called for all pages that are left: some of them may be
     /// protected again, and nothing else remembers which.
+    ///
+    /// A call that protects makes KVM forget its own mappings of the whole range that it is given,
+    /// so that a guest faults on each page of it again, written or not. (Measured: a guest that
+    /// reads 256 MiB over and over, with a call every 20 ms, was ten times slower.) So a look that
+    /// changes nothing finds the written pages, and only they are protected.
     pub fn take_written(&self, range: Range, each: &mut dyn FnMut(Range)) -> Result<(), Errno> {
         let mut regions = [Region::default(); REGIONS_MAX];
         let mut rest = range;
         while rest.bytes > 0 {
-            let scanned = self.scan(rest, PROTECT | CHECK, &mut regions);
-            let (found, end) = scanned.inspect_err(|_| each(rest))?;
-            for region in found {
-                each(Range { start: Hva(region.start), bytes: region.end - region.start });
+            let looked = self.scan(rest, CHECK, &mut regions);
+            let (found, stopped) = looked.inspect_err(|_| each(rest))?;
+            for near in found.chunk_by(Region::is_near) {
+                let (start, end) = (near[0].start, near[near.len() - 1].end);
+                let left = rest.behind(start - rest.start.0);
+                self.take_part(left.first(end - start), each)
+                    .inspect_err(|_| each(left.behind(end - start)))?;
             }
-            rest = rest.behind(end.0 - rest.start.0);
+            rest = rest.behind(stopped.0 - rest.start.0);
+        }
+        Ok(())
+    }
+
+    /// Takes all written pages of a range, by calls that protect.
+    fn take_part(&self, range: Range, each: &mut dyn FnMut(Range)) -> Result<(), Errno> {
+        let mut regions = [Region::default(); REGIONS_MAX];
+        let mut rest = range;
+        while rest.bytes > 0 {
+            let scanned = self.scan(rest, PROTECT | CHECK, &mut regions);
+            let (found, stopped) = scanned.inspect_err(|_| each(rest))?;
+            for run in found {
+                each(Range { start: Hva(run.start), bytes: run.end - run.start });
+            }
+            rest = rest.behind(stopped.0 - rest.start.0);
         }
         Ok(())
     }

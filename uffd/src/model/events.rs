@@ -111,7 +111,7 @@ impl Announced {
     /// The event is over without a reader.
     fn drop_unread(self) {
         if let EventMessage::Fork(child) = &self.message {
-            register::release(child);
+            register::forget(child);
         }
         self.context.end_change();
     }

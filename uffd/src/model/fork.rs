@@ -74,9 +74,9 @@ fn inherited(
 }
 
 fn copy_tables(parent: &AddressSpace, child: &AddressSpace, vma: &Vma, copy: &Vma) {
-    // What has a file behind it comes back by a fault, unless there are private pages or
+    // What has a file behind it comes back by a fault, unless there are private pages, guards or
     // protection.
-    let has_own = vma.anon_group.load(Ordering::SeqCst) != 0;
+    let has_own = vma.anon_group.load(Ordering::SeqCst) != 0 || vma.guarded.load(Ordering::SeqCst);
     if !has_own && !copy.modes().contains(Modes::PROTECT) {
         return;
     }
@@ -142,6 +142,10 @@ fn copy_entry((vma, copy): (&Vma, &Vma), pool: &Arc<Pool>, entry: &mut Entry) ->
         bits.remove(Bits::WRITE | Bits::EXCLUSIVE);
     }
     let mut new = entry.clone();
+    if let Entry::Migration(migrating) = &mut new {
+        // The child's threads sleep for themselves.
+        migrating.sleeper = Arc::default();
+    }
     if let (Some(bits), false) = (new.bits_mut(), keeps_protection) {
         bits.remove(Bits::PROTECTED);
     }

@@ -13,6 +13,7 @@ use super::frames::Frames;
 use super::handshake::{Door, may_open};
 use super::hugetlb::Pool;
 use super::page_cache::MemoryFile;
+use super::page_table::Entry;
 use super::profile::Profile;
 use super::read::{self, FdInfo, Polled};
 use super::register;
@@ -135,9 +136,12 @@ impl Machine {
         let thread = self.thread_state(thread);
         let process = Process(self.next_number());
         let space = Arc::new(AddressSpace::new(self.host.clone()));
-        let events = fork(&thread.space, &space, || ContextId(self.next_number()));
         let privileged = thread.privileged;
-        self.processes.write().insert(process.0, ProcessState { space, privileged });
+        // Who looks at all processes meets the child as soon as it has entries.
+        let mut processes = self.processes.write();
+        let events = fork(&thread.space, &space, || ContextId(self.next_number()));
+        processes.insert(process.0, ProcessState { space, privileged });
+        drop(processes);
         run(&thread, Task::Deliver(Delivery::new(events), Outcome::Forked(process)))
     }
 
@@ -275,6 +279,13 @@ impl Machine {
     /// The address spaces of all processes.
     pub(super) fn spaces(&self) -> Vec<Arc<AddressSpace>> {
         self.processes.read().values().map(|state| state.space.clone()).collect()
+    }
+
+    /// Does something with each entry of all processes, while none is forked.
+    pub(super) fn each_entry(&self, mut work: impl FnMut(&mut Entry)) {
+        for state in self.processes.read().values() {
+            state.space.tables.each_entry(&mut work);
+        }
     }
 
     fn process(&self, process: Process) -> ProcessState {

@@ -8,14 +8,13 @@ use super::machine::Machine;
 use super::memory_map::{self, NewMapping};
 use super::observe::{self, Observed};
 use super::page_cache::{FileKind, MemoryFile};
-use super::page_table::{Entry, Level, Migrating};
+use super::page_table::{Entry, Level};
 use super::populate::{Populate, Purpose};
 use super::remap::{self, Remap};
 use super::scan::{self, Region, Scan};
 use super::sync::{Arc, Ordering};
 use super::task::{Outcome, Progress, Task, run};
 use super::vma::{Access, Backing};
-use super::wait_queue::Sleeper;
 use super::{FileId, Process, Thread};
 use crate::abi::Errno;
 
@@ -154,8 +153,9 @@ impl Machine {
     /// mremap. Sleeps until its events are read.
     pub fn remap(&self, thread: Thread, call: Remap) -> Progress {
         let thread = self.thread_state(thread);
-        let remapped = remap::remap(&thread.space, call);
-        deliver(&thread, remapped)
+        let mut events = Vec::new();
+        let result = remap::remap(&thread.space, call, &mut events);
+        run(&thread, Task::Deliver(Delivery::new(events), Outcome::Returned(result)))
     }
 
     /// madvise. Sleeps until a REMOVE event is read, or for pages that it populates.
@@ -213,30 +213,7 @@ impl Machine {
         });
     }
 
-    /// Begins to migrate the page at an address: whoever touches it sleeps until the end.
-    pub fn begin_migration(&self, process: Process, address: u64) {
-        self.with_entry(process, address, |entry| match std::mem::take(entry) {
-            Entry::Page(mapped) => {
-                let sleeper = Arc::new(Sleeper::default());
-                *entry = Entry::Migration(Box::new(Migrating { page: mapped, sleeper }));
-            }
-            other => panic!("there is no page to migrate at {address:#x}: {other:?}"),
-        });
-    }
-
-    /// Ends a migration: the page is back, and whoever sleeps for it goes on.
-    pub fn end_migration(&self, process: Process, address: u64) {
-        self.with_entry(process, address, |entry| match std::mem::take(entry) {
-            Entry::Migration(migrating) => {
-                let Migrating { page, sleeper } = *migrating;
-                *entry = Entry::Page(page);
-                sleeper.wake();
-            }
-            other => panic!("there is no migration at {address:#x}: {other:?}"),
-        });
-    }
-
-    fn with_entry<R>(
+    pub(super) fn with_entry<R>(
         &self,
         process: Process,
         address: u64,

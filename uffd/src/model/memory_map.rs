@@ -10,7 +10,7 @@ use super::hugetlb::Reservation;
 use super::page_cache::{FileKind, MemoryFile};
 use super::page_table::{Bits, Entry, Level, indices, is_whole};
 use super::populate::populate_now;
-use super::sync::{Arc, AtomicU64, Ordering};
+use super::sync::{Arc, AtomicBool, AtomicU64, Ordering};
 use super::vma::{Access, Backing, Vma, VmaMap};
 use super::zap::{Zap, free_tables, zap};
 use crate::abi::Errno;
@@ -65,7 +65,7 @@ pub(super) fn map(
     let range = start..start + new.len;
     let mut map = space.map.write();
     let events = unmap_locked(space, &mut map, &range)?;
-    map.insert(Vma {
+    let mut vma = Vma {
         start,
         end: range.end,
         page: if new.backing.is_file() { new.page } else { start / PAGE },
@@ -78,9 +78,13 @@ pub(super) fn map(
         mergeable: false,
         anon_group: AtomicU64::new(0),
         forked: false,
+        guarded: AtomicBool::new(false),
+        accounted: false,
         reservation,
         registration: None,
-    });
+    };
+    vma.set_access(new.access);
+    map.insert(vma);
     map.merge_around(&range);
     Ok((start, events))
 }
@@ -257,7 +261,7 @@ pub(super) fn protect(
     };
     let mut populated = Vec::new();
     let result = update(space, &range, as_asked, |vma| {
-        vma.access = access;
+        vma.set_access(access);
         set_rights(space, vma);
         if access == Access::ReadWrite && vma.locked && !vma.shared {
             populated.push(vma.range());

@@ -226,10 +226,11 @@ impl Mover<'_> {
             match moved {
                 Moved::Done => done += PAGE,
                 Moved::Failed(errno) => return (done, Some(errno.into())),
-                Moved::Large(folio) => match &mut guard {
-                    PairGuard::One(level) => split_folio(level, &folio),
-                    PairGuard::Two { source, .. } => split_folio(source, &folio),
-                },
+                Moved::Large(folio) => {
+                    drop(guard);
+                    split_folio(self.space, &folio);
+                    guard = lock_pair((source, from), (destination, to));
+                }
                 Moved::Contended(folio) => {
                     // The page lock is only tried under the page-table locks. It is waited for
                     // without them; whether the entry is still the same is found out anew.

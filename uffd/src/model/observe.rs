@@ -86,7 +86,8 @@ fn is_mapped_once(spaces: &[Arc<AddressSpace>], slot: &Slot, address: u64) -> bo
     };
     // One more than the entry's is held by this function.
     let alone = Arc::strong_count(&folio) == 2;
-    let parts = || spaces.iter().map(|space| space.tables.count(&folio, index)).sum::<usize>();
+    let count = |space: &Arc<AddressSpace>| space.tables.count(&folio, Some(index));
+    let parts = || spaces.iter().map(count).sum::<usize>();
     alone || (folio.pages > 1 && parts() == 1)
 }
 

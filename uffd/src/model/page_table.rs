@@ -257,12 +257,13 @@ impl Directory {
         slots.iter().any(|(slot, _)| !matches!(&*slot.lock(), Level::Empty))
     }
 
-    /// Counts the entries that map one page of a folio.
-    pub(super) fn count(&self, folio: &Arc<Folio>, index: u16) -> usize {
+    /// Counts the entries that map one page of a folio, or any page of it.
+    pub(super) fn count(&self, folio: &Arc<Folio>, index: Option<u16>) -> usize {
         let slots: Vec<Arc<Slot>> = self.slots.read().values().cloned().collect();
         let same = |entry: &Entry, huge: bool| {
             matches!(entry, Entry::Page(mapped)
-                if Arc::ptr_eq(&mapped.folio, folio) && (huge || mapped.index == index))
+                if Arc::ptr_eq(&mapped.folio, folio)
+                    && (huge || index.is_none_or(|index| mapped.index == index)))
         };
         let in_level = |level: &mut Level| match level {
             Level::Empty => 0,
@@ -270,6 +271,18 @@ impl Directory {
             Level::Table(table) => table.entries().iter().filter(|one| same(one, false)).count(),
         };
         slots.iter().map(|slot| in_level(&mut slot.lock())).sum()
+    }
+
+    /// Does something with each entry, of tables and huge.
+    pub(super) fn each_entry(&self, mut work: impl FnMut(&mut Entry)) {
+        let slots: Vec<Arc<Slot>> = self.slots.read().values().cloned().collect();
+        for slot in slots {
+            match &mut *slot.lock() {
+                Level::Empty => {}
+                Level::Huge(entry) => work(entry),
+                Level::Table(table) => table.entries().iter_mut().for_each(&mut work),
+            }
+        }
     }
 
     /// Lets go of everything.

@@ -208,7 +208,7 @@ fn detach(context: &Context, vma: &mut Vma) {
 
 /// Nobody will ever read of this fork: the child's memory has no owner. What was protected stays
 /// so until it is written.
-fn forget(context: &Arc<Context>) {
+pub(super) fn forget(context: &Arc<Context>) {
     context.released.store(true, Ordering::SeqCst);
     for cell in context.space.map.write().all() {
         let mut vma = cell.write();

@@ -28,13 +28,18 @@ pub struct Remap {
     pub dont_unmap: bool,
 }
 
-/// mremap: the new address, and the events in the order of their delivery.
-pub(super) fn remap(space: &AddressSpace, call: Remap) -> Result<(u64, Vec<Announced>), Errno> {
+/// mremap: the new address. The events of what was done are added in the order of their delivery,
+/// and are to be delivered even if a later VMA could not be moved.
+pub(super) fn remap(
+    space: &AddressSpace,
+    call: Remap,
+    events: &mut Vec<Announced>,
+) -> Result<u64, Errno> {
     check(&call)?;
     let mut map = space.map.write();
     match call.to {
-        Some(to) if call.len == call.new_len => move_all(space, &mut map, &call, to),
-        _ => remap_one(space, &mut map, call),
+        Some(to) if call.len == call.new_len => move_all(space, &mut map, (&call, to), events),
+        _ => remap_one(space, &mut map, call, events),
     }
 }
 
@@ -43,9 +48,9 @@ pub(super) fn remap(space: &AddressSpace, call: Remap) -> Result<(u64, Vec<Annou
 fn move_all(
     space: &AddressSpace,
     map: &mut VmaMap,
-    call: &Remap,
-    to: u64,
-) -> Result<(u64, Vec<Announced>), Errno> {
+    (call, to): (&Remap, u64),
+    events: &mut Vec<Announced>,
+) -> Result<u64, Errno> {
     let old = call.from..call.from + call.len;
     let parts: Vec<(Range<u64>, u64, bool)> = map
         .in_range(&old)
@@ -58,7 +63,6 @@ fn move_all(
     if parts.first().is_none_or(|(part, ..)| part.start != old.start) {
         return Err(Errno::EFAULT);
     }
-    let mut events = Vec::new();
     for (number, (part, vma_end, movable)) in parts.into_iter().enumerate() {
         if !movable && (number > 0 || vma_end < old.end) {
             return Err(Errno::EFAULT);
@@ -66,16 +70,17 @@ fn move_all(
         let len = part.end - part.start;
         let target = to + (part.start - old.start);
         let one = Remap { from: part.start, len, new_len: len, to: Some(target), ..*call };
-        events.extend(remap_one(space, map, one)?.1);
+        remap_one(space, map, one, events)?;
     }
-    Ok((to, events))
+    Ok(to)
 }
 
 fn remap_one(
     space: &AddressSpace,
     map: &mut VmaMap,
     mut call: Remap,
-) -> Result<(u64, Vec<Announced>), Errno> {
+    events: &mut Vec<Announced>,
+) -> Result<u64, Errno> {
     let old = call.from..call.from + call.len;
     // Only what is kept has to be in one VMA. Nothing is changed before that is known.
     let kept = call.from..call.from + call.len.min(call.new_len);
@@ -89,9 +94,9 @@ fn remap_one(
     if hugetlb && !places.iter().all(|place| place.is_multiple_of(HUGE)) {
         return Err(Errno::EINVAL);
     }
-    let mut early = Vec::new();
+    // What was in the way is told first, then the move, then what was left behind.
     if let Some(to) = call.to {
-        early = unmap_locked(space, map, &(to..to + call.new_len))?;
+        events.extend(unmap_locked(space, map, &(to..to + call.new_len))?);
     }
     let mut late = Vec::new();
     if call.new_len < call.len {
@@ -101,23 +106,18 @@ fn remap_one(
             call.len = call.new_len;
         }
     }
-    if call.to.is_none() && !call.dont_unmap {
-        if call.new_len <= call.len {
-            return Ok((call.from, late));
-        }
-        if grow_in_place(map, &call) {
-            return Ok((call.from, late));
-        }
+    let may_stay = call.to.is_none() && !call.dont_unmap;
+    if may_stay && (call.new_len <= call.len || grow_in_place(map, &call)) {
+        events.extend(late);
+        return Ok(call.from);
     }
     let to = call.to.unwrap_or_else(|| place(space, call.new_len));
     let len = call.len.min(call.new_len);
-    let (remapped, unmapped) = move_mapping(space, map, &call, (to, len))?;
-    // What was in the way is told first, then the move, then what was left behind.
-    let mut events = early;
+    let (remapped, unmapped) = move_mapping(space, map, &call, (to, len));
     events.extend(remapped);
     events.extend(late);
     events.extend(unmapped);
-    Ok((to, events))
+    Ok(to)
 }
 
 fn check(call: &Remap) -> Result<(), Errno> {
@@ -165,7 +165,7 @@ fn move_mapping(
     map: &mut VmaMap,
     call: &Remap,
     (to, len): (u64, u64),
-) -> Result<Events, Errno> {
+) -> Events {
     let old = call.from..call.from + len;
     let is_whole = map.find(old.start).is_some_and(|cell| cell.read().range() == old);
     if !call.dont_unmap {
@@ -203,10 +203,11 @@ fn move_mapping(
         }
         Vec::new()
     } else {
-        unmap_locked(space, map, &old)?
+        unmap_locked(space, map, &old)
+            .expect("a part of one VMA, in whole huge pages if it has any")
     };
     free_tables(space, map, old);
-    Ok((remapped, unmapped))
+    (remapped, unmapped)
 }
 
 fn moved_vma(source: &Vma, from: u64, to: u64, new_len: u64) -> Vma {

@@ -2,7 +2,7 @@
 
 use std::ops::Range;
 
-use super::address_space::{AddressSpace, bits_for};
+use super::address_space::{AddressSpace, TASK_SIZE, bits_for};
 use super::faults::may_reuse;
 use super::folio::{Folio, PAGE};
 use super::page_cache::CachePage;
@@ -36,9 +36,12 @@ pub(super) fn page_out(space: &AddressSpace, vma: &Vma, range: Range<u64>) {
         if let Level::Huge(Entry::Page(mapped)) = &*level {
             // Swap takes huge pages apart here; the kernel may keep them whole.
             let folio = mapped.folio.clone();
-            split_folio(&mut level, &folio);
+            level.split();
+            drop(level);
+            split_folio(space, &folio);
+        } else {
+            drop(level);
         }
-        drop(level);
         for address in part.step_by(PAGE_STEP) {
             page_out_one(space, vma, address);
         }
@@ -80,23 +83,34 @@ fn page_out_one(space: &AddressSpace, vma: &Vma, address: u64) {
     );
 }
 
-/// Splits a huge page, and a huge mapping of it, into pages of their own. Pages of zeros are freed
-/// and the zero page is mapped in their place.
-pub(super) fn split_folio(level: &mut Level, folio: &Arc<Folio>) {
-    level.split();
-    let Level::Table(table) = level else { return };
-    for entry in table.entries() {
-        if let Entry::Page(mapped) = entry
-            && Arc::ptr_eq(&mapped.folio, folio)
-            && !folio.maybe_pinned()
-        {
-            if mapped.folio.page_is_zero(mapped.index) {
-                let bits = mapped.bits & (Bits::PROTECTED | Bits::NO_ACCESS);
-                *entry = Entry::Zero(bits);
-            } else {
-                mapped.folio = Arc::new(mapped.folio.copy_of_page(mapped.index));
-                mapped.index = 0;
-            }
+/// Splits a huge page into pages of their own, wherever the address space maps parts of it. Pages
+/// of zeros are freed and the zero page is mapped in their place. No page table may be locked. What
+/// is pinned, or a file's, stays whole.
+pub(super) fn split_folio(space: &AddressSpace, folio: &Arc<Folio>) {
+    if folio.maybe_pinned() || !folio.anonymous {
+        return;
+    }
+    let is_part =
+        |entry: &Entry| matches!(entry, Entry::Page(mapped) if Arc::ptr_eq(&mapped.folio, folio));
+    for (slot, _) in space.tables.in_range(0..TASK_SIZE) {
+        let mut level = slot.lock();
+        if matches!(&*level, Level::Huge(entry) if is_part(entry)) {
+            level.split();
         }
+        if let Level::Table(table) = &mut *level {
+            table.entries().iter_mut().filter(|entry| is_part(entry)).for_each(split_off);
+        }
+    }
+}
+
+/// Gives an entry that maps a part of a huge page a page of its own.
+fn split_off(entry: &mut Entry) {
+    let Entry::Page(mapped) = entry else { return };
+    if mapped.folio.page_is_zero(mapped.index) {
+        let bits = mapped.bits & (Bits::PROTECTED | Bits::NO_ACCESS);
+        *entry = Entry::Zero(bits);
+    } else {
+        mapped.folio = Arc::new(mapped.folio.copy_of_page(mapped.index));
+        mapped.index = 0;
     }
 }

@@ -104,7 +104,7 @@ impl Backend for ModelUffd {
         Ok(())
     }
 
-    fn take_written(&self, range: Range, each: &mut dyn FnMut(Range)) -> Result<(), Errno> {
+    fn scan_written(&self, range: Range, each: &mut dyn FnMut(Range)) -> Result<(), Errno> {
         let (start, end) = (range.start.0, range.start.0 + range.bytes);
         let (protect, check_async, mask) = (true, true, Categories::WRITTEN);
         let call = Scan { start, end, protect, check_async, mask };

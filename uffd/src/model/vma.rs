@@ -7,7 +7,7 @@ use super::context::{Context, Modes};
 use super::folio::PAGE;
 use super::hugetlb::Reservation;
 use super::page_cache::{FileKind, MemoryFile};
-use super::sync::{Arc, AtomicU64, Ordering, RwLock};
+use super::sync::{Arc, AtomicBool, AtomicU64, Ordering, RwLock};
 use crate::features::Features;
 
 /// How memory may be accessed.
@@ -80,6 +80,11 @@ pub(super) struct Vma {
     /// Its pages may be those of the process that it was forked from. It then merges with none that
     /// has no group.
     pub(super) forked: bool,
+    /// It or a part of it has had a guard marker (`VM_MAYBE_GUARD`).
+    pub(super) guarded: AtomicBool,
+    /// Its pages were counted as memory that it may need (`VM_ACCOUNT`), which they are once it is
+    /// private and writable.
+    pub(super) accounted: bool,
     /// Huge pages that were set aside for it.
     pub(super) reservation: Option<Arc<Reservation>>,
     /// The userfaultfd that has it.
@@ -165,11 +170,23 @@ impl Vma {
         }
     }
 
+    /// Gives it other rights. Becoming writable is counted, and forgotten only while there are no
+    /// anonymous pages.
+    pub(super) fn set_access(&mut self, access: Access) {
+        self.access = access;
+        if access == Access::ReadWrite {
+            self.accounted |= !self.shared && !self.is_hugetlb();
+        } else if self.is_anonymous() && self.anon_group.load(Ordering::SeqCst) == 0 {
+            self.accounted = false;
+        }
+    }
+
     /// A copy.
     pub(super) fn duplicate(&self) -> Vma {
         Vma {
             backing: self.backing.clone(),
             anon_group: AtomicU64::new(self.anon_group.load(Ordering::SeqCst)),
+            guarded: AtomicBool::new(self.guarded.load(Ordering::SeqCst)),
             reservation: self.reservation.clone(),
             registration: self.registration.clone(),
             ..*self
@@ -201,7 +218,8 @@ impl Vma {
                 || (next_group == 0 && !self.forked))
             && (self.shared, self.access, self.may_write)
                 == (next.shared, next.access, next.may_write)
-            && (self.locked, self.huge, self.mergeable) == (next.locked, next.huge, next.mergeable)
+            && (self.locked, self.huge, self.mergeable, self.accounted)
+                == (next.locked, next.huge, next.mergeable, next.accounted)
     }
 }
 
@@ -283,6 +301,9 @@ impl VmaMap {
                         lower_vma.anon_group.store(group, Ordering::SeqCst);
                         lower_vma.forked = vma.forked;
                     }
+                    lower_vma
+                        .guarded
+                        .fetch_or(vma.guarded.load(Ordering::SeqCst), Ordering::SeqCst);
                     lower_vma.end = vma.end;
                     self.vmas.remove(&vma.start);
                     drop(lower_vma);

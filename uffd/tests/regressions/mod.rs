@@ -3,7 +3,7 @@
 use godwit_uffd_testing::differential::act::Act::{self, *};
 use godwit_uffd_testing::differential::act::How::*;
 use godwit_uffd_testing::differential::act::Memory::*;
-use godwit_uffd_testing::differential::act::Number::*;
+use godwit_uffd_testing::differential::act::Number::{self, *};
 use godwit_uffd_testing::differential::act::Odd::*;
 use godwit_uffd_testing::differential::act::Span;
 use godwit_uffd_testing::world::Access::{self, ReadWrite};
@@ -21,11 +21,19 @@ pub const CASES: &[&[Act]] = &[
     REMOVED_UNDER_ANOTHER,
     LOCKED_PIECES_OF_A_CHILD,
     REGISTERED_PIECES_OF_A_CHILD,
+    MOVED_UNTIL_ONE_IS_REGISTERED,
+    COUNTED_AND_NOT_COUNTED,
+    CHILD_OF_A_CLOSED_DESCRIPTOR,
+    GUARD_THAT_MOVED_AWAY,
+    PARTS_IN_TWO_TABLES,
 ];
 
 const fn register(fd: u8, area: u8, page: u8, pages: u8, mode: u64) -> Act {
-    let (number, odd, placement) = (Register, No, Ordinary);
-    let at = Span { area, page, pages };
+    call(fd, Register, Span { area, page, pages }, mode)
+}
+
+const fn call(fd: u8, number: Number, at: Span, mode: u64) -> Act {
+    let (odd, placement) = (No, Ordinary);
     Call { process: 0, fd, number, at, from: (0, 0), mode, odd, placement }
 }
 
@@ -126,4 +134,76 @@ const REGISTERED_PIECES_OF_A_CHILD: &[Act] = &[
     Fork { process: 0 },
     Protect { process: 1, at: Span { area: 7, page: 4, pages: 1 }, access: ReadWrite },
     Advise { process: 1, at: Span { area: 7, page: 6, pages: 2 }, advice: Advice::PopulateRead },
+];
+
+/// mremap of several VMAs fails at a later one and tells of what was in the way of the first.
+const MOVED_UNTIL_ONE_IS_REGISTERED: &[Act] = &[
+    Map { process: 0, area: 7, memory: Anonymous, access: ReadWrite },
+    Map { process: 0, area: 0, memory: Anonymous, access: ReadWrite },
+    Open { process: 0, features: 64, user_mode_only: true },
+    register(0, 0, 0, 8, 3),
+    register(0, 7, 5, 3, 1),
+    Remap {
+        process: 0,
+        from: Span { area: 7, page: 3, pages: 3 },
+        to: 0,
+        new_pages: 3,
+        dont_unmap: false,
+    },
+    Read { fd: 0, messages: 16 },
+];
+
+/// Memory that became read-only without pages is no longer counted, and does not become one with
+/// memory that is.
+const COUNTED_AND_NOT_COUNTED: &[Act] = &[
+    Map { process: 0, area: 2, memory: Anonymous, access: ReadWrite },
+    Open { process: 0, features: 0, user_mode_only: false },
+    register(0, 2, 0, 8, 3),
+    Protect { process: 0, at: Span { area: 2, page: 3, pages: 3 }, access: Access::Read },
+    Touch { process: 0, area: 2, page: 1, exact: false, how: Store },
+    Protect { process: 0, at: Span { area: 2, page: 2, pages: 3 }, access: Access::Read },
+    call(0, Zeropage, Span { area: 2, page: 2, pages: 3 }, 0),
+];
+
+/// A child whose context nobody will read of keeps its protection.
+const CHILD_OF_A_CLOSED_DESCRIPTOR: &[Act] = &[
+    Map { process: 0, area: 6, memory: Shmem { file: 0, shared: true }, access: ReadWrite },
+    Map { process: 0, area: 0, memory: SharedAnonymous, access: ReadWrite },
+    Open { process: 0, features: 2, user_mode_only: false },
+    Open { process: 0, features: 2, user_mode_only: false },
+    register(1, 0, 0, 1, 1),
+    register(0, 6, 0, 8, 3),
+    call(0, WriteProtect, Span { area: 6, page: 2, pages: 1 }, 1),
+    Fork { process: 0 },
+    Close { fd: 0 },
+    Read { fd: 1, messages: 16 },
+];
+
+/// Memory that has had a guard is copied by a fork, even when its anonymous pages moved away.
+const GUARD_THAT_MOVED_AWAY: &[Act] = &[
+    Map { process: 0, area: 4, memory: Anonymous, access: ReadWrite },
+    Advise { process: 0, at: Span { area: 4, page: 4, pages: 1 }, advice: Advice::GuardInstall },
+    Remap {
+        process: 0,
+        from: Span { area: 4, page: 0, pages: 8 },
+        to: 7,
+        new_pages: 8,
+        dont_unmap: true,
+    },
+    Touch { process: 0, area: 4, page: 6, exact: false, how: Load },
+    Fork { process: 0 },
+];
+
+/// A huge page that is split is split wherever its parts are mapped.
+const PARTS_IN_TWO_TABLES: &[Act] = &[
+    Map { process: 0, area: 11, memory: Transparent, access: ReadWrite },
+    Touch { process: 0, area: 11, page: 2, exact: false, how: Store },
+    Remap {
+        process: 0,
+        from: Span { area: 11, page: 2, pages: 1 },
+        to: 10,
+        new_pages: 1,
+        dont_unmap: false,
+    },
+    Advise { process: 0, at: Span { area: 11, page: 3, pages: 1 }, advice: Advice::Free },
 ];

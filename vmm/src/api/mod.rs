@@ -10,6 +10,7 @@
 mod answer;
 mod client;
 mod error;
+mod metrics;
 mod route;
 mod server;
 mod socket;

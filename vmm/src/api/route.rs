@@ -11,6 +11,7 @@ use super::types::{MigrateRequest, Problem, RecoverRequest, ShutdownRequest};
 pub(super) enum Command {
     Ping,
     Status,
+    Metrics,
     Pause,
     Resume,
     Shutdown,
@@ -21,9 +22,10 @@ pub(super) enum Command {
 }
 
 /// All that the API has.
-pub(super) const ROUTES: [(Method, &str, Command); 9] = [
+pub(super) const ROUTES: [(Method, &str, Command); 10] = [
     (Method::GET, "/api/v1/ping", Command::Ping),
     (Method::GET, "/api/v1/status", Command::Status),
+    (Method::GET, "/api/v1/metrics", Command::Metrics),
     (Method::PUT, "/api/v1/pause", Command::Pause),
     (Method::PUT, "/api/v1/resume", Command::Resume),
     (Method::PUT, "/api/v1/shutdown", Command::Shutdown),
@@ -38,6 +40,7 @@ pub(super) const ROUTES: [(Method, &str, Command); 9] = [
 pub(super) enum Call {
     Ping,
     Status,
+    Metrics,
     Pause,
     Resume,
     Shutdown(ShutdownRequest),
@@ -53,6 +56,7 @@ impl Call {
         match self {
             Call::Ping => "ping",
             Call::Status => "status",
+            Call::Metrics => "metrics",
             Call::Pause => "pause",
             Call::Resume => "resume",
             Call::Shutdown(_) => "shutdown",
@@ -90,6 +94,7 @@ pub(super) fn read(command: Command, body: &[u8]) -> Result<Call, Problem> {
     match command {
         Command::Ping => optional::<Empty>("ping", body).map(|Empty {}| Call::Ping),
         Command::Status => optional::<Empty>("status", body).map(|Empty {}| Call::Status),
+        Command::Metrics => optional::<Empty>("metrics", body).map(|Empty {}| Call::Metrics),
         Command::Pause => optional::<Empty>("pause", body).map(|Empty {}| Call::Pause),
         Command::Resume => optional::<Empty>("resume", body).map(|Empty {}| Call::Resume),
         Command::Shutdown => optional("shutdown", body).map(Call::Shutdown),
@@ -146,7 +151,11 @@ mod tests {
     fn a_migration_names_its_destination_and_mode() {
         let body = br#"{"destination_url": "tcp:host-2:7070", "mode": "postcopy"}"#;
         let address = "tcp:host-2:7070".parse().expect("an endpoint");
-        let request = MigrateRequest::new(address, MigrationMode::Postcopy);
+        let mut request = MigrateRequest::new(address, MigrationMode::Postcopy);
+        assert_eq!(read(Command::Migrate, body), Ok(Call::Migrate(request.clone())));
+        let body =
+            br#"{"destination_url": "tcp:host-2:7070", "mode": "postcopy", "tls_dir": "/tls"}"#;
+        request.tls_dir = Some("/tls".into());
         assert_eq!(read(Command::Migrate, body), Ok(Call::Migrate(request)));
     }
 

@@ -4,6 +4,7 @@
 //! the ones users know from QEMU and libvirt, times are microseconds, sizes are bytes.
 
 use std::fmt;
+use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
@@ -155,6 +156,7 @@ pub struct MigrationStatus {
     /// How it was asked to move the guest.
     pub mode: MigrationMode,
     /// How often the other end was lost after the switchover.
+    #[serde(default)]
     pub interruptions: u32,
     /// The other end, as an endpoint or as the address that connected.
     pub peer: String,
@@ -174,6 +176,9 @@ pub struct MigrationStatus {
     pub drain_bytes_per_s: Option<u64>,
     /// The faults that the guest took; absent at the source, which sees requests and not faults.
     pub faults: Option<FaultReport>,
+    /// How long each vCPU has waited for missing pages, in microseconds; absent at the source.
+    #[serde(default)]
+    pub blocktime_us: Option<Vec<u64>>,
     /// Microseconds in which no vCPU ran anywhere, as the source measured it: from telling its
     /// vCPUs to stop to hearing that they run again. Absent until then, and at the destination.
     pub blackout_us: Option<u64>,
@@ -310,6 +315,32 @@ pub struct FaultReport {
     pub p99_us: u64,
     /// The slowest.
     pub max_us: u64,
+    /// Where that time went, for pages that came because they were asked for.
+    #[serde(default)]
+    pub stages: FaultStages,
+}
+
+/// The latency of faults by stage.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct FaultStages {
+    /// From reading the fault to its request being on its way.
+    pub queue: StageLatency,
+    /// To the source and back, without the time that the source took.
+    pub wire: StageLatency,
+    /// In the source.
+    pub service: StageLatency,
+    /// From reading the answer to the page being in place and the vCPU woken.
+    pub install: StageLatency,
+}
+
+/// How long one stage of faults took, in microseconds.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct StageLatency {
+    /// The median.
+    pub p50_us: u64,
+    /// Ninety-nine of a hundred were faster.
+    pub p99_us: u64,
 }
 
 /// The body of `PUT /api/v1/migrate`.
@@ -341,6 +372,10 @@ pub struct MigrateRequest {
     /// The most bytes a second for pages that no fault asks for; absent for no cap.
     #[serde(default)]
     pub bandwidth_bytes_per_s: Option<u64>,
+    /// The directory with `ca-cert.pem`, `client-cert.pem` and `client-key.pem`, as the process of
+    /// the guest sees it; without one, no TLS.
+    #[serde(default)]
+    pub tls_dir: Option<PathBuf>,
 }
 
 impl MigrateRequest {
@@ -356,6 +391,7 @@ impl MigrateRequest {
             dirty_tracking: default_tracking(),
             compression: Compression::default(),
             bandwidth_bytes_per_s: None,
+            tls_dir: None,
         }
     }
 }

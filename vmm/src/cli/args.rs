@@ -134,6 +134,14 @@ pub struct Receive {
     /// Where to listen: tcp:HOST:PORT or unix:PATH
     #[arg(value_name = "ADDRESS")]
     pub address: Address,
+    /// Let in only sources that have a certificate of the CA: a directory with ca-cert.pem,
+    /// server-cert.pem and server-key.pem
+    #[arg(long, value_name = "DIR")]
+    pub tls_dir: Option<PathBuf>,
+    /// Let in everybody, also from other hosts, without TLS. Without this and without --tls-dir
+    /// only the loopback and Unix sockets can be listened on
+    #[arg(long, conflicts_with = "tls_dir")]
+    pub insecure: bool,
     /// Control socket to make
     #[arg(long, value_name = "PATH")]
     pub api_socket: Option<PathBuf>,
@@ -179,6 +187,9 @@ pub struct Migrate {
     /// A number of bytes, with K, M or G (powers of 1024). Without it, as many as go.
     #[arg(long, value_name = "RATE", value_parser = size)]
     pub bandwidth: Option<u64>,
+    /// Use TLS: a directory with ca-cert.pem, client-cert.pem and client-key.pem
+    #[arg(long, value_name = "DIR")]
+    pub tls_dir: Option<PathBuf>,
     /// Return as soon as the migration has begun
     #[arg(long)]
     pub detach: bool,

@@ -148,6 +148,17 @@ fn print_migration(migration: &MigrationStatus) {
             faults.max_us
         );
     }
+    if let Some(faults) = migration.faults.filter(|faults| faults.count > 0) {
+        let stages = faults.stages;
+        println!(
+            "stages     queue {} us, wire {} us, source {} us, install {} us (medians)",
+            stages.queue.p50_us, stages.wire.p50_us, stages.service.p50_us, stages.install.p50_us
+        );
+    }
+    if let Some(blocked) = &migration.blocktime_us {
+        let blocked: Vec<String> = blocked.iter().map(|us| format!("{us} us")).collect();
+        println!("blocktime  {} (by vCPU)", blocked.join(", "));
+    }
     if let Some(blackout) = migration.blackout_us {
         println!("blackout   {blackout} us");
     }
@@ -179,6 +190,8 @@ fn state_word(state: MigrationState) -> String {
 /// `godwit migrate`.
 pub fn migrate(args: &Migrate) -> Result<ExitCode, Failure> {
     let client = client(&args.at);
+    // The process of the guest reads it, and that may have another working directory.
+    let tls_dir = args.tls_dir.as_ref().map(std::path::absolute).transpose();
     let request = MigrateRequest {
         destination_url: args.address.clone(),
         mode: args.mode.into(),
@@ -189,6 +202,7 @@ pub fn migrate(args: &Migrate) -> Result<ExitCode, Failure> {
         dirty_tracking: args.dirty_tracking.into(),
         compression: args.compression.into(),
         bandwidth_bytes_per_s: args.bandwidth,
+        tls_dir: tls_dir.map_err(|e| Failure::new(&e))?,
     };
     client.migrate(&request).map_err(|e| failed(&e))?;
     if args.detach {

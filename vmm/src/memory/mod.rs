@@ -2,6 +2,7 @@
 
 mod advice;
 mod available;
+mod hold;
 mod layout;
 mod poison;
 mod register;
@@ -15,12 +16,13 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use godwit_migration::provider::GuestRam;
 use godwit_uffd::page::{Gpa, Hva};
 use serde::{Deserialize, Serialize};
-use vm_memory::bitmap::AtomicBitmap;
+use vm_memory::bitmap::{AtomicBitmap, NewBitmap};
 use vm_memory::mmap::{FromRangesError, MmapRegion, MmapRegionBuilder, MmapRegionError};
 use vm_memory::region::GuestRegionCollectionError;
 use vm_memory::{FileOffset, GuestAddress, GuestRegionMmap};
 
 pub use available::available_bytes;
+pub use hold::HeldWrites;
 pub use layout::{HOLE_END, HOLE_START, MEMORY_BYTES_MAX, MEMORY_BYTES_MIN, ranges};
 
 pub use poison::copy_readable;
@@ -94,6 +96,9 @@ pub enum MemoryError {
     /// Pages are still somewhere else.
     #[error("pages of the guest are still on their way here")]
     Incomplete,
+    /// Another userfaultfd has the memory.
+    #[error("writes to guest memory are being followed or held already")]
+    AlreadyProtected,
     /// The kernel cannot tell which pages were written.
     #[error(
         "this kernel cannot follow writes by write-protection (WP_ASYNC and PAGEMAP_SCAN, \
@@ -127,6 +132,7 @@ pub struct GuestMemory {
     regions: Vec<Region>,
     backing: Backing,
     incomplete: AtomicBool,
+    held: AtomicBool,
 }
 
 impl GuestMemory {
@@ -159,7 +165,8 @@ impl GuestMemory {
             })
             .collect();
         let inner = GuestRam::from_regions(mapped).map_err(MemoryError::Collect)?;
-        let memory = GuestMemory { inner, regions, backing, incomplete: AtomicBool::new(false) };
+        let (incomplete, held) = (AtomicBool::new(false), AtomicBool::new(false));
+        let memory = GuestMemory { inner, regions, backing, incomplete, held };
         // What a guest holds is nobody's business: keep it out of core dumps.
         memory.advise(Advice::DontDump)?;
         memory.allow_huge_pages()?;
@@ -199,6 +206,17 @@ impl GuestMemory {
     /// [`GuestMemory::set_complete`].
     pub fn is_incomplete(&self) -> bool {
         self.incomplete.load(Ordering::Acquire)
+    }
+
+    /// Whether an access may wait for somebody: for a page that is missing, or to be allowed to
+    /// write.
+    pub fn may_wait(&self) -> bool {
+        self.is_incomplete() || self.held.load(Ordering::Acquire)
+    }
+
+    /// Says whether writes are held, and returns whether they were.
+    fn set_held(&self, held: bool) -> bool {
+        self.held.swap(held, Ordering::AcqRel)
     }
 
     /// Says that every page is there, so that the memory is ordinary again, and allows huge pages.
@@ -253,7 +271,8 @@ fn memfd(bytes: u64) -> Result<File, MemoryError> {
 
 fn map(bytes: u64, file: Option<(&File, u64)>) -> Result<MmapRegion<AtomicBitmap>, MemoryError> {
     let size = usize::try_from(bytes).map_err(|_| MemoryError::Size { bytes })?;
-    let builder = MmapRegionBuilder::new(size).with_mmap_prot(libc::PROT_READ | libc::PROT_WRITE);
+    let builder = MmapRegionBuilder::new_with_bitmap(size, AtomicBitmap::with_len(size))
+        .with_mmap_prot(libc::PROT_READ | libc::PROT_WRITE);
     let builder = match file {
         Some((file, offset)) => {
             let file = file.try_clone().map_err(|source| MemoryError::Memfd { bytes, source })?;

@@ -37,18 +37,27 @@ impl GuestMemory {
         Ok(watch)
     }
 
-    fn open_for_writes(&self, wanted: Features) -> Result<KernelUffd, MemoryError> {
+    /// Opens a userfaultfd for write-protection of memory that must be complete.
+    pub(super) fn open_for_writes(&self, wanted: Features) -> Result<KernelUffd, MemoryError> {
         if self.is_incomplete() {
             return Err(MemoryError::Incomplete);
         }
         Ok(KernelUffd::open_with(wanted | Features::WP_UNPOPULATED)?)
     }
 
-    fn protect_all(&self, uffd: KernelUffd) -> Result<GuestUffd<KernelUffd>, MemoryError> {
+    /// Registers all memory for write-protection and protects it.
+    pub(super) fn protect_all(
+        &self,
+        uffd: KernelUffd,
+    ) -> Result<GuestUffd<KernelUffd>, MemoryError> {
         self.lend_to(&uffd);
         let (mode, enabled) = (RegisterMode::WRITE_PROTECT, uffd.enabled());
-        let memory = GuestUffd::register(uffd, self.space()?, mode, enabled, trials)?;
-        for part in parts(self.page_count()) {
+        let memory = GuestUffd::register(uffd, self.space()?, mode, enabled, trials);
+        let memory = memory.map_err(|error| match error.is_range_taken() {
+            true => MemoryError::AlreadyProtected,
+            false => error.into(),
+        })?;
+        for part in parts(memory.space().all()) {
             all_of_it(memory.protect(part)?);
         }
         Ok(memory)
@@ -62,20 +71,21 @@ impl WriteWatch {
     /// # Errors
     /// [`MemoryError::Uffd`]. Pages that may have been protected again are in `dirty`.
     pub(crate) fn collect(&self, dirty: &mut PageSet) -> Result<(), MemoryError> {
-        for part in parts(self.memory.space().page_count()) {
+        for part in parts(self.memory.space().all()) {
             all_of_it(self.memory.take_written(part, |run| dirty.insert_run(run))?);
         }
         Ok(())
     }
 }
 
-fn all_of_it(done: Protected) {
+pub(super) fn all_of_it(done: Protected) {
     assert_eq!(done, Protected::All, "nobody changes where guest memory is");
 }
 
-/// All pages of a guest in parts of [`PART_PAGES`].
-fn parts(pages: u32) -> impl Iterator<Item = PageRun> {
-    (0..pages)
-        .step_by(PART_PAGES as usize)
-        .map(move |first| PageRun { first: PageIndex(first), count: PART_PAGES.min(pages - first) })
+/// A run in parts of [`PART_PAGES`].
+pub(super) fn parts(run: PageRun) -> impl Iterator<Item = PageRun> {
+    (0..run.count).step_by(PART_PAGES as usize).map(move |skipped| {
+        let rest = run.without(skipped);
+        rest.first_pages(rest.count.min(PART_PAGES))
+    })
 }

@@ -1,9 +1,11 @@
 //! A guest's writes, as the driver of its migration asks for them.
 
-use godwit_migration::driver::{DirtyLog, DirtyTracking};
+use godwit_migration::driver::{DirtyLog, DirtyTracking, WriteGuard};
 use godwit_migration::page::PageSet;
+use godwit_uffd::page::{PageIndex, PageRun};
 
 use super::in_full;
+use crate::memory::HeldWrites;
 use crate::vm::Vm;
 
 impl DirtyLog for Vm {
@@ -17,5 +19,15 @@ impl DirtyLog for Vm {
 
     fn stop(&self) {
         self.stop_tracking();
+    }
+}
+
+impl WriteGuard for HeldWrites {
+    fn waiting(&self, into: &mut Vec<PageIndex>) -> Result<(), String> {
+        HeldWrites::waiting(self, into).map_err(|e| in_full(&e))
+    }
+
+    fn allow(&self, run: PageRun) -> Result<(), String> {
+        HeldWrites::allow(self, run).map_err(|e| in_full(&e))
     }
 }

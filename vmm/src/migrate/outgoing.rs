@@ -1,7 +1,6 @@
 //! The guest as the source of a migration.
 
 use std::sync::Arc;
-
 use std::time::Duration;
 
 use godwit_migration::driver::{DirtyLog, Outgoing, OutgoingVm, Plan, PushOptions};
@@ -9,6 +8,7 @@ use godwit_migration::limits::BANDWIDTH_MIN;
 use godwit_migration::metrics::Progress;
 use godwit_migration::provider::GuestPages;
 use godwit_migration::schedule::{OnTimeout, RoundLimits};
+use godwit_migration::transport::TlsConnector;
 use godwit_migration::wire::{MemslotLayout, Mode, Offer, Section};
 
 use super::{Guest, Host, Levers, Migration, in_full};
@@ -85,6 +85,13 @@ impl Host {
         request: MigrateRequest,
     ) -> Result<(), ControlError> {
         check_bandwidth(request.bandwidth_bytes_per_s)?;
+        let tls = match &request.tls_dir {
+            Some(dir) => Some(TlsConnector::load(dir).map_err(|e| {
+                let hint = Some("the guest runs on here; nothing was sent");
+                ControlError::failed("migrate", &e, hint)
+            })?),
+            None => None,
+        };
         let mut state = self.state_after_ending();
         if state.migration.as_ref().is_some_and(Migration::active) {
             let hint = Some("wait for it; `godwit status` shows how it goes");
@@ -107,7 +114,7 @@ impl Host {
         })?;
         let leaving = Leaving { host: Arc::clone(self), vm: Arc::clone(&guest.vm) };
         drop(state);
-        self.spawn_outgoing(plan(request), offer, leaving)
+        self.spawn_outgoing(plan(request, tls), offer, leaving)
             .map_err(|e| ControlError::failed("migrate", &e, None))
     }
 
@@ -136,7 +143,7 @@ fn check_bandwidth(bytes_per_s: Option<u64>) -> Result<(), ControlError> {
     }
 }
 
-fn plan(request: MigrateRequest) -> Plan {
+fn plan(request: MigrateRequest, tls: Option<TlsConnector>) -> Plan {
     let limits = RoundLimits {
         downtime: Duration::from_millis(request.downtime_ms.into()),
         timeout: Duration::from_secs(request.timeout_s.into()),
@@ -150,7 +157,8 @@ fn plan(request: MigrateRequest) -> Plan {
         compression: request.compression,
         bandwidth_bytes_per_s: request.bandwidth_bytes_per_s,
     };
-    Plan { address: request.destination_url, limits, tracking: request.dirty_tracking, push }
+    let (address, tracking) = (request.destination_url, request.dirty_tracking);
+    Plan { address, tls, limits, tracking, push }
 }
 
 fn offer(guest: &Guest, request: &MigrateRequest) -> Offer {

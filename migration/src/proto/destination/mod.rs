@@ -13,7 +13,7 @@ use godwit_uffd::page::{PageIndex, PageRun};
 use self::state::State;
 use super::patience::{Due, Patience};
 use super::{MigrationState, Outcome, PeerError, Phase};
-use crate::limits::{PEER_TIMEOUT, SETUP_TIMEOUT, SWITCHOVER_TIMEOUT};
+use crate::limits::{PEER_TIMEOUT, RECORD_RETRY, SETUP_TIMEOUT, SWITCHOVER_TIMEOUT};
 use crate::page::{Claims, Class, Requested};
 use crate::wire::{Abort, Accept, Complete, Kind, Message, Offer, RunHead, Section};
 
@@ -32,8 +32,13 @@ pub enum Input<'a> {
     RefusedRecorded(Result<(), String>),
     /// A vCPU or a device touched a page that is not there.
     Fault(PageIndex),
+    /// The channel that resumes the session is in use, and nothing is installed any more from those
+    /// that were.
+    Adopted,
     /// The last page was installed.
     AllInstalled,
+    /// A bulk channel of this session and epoch has come.
+    BulkJoined,
     /// One bulk channel has read the end of the push, or of the round.
     PushEnded,
     /// A channel has come that resumes this session; it replaces the one that was.
@@ -83,7 +88,7 @@ pub enum Output {
     HangUp,
     /// The source is lost for now, and why; faults stay parked, what is installed stays.
     Interrupted(String),
-    /// Use the channel that resumes this session from now on.
+    /// Use the channel that resumes this session from now on; [`Input::Adopted`] says that it is.
     Adopt {
         /// As it was given.
         epoch: u32,
@@ -108,11 +113,17 @@ pub struct Destination {
     /// The number of bulk channels, and of those that have read the end of the push.
     connections: u8,
     ended: u8,
+    /// Bulk channels that have come, and when all of them must have: one that is lost on its way
+    /// would be waited for while both sides say that they are alive.
+    joined: u8,
+    join_by: Option<Instant>,
     /// The round of pre-copy under way, or 0.
     round: u32,
     /// The channel was lost while the ownership was being recorded.
     lost: Option<String>,
     refusal: String,
+    /// When the refusal that could not be recorded is recorded again.
+    refuse_at: Option<Instant>,
     patience: Patience,
     outputs: VecDeque<Output>,
 }
@@ -127,9 +138,12 @@ impl Destination {
             epoch: 0,
             connections: 0,
             ended: 0,
+            joined: 0,
+            join_by: None,
             round: 0,
             lost: None,
             refusal: String::new(),
+            refuse_at: None,
             patience: Patience::step(now, SETUP_TIMEOUT),
             outputs: VecDeque::new(),
         }
@@ -145,9 +159,16 @@ impl Destination {
         self.connections
     }
 
-    /// What the source of a completed migration is told if it asks once more.
-    pub fn last_words(&self) -> Complete {
-        self.complete(self.claims.remaining() > 0)
+    /// What the source is told if it asks once more after this `outcome`; nothing if the records
+    /// have the answer.
+    pub fn last_words(&self, outcome: &Outcome) -> Option<Message<'static>> {
+        match outcome {
+            Outcome::Completed => {
+                Some(Message::Complete(self.complete(self.claims.remaining() > 0)))
+            }
+            Outcome::Lost { .. } => Some(Message::Gone { transfer: self.transfer }),
+            Outcome::Aborted { .. } | Outcome::Cancelled => None,
+        }
     }
 
     /// The next thing to do; `None` until the next input.
@@ -168,8 +189,12 @@ impl Destination {
 
     /// When [`Destination::handle_timeout`] wants to be called.
     pub fn poll_timeout(&self) -> Option<Instant> {
-        let waits = !matches!(self.state, State::Ended | State::Interrupted);
-        waits.then(|| self.patience.next())
+        if self.state == State::Refusing {
+            return self.refuse_at;
+        }
+        let next = self.patience.next();
+        let next = self.join_by.map_or(next, |at| at.min(next));
+        self.state.waits_for_source().then_some(next)
     }
 
     /// The state in the words that users know; that of the outcome is told by the outcome.
@@ -193,10 +218,27 @@ impl Destination {
             Input::Prepared(result) => self.prepared(result, now),
             Input::Loaded(result) => self.loaded(result, now),
             Input::OwnedRecorded(result) => self.owned_recorded(result, now),
-            Input::RefusedRecorded(result) => self.refused_recorded(result.is_ok()),
+            Input::RefusedRecorded(result) => {
+                self.refused_recorded(result.is_ok(), now);
+                Ok(())
+            }
             Input::AllInstalled => self.complete_if_whole(now),
             Input::PushEnded => self.push_has_ended(now),
-            Input::Resume { epoch } => self.resume(epoch, now),
+            Input::Adopted => {
+                self.adopted(now);
+                Ok(())
+            }
+            Input::BulkJoined => {
+                self.joined += 1;
+                if self.joined >= self.connections {
+                    self.join_by = None;
+                }
+                Ok(())
+            }
+            Input::Resume { epoch } => {
+                self.resume(epoch);
+                Ok(())
+            }
             Input::GuestEnded => self.guest_ended(now),
             Input::Abandon(reason) => {
                 self.abandon(reason);
@@ -211,8 +253,15 @@ impl Destination {
 
     /// Takes in that time has passed.
     pub fn handle_timeout(&mut self, now: Instant) {
-        if matches!(self.state, State::Ended | State::Interrupted) {
+        if self.state == State::Refusing {
+            self.refuse_again_if_due(now);
+        }
+        if !self.state.waits_for_source() {
             return;
+        }
+        if self.join_by.is_some_and(|at| now >= at) {
+            let (joined, connections) = (self.joined, self.connections);
+            return self.fail(format!("{joined} of {connections} bulk channels have come in time"));
         }
         match self.patience.due(now) {
             Due::Nothing => {}
@@ -290,6 +339,7 @@ impl Destination {
         self.claims = claims;
         self.state = State::AwaitPackage;
         self.patience = Patience::step(now, SETUP_TIMEOUT);
+        self.join_by = Some(now + SETUP_TIMEOUT);
         self.outputs.push_back(Output::Reached(Phase::Prepared));
         self.outputs.push_back(Output::Send(Message::Accept(Accept { session })));
         Ok(())
@@ -319,10 +369,11 @@ impl Destination {
         self.patience = Patience::serving(now);
         self.outputs.push_back(Output::StartGuest);
         self.outputs.push_back(Output::Reached(Phase::Running));
+        if let Some(reason) = self.lost.take() {
+            return Err(reason);
+        }
         if self.epoch > 0 {
             self.say_what_is_here(now);
-        } else if let Some(reason) = self.lost.take() {
-            return Err(reason);
         } else {
             self.outputs.push_back(Output::Send(Message::Owned { transfer: self.transfer }));
         }
@@ -335,23 +386,38 @@ impl Destination {
         self.outputs.push_back(Output::RecordRefused(self.transfer));
     }
 
-    fn refused_recorded(&mut self, recorded: bool) -> Result<(), String> {
+    fn refused_recorded(&mut self, recorded: bool, now: Instant) {
         if self.state != State::Refusing {
-            return Ok(());
+            return;
+        }
+        if !recorded {
+            // The record may even say that the guest is ours, and only this process knows better:
+            // the source hears nothing and stays paused until the refusal is durable.
+            self.outputs.push_back(Output::HangUp);
+            self.refuse_at = Some(now + RECORD_RETRY);
+            return;
         }
         let reason = std::mem::take(&mut self.refusal);
-        if recorded {
-            let (transfer, reason) = (self.transfer, reason.clone());
-            self.outputs.push_back(Output::Send(Message::Refused { transfer, reason }));
-        }
-        // Without a durable refusal the source hears nothing and stays paused, as it must.
+        let refused = Message::Refused { transfer: self.transfer, reason: reason.clone() };
+        self.outputs.push_back(Output::Send(refused));
         self.throw_away(reason);
-        Ok(())
+    }
+
+    fn refuse_again_if_due(&mut self, now: Instant) {
+        if self.refuse_at.take_if(|at| now >= *at).is_some() {
+            self.outputs.push_back(Output::RecordRefused(self.transfer));
+        }
     }
 
     fn complete_if_whole(&mut self, now: Instant) -> Result<(), String> {
-        let pushed = self.ended == self.connections;
-        if self.state == State::Running && pushed && self.claims.remaining() == 0 {
+        if self.claims.remaining() > 0 {
+            return Ok(());
+        }
+        // The last pages were on their way when the source was lost, which is not needed now.
+        if self.state == State::Interrupted {
+            self.finish(Outcome::Completed);
+        }
+        if self.state == State::Running && self.ended == self.connections {
             self.outputs.push_back(Output::Reached(Phase::LastPage));
             self.send_complete(false, now);
         }
@@ -395,11 +461,14 @@ impl Destination {
             }
             State::Running => self.interrupt(reason),
             // The grant came. Whether the guest is ours is being written.
-            State::Recording => self.lost = Some(reason),
+            State::Recording => {
+                self.lost = Some(reason);
+                self.outputs.push_back(Output::HangUp);
+            }
             // A grant may have been given: only a durable refusal lets the source run on.
             State::AwaitGrant => self.refuse(reason),
             // It is being written. The source learns it, if not by this channel.
-            State::Refusing => {}
+            State::Refusing => self.outputs.push_back(Output::HangUp),
             State::AwaitOffer | State::Preparing | State::AwaitPackage | State::Loading => {
                 let abort = Abort { reason: reason.clone() };
                 self.outputs.push_back(Output::Send(Message::Abort(abort)));

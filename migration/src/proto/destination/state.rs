@@ -36,6 +36,13 @@ impl State {
         }
     }
 
+    /// Whether the source has to be heard from: not while it is lost, nor while a record is written
+    /// that decides what comes next.
+    pub fn waits_for_source(self) -> bool {
+        use State::{Ended, Interrupted, Recording, Refusing};
+        !matches!(self, Recording | Refusing | Interrupted | Ended)
+    }
+
     /// Whether pages are asked for and come on the urgent channel: loading may touch memory.
     pub fn pages_come(self) -> bool {
         use State::{AwaitGrant, Loading, Recording, Refusing, Running};

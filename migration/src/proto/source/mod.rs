@@ -428,10 +428,11 @@ impl Source {
     }
 
     fn fail(&mut self, reason: String, now: Instant) {
-        if self.state.granted() {
-            self.interrupt(reason, now);
-        } else {
-            self.abort(reason);
+        match self.state {
+            // Another channel of those that were: they are lost once.
+            State::Interrupted => {}
+            state if state.granted() => self.interrupt(reason, now),
+            _ => self.abort(reason),
         }
     }
 

@@ -3,7 +3,7 @@
 use super::super::context::Modes;
 use super::super::retry_state::RetryState;
 use super::*;
-use crate::model::{FileKind, PAGES_PER_HUGE};
+use crate::model::{FileKind, PAGES_PER_HUGE, Remap};
 
 /// A COPY of two pages whose second source page is missing in another userfaultfd.
 fn half_done(rig: &Rig, dst: u64) -> (Parked, ContextId, u64) {
@@ -116,14 +116,33 @@ fn a_move_waits_for_a_migration_and_goes_on() {
     let rig = Rig::new(Profile::V6_18, 0);
     let (dst, src) = (rig.armed(3, MISSING), rig.armed(3, MISSING));
     (0..).zip([1, 2, 3]).for_each(|(page, byte)| rig.fill(src + page * PAGE, byte));
-    rig.machine.begin_migration(rig.process, src + PAGE);
+    let migration = rig.machine.begin_migration(rig.process, src + PAGE);
     let reader = sleeping(rig.touch(src + PAGE, Touch::Load));
     let moving = rig.start(moving(dst, src, 3));
     assert_eq!((rig.load(dst), rig.entry(src + PAGE)), (1, Observed::Migration));
-    rig.machine.end_migration(rig.process, src + PAGE);
+    rig.machine.end_migration(&migration);
     assert_eq!(ended(reader), Outcome::Loaded(2));
     assert_eq!(ended(moving), Outcome::Ioctl(done(3)));
     assert_eq!((rig.load(dst + PAGE), rig.load(dst + 2 * PAGE)), (2, 3));
+}
+
+#[test]
+fn a_migration_ends_in_a_child_and_at_a_new_place_too() {
+    let rig = Rig::new(Profile::V6_18, 0);
+    let (start, elsewhere) = (rig.armed(1, MISSING), rig.map(1));
+    rig.fill(start, 1);
+    let migration = rig.machine.begin_migration(rig.process, start);
+    let forked = rig.machine.fork(rig.caller);
+    let Progress::Done(Outcome::Forked(child)) = forked else { panic!("{forked:?}") };
+    let reader = sleeping(rig.machine.access(rig.machine.thread(child), start, Touch::Load));
+    let remap =
+        Remap { from: start, len: PAGE, new_len: PAGE, to: Some(elsewhere), dont_unmap: false };
+    let moved = rig.machine.remap(rig.caller, remap);
+    assert!(matches!(moved, Progress::Done(Outcome::Returned(Ok(_)))), "{moved:?}");
+    assert_eq!(rig.entry(elsewhere), Observed::Migration);
+    rig.machine.end_migration(&migration);
+    assert_eq!(ended(reader), Outcome::Loaded(1));
+    assert_eq!(rig.load(elsewhere), 1);
 }
 
 #[test]

@@ -141,6 +141,17 @@ impl Book {
         (one.3 != other.3 && (overlap || far)) || (reads && in_file(one.0) && in_file(other.0))
     }
 
+    /// Whether it would matter which of two sleepers goes on first if an area became other memory.
+    fn would_race(&self, process: u8, area: u8, memory: Option<Memory>) -> bool {
+        let mut then = self.clone();
+        if then.lives(process) {
+            then.set(process, area, memory);
+        }
+        let sleepers: Vec<Sleeper> = then.sleepers().map(|(_, _, one)| one).collect();
+        let mut pairs = (1..sleepers.len()).flat_map(|end| (0..end).map(move |one| (one, end)));
+        pairs.any(|(one, other)| then.race(process, sleepers[one], sleepers[other]))
+    }
+
     /// Whether nothing but private anonymous memory can be in a range.
     fn is_anonymous(&self, process: u8, at: Span) -> bool {
         let Some(areas) = self.areas(process) else { return false };
@@ -171,9 +182,10 @@ impl Book {
         let no_memory = !self.asleep(memory);
         match act {
             // A mapping over another would sleep, and has no way to say so.
-            Act::Map { process, .. } => {
+            Act::Map { process, area, memory, .. } => {
                 let events = |one: &Descriptor| one.open && one.features & EVENT_UNMAP != 0;
-                self.lives(process) && !self.descriptors.iter().any(events)
+                let told = self.descriptors.iter().any(events);
+                self.lives(process) && !told && !self.would_race(process, area, Some(memory))
             }
             // Where a protected page of a file becomes a marker, 6.18 installs the guard for ever.
             Act::Advise { process, at, advice: Advice::GuardInstall } => {
@@ -184,7 +196,10 @@ impl Book {
             Act::Remap { process, from, to, new_pages, .. } => {
                 let grows = new_pages > from.pages;
                 let alike = (from.area < SMALL) == (to < SMALL) && !(grows && self.locks);
-                self.lives(process) && no_memory && alike && !self.is_hugetlb(process, from)
+                let memory = self.areas(process).and_then(|areas| areas[usize::from(from.area)]);
+                let apart =
+                    !self.is_hugetlb(process, from) && !self.would_race(process, to, memory);
+                self.lives(process) && no_memory && alike && apart
             }
             Act::Unmap { process, .. }
             | Act::Advise { process, .. }
@@ -353,5 +368,34 @@ fn may_wake(act: Act) -> bool {
         Act::Advise { advice, .. } => !matches!(advice, Advice::NoHugePage | Advice::HugePage),
         Act::Unmap { .. } | Act::Map { .. } | Act::Remap { .. } | Act::Fork { .. } => true,
         _ => false,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::world::Access;
+
+    fn map(area: u8, memory: Memory) -> Act {
+        Act::Map { process: 0, area, memory, access: Access::ReadWrite }
+    }
+
+    #[test]
+    fn memory_under_a_sleeper_does_not_become_that_of_a_file_that_another_reads() {
+        let shmem = Memory::Shmem { file: 1, shared: false };
+        let touch = |area, page, how| Act::Touch { process: 0, area, page, exact: false, how };
+        let mut book = Book::default();
+        for act in [map(6, shmem), map(5, Memory::Anonymous)] {
+            book.note(act, &Report::Mapped(Ok(0)), &[]);
+        }
+        book.note(touch(5, 2, How::Store), &Report::Asleep, &[]);
+        assert!(book.allows(map(5, shmem)), "nobody else sleeps");
+        book.note(touch(6, 3, How::Load), &Report::Asleep, &[]);
+        assert!(!book.allows(map(5, shmem)));
+        assert!(book.allows(map(5, Memory::Anonymous)));
+        let from = Span { area: 6, page: 0, pages: 8 };
+        let remap = |to| Act::Remap { process: 0, from, to, new_pages: 8, dont_unmap: true };
+        assert!(!book.allows(remap(5)));
+        assert!(book.allows(remap(4)));
     }
 }

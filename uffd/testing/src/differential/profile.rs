@@ -5,7 +5,7 @@ use godwit_uffd::model::Profile;
 
 use crate::world::{
     Ability, Access, Advice, BASE_PAGE, Backing, Door, Entry, Fd, FileKind, Mapping, Outcome,
-    Placement, Process, Signal, Step, Touch, World,
+    Placement, Process, Remap, Signal, Step, Touch, World,
 };
 
 const CLOEXEC_NONBLOCK: u32 = 0o200_4000;
@@ -32,6 +32,7 @@ pub fn of(world: &mut dyn World) -> Profile {
         continue_past_end: trial.continue_past_end(),
         register_keeps_protection: trial.register_keeps_protection(),
         remap_clears_protection: trial.remap_clears_protection(),
+        remembers_guards: trial.remembers_guards(),
         memory_failure: trial.memory_failure(),
         ..base
     }
@@ -105,9 +106,24 @@ impl Trial<'_> {
         assert_eq!(self.call(fd, protect).result, Ok(()));
         let to = self.map(Backing::Anonymous);
         let (pages, new_pages) = (4, 4);
-        let remap = crate::world::Remap { from, pages, new_pages, to: Some(to), dont_unmap: false };
+        let remap = Remap { from, pages, new_pages, to: Some(to), dont_unmap: false };
         assert_eq!(self.world.remap(self.process, remap), Step::Done(Outcome::Returned(Ok(to))));
         !matches!(self.world.entry(self.process, to), Entry::Anonymous { protected: true, .. })
+    }
+
+    fn remembers_guards(&mut self) -> bool {
+        let (from, to) = (self.map(Backing::Anonymous), self.map(Backing::Anonymous));
+        let guarded = self.world.advise(self.process, from, 1, Advice::GuardInstall);
+        let remap = Remap { from, pages: 4, new_pages: 4, to: Some(to), dont_unmap: true };
+        assert_eq!(self.world.remap(self.process, remap), Step::Done(Outcome::Returned(Ok(to))));
+        // The zero page, which a child gets only with a copy of the page table.
+        let _ = self.world.touch(self.process, from + BASE_PAGE, Touch::Load);
+        let Step::Done(Outcome::Forked(child)) = self.world.fork(self.process) else {
+            panic!("a fork that nobody is told of")
+        };
+        let copied = self.world.entry(child, from + BASE_PAGE) != Entry::None;
+        self.world.exit(child);
+        guarded == Step::Done(Outcome::Returned(Ok(0))) && copied
     }
 
     fn memory_failure(&mut self) -> bool {

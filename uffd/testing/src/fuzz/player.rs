@@ -3,8 +3,9 @@
 
 use godwit_uffd::abi::{API_VERSION, Call, Errno, RawMessage};
 use godwit_uffd::model::{
-    Advice, Categories, ContextId, Door, FileId, FileKind, Machine, MapRequest, Material, Observed,
-    Outcome, Parked, Placement, Polled, Process, Profile, Progress, Remap, Scan, Setup, Thread,
+    Advice, Categories, ContextId, Door, FileId, FileKind, Machine, MapRequest, Material,
+    Migration, Observed, Outcome, Parked, Placement, Polled, Process, Profile, Progress, Remap,
+    Scan, Setup, Thread,
 };
 
 use super::bytes::Bytes;
@@ -38,7 +39,7 @@ struct Player {
     sleepers: Vec<Sleeper>,
     files: [FileId; 5],
     /// Pages that are being migrated.
-    migrations: Vec<(Process, u64)>,
+    migrations: Vec<Migration>,
     /// There was a migration, so a sleeper may be in no queue.
     migrated: bool,
     done: History,
@@ -181,10 +182,7 @@ impl Player {
                 };
                 self.note(process, Cause::Page, Asked::Touch { process, at, touch }, progress);
             }
-            // A migration is one of a single entry, which a fork would make two of.
-            Operation::Fork { process }
-                if self.processes.len() < PROCESSES_MAX && self.migrations.is_empty() =>
-            {
+            Operation::Fork { process } if self.processes.len() < PROCESSES_MAX => {
                 let (process, caller) = self.process(process);
                 let progress = self.machine.fork(caller);
                 self.note(process, Cause::Event, Asked::Fork, progress);
@@ -322,26 +320,16 @@ impl Player {
                 let (process, _) = self.process(process);
                 let small = Observed::Anonymous { huge: false, exclusive: true, protected: false };
                 if self.machine.observe(process, at) == small {
-                    self.machine.begin_migration(process, at);
-                    self.migrations.push((process, at));
+                    self.migrations.push(self.machine.begin_migration(process, at));
                     self.migrated = true;
                 }
             }
             Operation::EndMigration { which } => {
                 if let Some(place) = usize::from(which).checked_rem(self.migrations.len()) {
-                    let (process, at) = self.migrations.swap_remove(place);
-                    self.end_migration(process, at);
+                    self.machine.end_migration(&self.migrations.swap_remove(place));
                 }
             }
             _ => unreachable!("sorted out above"),
-        }
-    }
-
-    /// Ends a migration, unless its page was unmapped meanwhile.
-    fn end_migration(&mut self, process: Process, at: u64) {
-        let lives = self.processes.iter().any(|(one, _)| *one == process);
-        if lives && self.machine.observe(process, at) == Observed::Migration {
-            self.machine.end_migration(process, at);
         }
     }
 
@@ -457,8 +445,8 @@ impl Player {
 
     /// Ends all in order: nobody may be left.
     fn end(mut self) {
-        for (process, at) in std::mem::take(&mut self.migrations) {
-            self.end_migration(process, at);
+        for migration in std::mem::take(&mut self.migrations) {
+            self.machine.end_migration(&migration);
         }
         self.settle();
         for _ in 0..RESUMPTIONS_MAX {

@@ -51,6 +51,7 @@ fn the_document_has_every_field() {
     let ping = Ping { name: String::new(), version: String::new(), pid: 1 };
     let request = MigrateRequest {
         bandwidth_bytes_per_s: Some(1 << 20),
+        tls_dir: Some("/certificates".into()),
         ..MigrateRequest::new("unix:/s".parse().expect("an endpoint"), MigrationMode::Postcopy)
     };
     let problem = Problem::new("", "", Some(""));

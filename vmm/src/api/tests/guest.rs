@@ -192,7 +192,14 @@ fn full_migration() -> MigrationStatus {
             p90_us: 60,
             p99_us: 200,
             max_us: 900,
+            stages: FaultStages {
+                queue: StageLatency { p50_us: 1, p99_us: 2 },
+                wire: StageLatency { p50_us: 20, p99_us: 150 },
+                service: StageLatency { p50_us: 4, p99_us: 30 },
+                install: StageLatency { p50_us: 5, p99_us: 18 },
+            },
         }),
+        blocktime_us: Some(vec![700, 800]),
         blackout_us: Some(4_000),
         paused_tsc: Some(vec![1, 2]),
     }

@@ -3,14 +3,15 @@
 use std::sync::{Arc, OnceLock};
 
 use godwit_migration::wire::{
-    Channel, Encoding, PREAMBLE_BYTES, Preamble, PushFrame, RUN_HEAD_BYTES, RunHead,
+    BULK_HELLO_BYTES, Channel, Encoding, PREAMBLE_BYTES, Preamble, PushFrame, RUN_HEAD_BYTES,
+    RunHead,
 };
 use godwit_uffd::page::{PageIndex, PageSize};
 
 use super::tap::{Fate, Tap};
 
 /// Bytes by which a bulk channel says to which migration it belongs.
-const SESSION_BYTES: usize = 16;
+const SESSION_BYTES: usize = BULK_HELLO_BYTES;
 /// The first byte of the page that is changed: somewhere in the middle.
 const BYTE_IN_PAGE: usize = 2025;
 /// The bits that are changed from there on: the polynomial of CRC-32C itself, as it is on the wire.
