@@ -1,10 +1,11 @@
 //! Poison: pages that cannot be read any more, because the hardware lost them or because they were
 //! lost before the guest came here.
 //!
-//! The kernel tells a thread that touches one with SIGBUS (BUS_MCEERR_AR). Two of ours may: the one
-//! that copies the guest away, which then leaves the page out, and a vCPU thread inside KVM_RUN,
-//! which then decides what the guest gets to know. Everybody else dies of it, as they would without
-//! the handler here.
+//! The kernel tells a thread that touches one with SIGBUS. Two of ours may: the one that copies the
+//! guest away, which then leaves the page out, and a vCPU thread inside KVM_RUN, which then decides
+//! what the guest gets to know. Everybody else dies of it, as they would without the handler here.
+//! KVM says BUS_MCEERR_AR; so does the kernel for a plain load, but only if it was built with
+//! CONFIG_MEMORY_FAILURE, and BUS_ADRERR otherwise.
 //!
 //! Reading by a system call that returns an error (process_vm_readv, /proc/self/mem) is no way out:
 //! it costs twice to four times as much, and the kernel itself dies of an error of the hardware
@@ -96,13 +97,13 @@ impl GuestMemory {
         })
     }
 
-    /// Whether the page at `gpa` is poisoned. Waits if it is missing.
-    pub(crate) fn is_poisoned(&self, gpa: Gpa) -> bool {
+    /// The page that `gpa` lies in, if it is poisoned. Waits if it is missing.
+    pub(crate) fn poisoned_page(&self, gpa: Gpa) -> Option<Gpa> {
         let inside = |region: &&Region| gpa.0.wrapping_sub(region.gpa.0) < region.bytes;
-        self.regions().iter().find(inside).is_some_and(|region| {
-            let page = page_start(gpa.0 - region.gpa.0);
-            advice::populate(region, page, PAGE) == Err(rustix::io::Errno::HWPOISON)
-        })
+        let region = self.regions().iter().find(inside)?;
+        let offset = page_start(gpa.0 - region.gpa.0);
+        let read = advice::populate(region, offset, PAGE);
+        (read == Err(rustix::io::Errno::HWPOISON)).then_some(Gpa(region.gpa.0 + offset))
     }
 }
 
@@ -144,14 +145,15 @@ fn action(new: *mut sigaction) -> Result<sigaction, i32> {
 extern "C" fn on_sigbus(signal: c_int, info: *mut siginfo_t, context: *mut c_void) {
     // SAFETY: the kernel passes both to a handler with SA_SIGINFO, and nobody else has them now.
     let (reason, thread) = unsafe { (&*info, &mut *context.cast::<ucontext_t>()) };
-    if reason.si_code == libc::BUS_MCEERR_AR {
-        // SAFETY: a SIGBUS with this code has an address.
+    if [libc::BUS_MCEERR_AR, libc::BUS_ADRERR].contains(&reason.si_code) {
+        // SAFETY: a SIGBUS with these codes has an address.
         let address = unsafe { reason.si_addr() } as u64;
         if leave_copy(address, &mut thread.uc_mcontext.gregs) {
             return;
         }
         // An address that was not taken yet is touched by ourselves: nobody would ever handle it.
-        if matches!(TOUCH.get(), Touch::Watched) {
+        let by_kvm = reason.si_code == libc::BUS_MCEERR_AR;
+        if by_kvm && matches!(TOUCH.get(), Touch::Watched) {
             return TOUCH.set(Touch::At(Hva(address)));
         }
     }
@@ -279,8 +281,8 @@ mod tests {
     fn poisoned_pages_are_told_from_others() {
         let Some(memory) = poisoned(Backing::Anon, &[3]) else { return };
         let found =
-            [0x2fff, 0x3000, 0x3fff, 0x4000, 1 << 40].map(|gpa| memory.is_poisoned(Gpa(gpa)));
-        assert_eq!(found, [false, true, true, false, false]);
+            [0x2fff, 0x3000, 0x3fff, 0x4000, 1 << 40].map(|gpa| memory.poisoned_page(Gpa(gpa)));
+        assert_eq!(found, [None, Some(Gpa(0x3000)), Some(Gpa(0x3000)), None, None]);
         let hva = memory.regions()[0].hva.0;
         assert_eq!(memory.page_at(Hva(hva + 0x3123)), Some(Gpa(0x3000)));
         assert_eq!(memory.page_at(Hva(hva - 1)), None);

@@ -54,16 +54,16 @@ pub(super) fn poisoned_code(shared: &CpuShared, vcpu: &Vcpu) -> Option<Gpa> {
     // In 64-bit code the base counts as zero.
     let base = if sregs.cs.l == 1 { 0 } else { sregs.cs.base };
     let found = vcpu.fd().translate_gva(base.wrapping_add(regs.rip)).ok()?;
-    let gpa = Gpa(found.physical_address);
-    (found.valid == 1 && shared.memory.is_poisoned(gpa)).then_some(gpa)
+    let valid = (found.valid == 1).then_some(Gpa(found.physical_address))?;
+    shared.memory.poisoned_page(valid)
 }
 
 /// The last words about a guest that needs the page at `gpa`.
-pub(super) fn stopped(gpa: Gpa, why: &str) -> String {
+pub(super) fn stopped(page: Gpa, why: &str) -> String {
     format!(
         "the page at guest address {:#x} is poisoned: it could not be read at the source, or this \
          host has lost it; {why}",
-        gpa.0
+        page.0
     )
 }
 

@@ -118,9 +118,10 @@ impl<'a> Running<'a> {
 
     fn why_unreachable(&self, gpa: Gpa) -> String {
         // Memory that was taken away is not asked for: nobody hears the answer.
-        match self.wanted() != Wanted::Gone && self.shared.memory.is_poisoned(gpa) {
-            true => poison::stopped(gpa, poison::IN_THE_MIDDLE),
-            false => format!("guest memory at {:#x} cannot be reached", gpa.0),
+        let here = self.wanted() != Wanted::Gone;
+        match here.then(|| self.shared.memory.poisoned_page(gpa)).flatten() {
+            Some(page) => poison::stopped(page, poison::IN_THE_MIDDLE),
+            None => format!("guest memory at {:#x} cannot be reached", gpa.0),
         }
     }
 
@@ -133,8 +134,8 @@ impl<'a> Running<'a> {
     }
 
     fn emulation_failed(&mut self, tools: &Tools) {
-        if let Some(gpa) = poison::poisoned_code(self.shared, &self.vcpu) {
-            return self.crash(&poison::stopped(gpa, poison::IN_THE_MIDDLE));
+        if let Some(page) = poison::poisoned_code(self.shared, &self.vcpu) {
+            return self.crash(&poison::stopped(page, poison::IN_THE_MIDDLE));
         }
         let in_user_mode = self.vcpu.get_sregs2().is_ok_and(|sregs| sregs.ss.dpl == 3);
         if tools.immediate_exit.is_set() || !in_user_mode {
