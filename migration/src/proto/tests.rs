@@ -158,8 +158,8 @@ impl Pair {
                 self.log.push("granted".into());
                 self.tell_source(SourceInput::GrantRecorded(result(self.faults.grant_record)));
             }
-            SourceOutput::Serve(page) => {
-                let head = RunHead::new(PageRun::one(page), Encoding::Zero, &[]);
+            SourceOutput::Serve(run) => {
+                let head = RunHead::new(run, Encoding::Zero, &[]);
                 if self.connected {
                     self.tell_destination(DestinationInput::Message(Message::Pages(head, &[])));
                 }
