@@ -432,6 +432,16 @@ mod tests {
     }
 
     #[test]
+    fn faults_and_what_was_written_last_come_first() {
+        let (sent, mut written) = (Sent::new(64 * 10), PageSet::empty(64 * 10));
+        written.insert_run(PageRun { first: PageIndex(130), count: 3 });
+        let shared = PushShared::new(&sent, Arc::new(written), PushOptions::default());
+        shared.fault_at(PageIndex(500));
+        let firsts = [(); 3].map(|()| shared.next(&sent).unwrap()[0].first.0);
+        assert_eq!(firsts, [448, 130, 512]);
+    }
+
+    #[test]
     fn several_threads_push_each_page_once_and_each_its_end() {
         let data: Vec<_> = (0..1000).map(|page| (page, page.into(), 1)).collect();
         let pages = guest(3000, &data);

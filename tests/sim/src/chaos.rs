@@ -91,6 +91,7 @@ const LABELS: [&str; 31] = [
     "source records the grant",
     "source has recorded the grant",
     "source serves",
+    "source serves a window",
     "source starts to push",
     "source ends a push",
     "source is interrupted",
