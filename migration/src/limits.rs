@@ -29,8 +29,8 @@ pub const CONNECTIONS_MAX: u8 = 32;
 /// Most requests that a source keeps unanswered before it answers; a vCPU has one fault at a time.
 pub const REQUESTS_IN_FLIGHT_MAX: usize = 4096;
 
-/// Most pages that one fault asks for: 64 KiB, which keep others waiting for half a millisecond on a
-/// link of a gigabit a second.
+/// Most pages that one fault asks for: 64 KiB, which keep others waiting for half a millisecond on
+/// a link of a gigabit a second.
 pub const FAULT_WINDOW_PAGES_MAX: u32 = 16;
 /// Walks of the guest through its memory that its destination tells apart: a few vCPUs with a few
 /// each.
@@ -39,8 +39,8 @@ pub const FAULT_WALKS_MAX: usize = 16;
 pub const WALK_GAP_PAGES_MAX: u32 = 512;
 /// Faults around which the push goes on, and that it takes in at once.
 pub const PUSH_WALKS_MAX: usize = 8;
-/// Groups of 64 pages that the push is ahead of a guest that walks, before it sends what was written
-/// last: 16 MiB.
+/// Groups of 64 pages that the push is ahead of a guest that walks, before it sends what was
+/// written last: 16 MiB.
 pub const PUSH_AHEAD_GROUPS_MAX: u32 = 64;
 
 /// Most bytes of pages that a destination has allocated ahead of the pages that come.

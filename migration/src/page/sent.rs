@@ -62,8 +62,8 @@ impl Sent {
         taken
     }
 
-    /// Takes what is left of the `wanted` pages of `word`: one bit per page, the lowest for its first
-    /// page. Returns those that were taken.
+    /// Takes what is left of the `wanted` pages of `word`: one bit per page, the lowest for its
+    /// first page. Returns those that were taken.
     pub fn take_of_word(&self, word: u32, wanted: u64) -> u64 {
         let in_word = (self.pages - word * WORD_PAGES).min(WORD_PAGES);
         let all = if in_word == WORD_PAGES { u64::MAX } else { (1 << in_word) - 1 };

@@ -79,7 +79,7 @@ pub enum Trigger {
 }
 
 /// What faults can wait for; see the calls of `mark`.
-const LABELS: [&str; 31] = [
+const LABELS: [&str; 32] = [
     "source sends Offer",
     "source sends Round",
     "source sends Package",
