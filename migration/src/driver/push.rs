@@ -8,6 +8,7 @@ use std::time::Instant;
 use godwit_uffd::page::{PageIndex, PageRun};
 
 use super::background::stand_back;
+use super::held::HeldWrites;
 use crate::limits::{PUSH_WALKS_MAX, ZERO_PAGES_HELD_MAX};
 use crate::metrics::Progress;
 use crate::page::{PageSet, Sent};
@@ -29,7 +30,6 @@ pub struct PushOptions {
 }
 
 /// What the urgent thread and the threads of one push share.
-#[derive(Debug)]
 pub(super) struct PushShared {
     pub gate: Gate,
     faults: LatestFaults,
@@ -37,11 +37,18 @@ pub(super) struct PushShared {
     stopped: AtomicBool,
     pacer: Option<Mutex<Pacer>>,
     compression: Compression,
+    /// Writers that wait for pages of this push.
+    held: Option<Arc<HeldWrites>>,
 }
 
 impl PushShared {
     /// A push of what is not `sent`, of which the guest wrote `written` last.
-    pub fn new(sent: &Sent, written: Arc<PageSet>, options: PushOptions) -> PushShared {
+    pub fn new(
+        sent: &Sent,
+        written: Arc<PageSet>,
+        options: PushOptions,
+        held: Option<Arc<HeldWrites>>,
+    ) -> PushShared {
         PushShared {
             gate: Gate::default(),
             faults: LatestFaults::new(),
@@ -49,6 +56,14 @@ impl PushShared {
             stopped: AtomicBool::new(false),
             pacer: options.bandwidth_bytes_per_s.map(|rate| Mutex::new(Pacer::new(rate))),
             compression: options.compression,
+            held,
+        }
+    }
+
+    /// No thread pushes any more.
+    pub fn over(&self) {
+        if let Some(held) = &self.held {
+            held.end_push();
         }
     }
 
@@ -66,6 +81,9 @@ impl PushShared {
     fn next(&self, sent: &Sent) -> Option<Vec<PageRun>> {
         if self.stopped.load(Ordering::Relaxed) {
             return None;
+        }
+        if let Some(page) = self.held.as_ref().and_then(|held| held.take_first(sent)) {
+            return Some(vec![PageRun::one(page)]);
         }
         let mut order = lock(&self.order);
         self.faults.take().for_each(|page| order.fault_at(page));
@@ -257,6 +275,9 @@ impl Push<'_> {
     fn send(&self, head: &RunHead, frame: &[u8]) -> io::Result<()> {
         self.shared.pace(frame.len());
         self.stream.send(frame, false)?;
+        if let Some(held) = &self.shared.held {
+            held.sent(head.run);
+        }
         self.progress.run(head, |page| self.pages.gpa_of(page));
         self.progress.bytes(frame.len());
         Ok(())
@@ -296,7 +317,7 @@ mod tests {
         threads: usize,
     ) -> (Vec<Vec<RunHead>>, Vec<u8>) {
         let sent = Sent::new(pages.page_count());
-        let shared = PushShared::new(&sent, nothing(), options);
+        let shared = PushShared::new(&sent, nothing(), options, None);
         let progress = Progress::new("destination".into());
         let mut memory = vec![0xee; pages.page_count() as usize * 4096];
         let channels = std::thread::scope(|scope| {
@@ -426,7 +447,7 @@ mod tests {
 
     #[test]
     fn the_latest_faults_are_taken_once_and_a_group_counts_once() {
-        let shared = PushShared::new(&Sent::new(64_000), nothing(), PushOptions::default());
+        let shared = PushShared::new(&Sent::new(64_000), nothing(), PushOptions::default(), None);
         let faults = || shared.faults.take().map(|page| page.0).collect::<Vec<_>>();
         assert!(faults().is_empty());
         [640, 641, 703, 64, 640].into_iter().for_each(|page| shared.fault_at(PageIndex(page)));
@@ -439,7 +460,7 @@ mod tests {
     fn faults_and_what_was_written_last_come_first() {
         let (sent, mut written) = (Sent::new(64 * 10), PageSet::empty(64 * 10));
         written.insert_run(PageRun { first: PageIndex(130), count: 3 });
-        let shared = PushShared::new(&sent, Arc::new(written), PushOptions::default());
+        let shared = PushShared::new(&sent, Arc::new(written), PushOptions::default(), None);
         shared.fault_at(PageIndex(500));
         let firsts = [(); 3].map(|()| shared.next(&sent).unwrap()[0].first.0);
         assert_eq!(firsts, [448, 130, 512]);
@@ -475,7 +496,7 @@ mod tests {
         let stream = Stream::new(source.into(), "destination".into()).unwrap();
         let sent = Sent::new(256);
         let options = PushOptions { bandwidth_bytes_per_s: Some(1), ..PushOptions::default() };
-        let shared = PushShared::new(&sent, nothing(), options);
+        let shared = PushShared::new(&sent, nothing(), options, None);
         let progress = Progress::new("destination".into());
         std::thread::scope(|scope| {
             let push = Push {
