@@ -40,6 +40,10 @@ pub trait OutgoingVm: Send + Sync {
     /// # Errors
     /// What went wrong, in a line.
     fn save(&self) -> Result<Vec<Section>, String>;
+    /// It is recorded that the guest belongs to the destination, which has not been told yet: what
+    /// only one host may hold is given up here. [`OutgoingVm::resume`] may follow nevertheless, if
+    /// the destination refuses it.
+    fn granted(&self);
     /// Lets the guest run on, unless it was paused by its operator before.
     fn resume(&self);
     /// Its memory.
@@ -247,6 +251,9 @@ impl Driver<'_> {
             }
             SourceOutput::RecordGrant(transfer) => {
                 let recorded = self.record(transfer, Ownership::Granted);
+                if recorded.is_ok() {
+                    self.vm.granted();
+                }
                 self.input(SourceInput::GrantRecorded(recorded.map_err(|e| in_full(&e))));
             }
             SourceOutput::RecordReclaimed(transfer) => {

@@ -8,6 +8,7 @@ mod binary;
 mod cancel;
 mod control;
 mod demo;
+mod disk;
 mod doctor;
 mod hostile;
 mod hostile_destination;

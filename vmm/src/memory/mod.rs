@@ -245,9 +245,9 @@ impl GuestMemory {
         self.advise(Advice::NoHugePage)
     }
 
-    /// Takes the memory away, so that whoever waits for a missing page inside the kernel fails. For
-    /// the end of a guest whose memory is incomplete, and only then: a thread of ours that still
-    /// touches the memory dies of it.
+    /// Takes the memory away, so that whoever waits for a missing page and is kicked waits no more,
+    /// and reads zeros. For the end of a guest whose memory is incomplete, and only then: vCPUs and
+    /// devices have been told to go, and what they do now means nothing.
     pub(crate) fn revoke(&self) {
         for region in &self.regions {
             if let Err(errno) = advice::revoke(region) {

@@ -57,6 +57,12 @@ impl OutgoingVm for Leaving {
         Ok(sections.into_iter().chain([operator]).collect())
     }
 
+    fn granted(&self) {
+        if let Err(error) = self.vm.release_disks() {
+            tracing::error!(error = in_full(&error), "the guest's disks stay locked here");
+        }
+    }
+
     fn resume(&self) {
         let mut state = self.host.state();
         let Some(guest) = &mut state.guest else { return };

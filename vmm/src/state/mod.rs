@@ -17,6 +17,7 @@ mod serial;
 mod tests;
 mod vcpu;
 pub(crate) mod vcpu_convert;
+mod virtio;
 
 pub use blob::Blob;
 pub use chips::{ChannelState, ChipsState, ClockState, PitState};
@@ -30,3 +31,4 @@ pub use vcpu::{
     DebugRegisters, Events, ExtendedControl, Msr, Registers, Segment, SystemRegisters, Table,
     VcpuState,
 };
+pub use virtio::{VirtioQueueState, VirtioState};

@@ -19,7 +19,7 @@ impl Vm {
     ///
     /// # Errors
     /// [`Error::Kvm`] and [`Error::Memory`] say what the host lacks and what to do about it;
-    /// [`Error::CpuCount`].
+    /// [`Error::CpuCount`], [`Error::Device`].
     pub fn create(config: &VmConfig, console: Box<dyn Write + Send>) -> Result<Vm, Error> {
         kvm::install_kick_handler().map_err(Error::Event)?;
         install_poison_handler().map_err(Error::Event)?;
@@ -29,9 +29,10 @@ impl Vm {
         kvm::add_memory(&vm, &memory)?;
         let fd = Arc::new(vm);
         let cpuid = cpuid::for_guest(&kvm, &capabilities, config.cpus)?;
+        let devices = Devices::create(&fd, &memory, &config.devices, console)?;
         let parts = Parts {
             memory,
-            devices: Arc::new(Devices::create(Arc::clone(&fd), console)?),
+            devices: Arc::new(devices),
             control: Arc::new(Control::new(config.cpus.into())),
             exits: Arc::new(Exits::new()?),
         };
