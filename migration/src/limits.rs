@@ -33,6 +33,8 @@ pub const REQUESTS_IN_FLIGHT_MAX: usize = 4096;
 pub const STAGED_AHEAD_BYTES_MAX: usize = 1 << 30;
 /// Bytes of pages that are allocated ahead in one step, between two looks at what is wanted.
 pub const STAGING_STEP_BYTES: usize = 2 << 20;
+/// Damaged pages of a snapshot that a log names: enough to see what happened, and no flood.
+pub const DAMAGED_PAGES_NAMED_MAX: u32 = 8;
 /// The lowest cap on bandwidth, in bytes per second: a full run passes while the peer has patience.
 pub const BANDWIDTH_MIN: u64 = 64 << 10;
 

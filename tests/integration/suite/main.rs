@@ -22,6 +22,8 @@ mod packing;
 mod records;
 mod recovery;
 mod silence;
+mod snapshot;
+mod snapshot_refused;
 mod tls;
 
 use godwit_tests::Godwit;

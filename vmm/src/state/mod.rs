@@ -9,6 +9,7 @@
 
 mod blob;
 pub(crate) mod chips;
+mod config;
 mod machine;
 mod requirements;
 mod section;
@@ -20,6 +21,7 @@ pub(crate) mod vcpu_convert;
 
 pub use blob::Blob;
 pub use chips::{ChannelState, ChipsState, ClockState, PitState};
+pub use config::{BackingState, ConfigState};
 pub use machine::MachineState;
 pub(crate) use requirements::check_count;
 pub use requirements::{Leaf, Requirements, VERSION as REQUIREMENTS_VERSION};
