@@ -85,8 +85,8 @@ impl Image {
         }
     }
 
-    /// Reads the contents of `run`, all of whose pages have some, into `out`, which is as long. They
-    /// are what the file has: see [`Image::matches`].
+    /// Reads the contents of `run`, all of whose pages have some, into `out`, which is as long.
+    /// They are what the file has: see [`Image::matches`].
     ///
     /// # Errors
     /// What reading returned. A file that was cut off is `UnexpectedEof`.
