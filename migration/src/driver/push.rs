@@ -101,7 +101,7 @@ impl PushShared {
 /// The latest faults that no thread of the push has looked at, without a lock: whoever answers them
 /// is not kept waiting by threads of a lower priority.
 #[derive(Debug)]
-struct LatestFaults {
+pub(super) struct LatestFaults {
     /// The oldest is lost if there are too many.
     pages: [AtomicU32; PUSH_WALKS_MAX],
     next: AtomicU32,
@@ -110,7 +110,7 @@ struct LatestFaults {
 }
 
 impl LatestFaults {
-    fn new() -> LatestFaults {
+    pub fn new() -> LatestFaults {
         LatestFaults {
             pages: [const { AtomicU32::new(NO_PAGE) }; PUSH_WALKS_MAX],
             next: AtomicU32::new(0),
@@ -118,7 +118,7 @@ impl LatestFaults {
         }
     }
 
-    fn add(&self, page: PageIndex) {
+    pub fn add(&self, page: PageIndex) {
         let group = Sent::word_of(page);
         if self.group.swap(group, Ordering::Relaxed) != group {
             let slot = self.next.fetch_add(1, Ordering::Relaxed) as usize % PUSH_WALKS_MAX;
@@ -126,7 +126,7 @@ impl LatestFaults {
         }
     }
 
-    fn take(&self) -> impl Iterator<Item = PageIndex> {
+    pub fn take(&self) -> impl Iterator<Item = PageIndex> {
         let there = |page: &&AtomicU32| page.load(Ordering::Relaxed) != NO_PAGE;
         let pages = self.pages.iter().filter(there);
         let pages = pages.map(|page| page.swap(NO_PAGE, Ordering::Relaxed));

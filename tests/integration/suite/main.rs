@@ -24,6 +24,8 @@ mod poison;
 mod records;
 mod recovery;
 mod silence;
+mod snapshot;
+mod snapshot_refused;
 mod tls;
 mod windows;
 
