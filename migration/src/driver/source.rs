@@ -143,16 +143,14 @@ impl Outgoing {
         self.progress.count_sent(Arc::clone(&sent));
         self.progress.moves_by(self.offer.mode);
         let limits = self.plan.limits;
-        let machine = Source::new(self.offer.clone(), limits, Arc::clone(&sent), Instant::now());
-        let written = Arc::clone(machine.written_last());
-        let shared = Arc::new(PushShared::new(&sent, written, self.plan.push, None));
+        let shared = PushShared::new(&sent, Arc::new(PageSet::empty(0)), self.plan.push, None);
         Driver {
-            machine,
+            machine: Source::new(self.offer.clone(), limits, Arc::clone(&sent), Instant::now()),
             address: self.plan.address.clone(),
             setup: self,
             vm,
             pages,
-            shared,
+            shared: Arc::new(shared),
             sent,
             channel: Some(UrgentChannel::new(stream)),
             asked: Instant::now(),
@@ -176,9 +174,8 @@ struct Driver<'a> {
     machine: Source,
     /// None while the destination is lost.
     channel: Option<UrgentChannel>,
-    /// When the requests that are answered now were read.
+    /// When the requests that are answered now were read, and room for their pages.
     asked: Instant,
-    /// The pages that answer them.
     answer: RunBuffer,
     bulk: Vec<Arc<Stream>>,
     shared: Arc<PushShared>,
@@ -375,17 +372,15 @@ impl Driver<'_> {
 
     fn serve(&mut self, run: PageRun) {
         if run.count > 1 {
-            // Whoever waits for the page before these does not wait for them to be read.
-            self.flush();
+            self.flush(); // Whoever waits for the page before these waits no longer.
         }
         let Some(channel) = &mut self.channel else { return };
         self.shared.fault_at(run.first);
         let heads = answer(&self.pages, run, self.asked, &mut self.answer, channel.outgoing())
             .expect("the request was checked");
-        for head in heads {
-            self.setup.progress.run(&head, |page| self.pages.gpa_of(page));
-        }
-        self.setup.progress.pages_urgent(run.count);
+        let progress = &self.setup.progress;
+        heads.iter().for_each(|head| progress.run(head, |page| self.pages.gpa_of(page)));
+        progress.pages_urgent(run.count);
     }
 
     fn wait(&mut self) {
