@@ -20,15 +20,6 @@ limit_s=900
 
 fail() { echo "linux-test: $*" >&2; exit 1; }
 
-# QEMU 7.2 emulates SVM in a way that corrupts guests.
-check_qemu() {
-    local version
-    command -v qemu-system-x86_64 >/dev/null || fail "there is no qemu-system-x86_64; run make setup"
-    version=$(qemu-system-x86_64 --version | sed -n 's/.*version \([0-9]*\)\..*/\1/p')
-    [ "$version" -ge 8 ] ||
-        fail "QEMU $version corrupts guests in emulated SVM; take 10 from bookworm-backports"
-}
-
 # The machine around the guests: busybox, KVM's modules, godwit with its libraries, and the guest.
 outer() {
     local guest=$1 tree=$2 library
@@ -67,7 +58,7 @@ one() {
     return 1
 }
 
-check_qemu
+"$here/setup.sh"
 [ -x "$godwit" ] || fail "there is no $godwit; run make build"
 "$root/guest-images/linux/build.sh" "$cache"
 work=$cache/run

@@ -3,6 +3,7 @@
 mod answer;
 mod background;
 mod channel;
+mod command;
 mod destination;
 mod dial;
 mod dirty;
@@ -18,6 +19,7 @@ mod source;
 mod stage;
 mod take;
 
+pub use command::Command;
 pub use destination::{Incoming, IncomingHost, IncomingVm};
 pub use dirty::{DirtyLog, DirtyTracking, WriteGuard};
 pub use load::{LoadError, check_all, copy_all};
@@ -26,4 +28,4 @@ pub use push::PushOptions;
 pub use receiver::{Arrival, Receiver, Trust};
 pub use records::{RecordError, Records};
 pub use restore::{RestoreEnd, Restoring};
-pub use source::{Command, Outgoing, OutgoingVm, Plan};
+pub use source::{Outgoing, OutgoingVm, Plan};

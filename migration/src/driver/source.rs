@@ -11,6 +11,7 @@ use godwit_uffd::page::PageRun;
 
 use super::answer::answer;
 use super::channel::{UrgentChannel, wait_readable};
+use super::command::Command;
 use super::dial::{dial, dial_bulk, dial_resume};
 use super::dirty::{DirtyLog, DirtyTracking};
 use super::held::HeldStream;
@@ -65,21 +66,6 @@ pub struct Plan {
     pub tracking: DirtyTracking,
     /// How pages are pushed.
     pub push: PushOptions,
-}
-
-/// What others want of a migration that is under way.
-#[derive(Debug)]
-pub enum Command {
-    /// Before the grant: the guest stays, for this reason.
-    GiveUp(String),
-    /// Before the grant: the operator wants the guest to stay.
-    Cancel,
-    /// In a round: the guest changes hands as soon as it can.
-    SwitchNow,
-    /// After the loss of the destination: dial again now, perhaps elsewhere.
-    Recover(Option<Address>),
-    /// After the grant: give up what is only here, for this reason.
-    Abandon(String),
 }
 
 /// What happens to the source outside its urgent channel. What comes from the threads of one epoch
