@@ -169,7 +169,8 @@ fn a_disk_that_is_written_has_one_user_and_one_that_is_read_has_many() {
     reader.open().unwrap();
     second.open().unwrap();
     assert!(matches!(writer.open(), Err(DeviceError::InUse { .. })));
-    (reader.close(), second.close());
+    reader.close();
+    second.close();
     other.open().unwrap();
     drop(other);
     writer.open().unwrap();
