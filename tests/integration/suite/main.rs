@@ -20,10 +20,14 @@ mod moves;
 mod moving;
 mod no_device;
 mod packing;
+mod poison;
 mod records;
 mod recovery;
 mod silence;
+mod snapshot;
+mod snapshot_refused;
 mod tls;
+mod windows;
 
 use godwit_tests::Godwit;
 

@@ -1,6 +1,8 @@
 //! What was typed. Parsing looks at nothing but the words; what they mean on this host is found
 //! out by the commands.
 
+mod snapshot;
+
 use std::path::PathBuf;
 
 use clap::{Args as ClapArgs, Parser, Subcommand, ValueEnum};
@@ -12,6 +14,8 @@ use uuid::Uuid;
 use crate::api::types::{DirtyTracking, MigrationMode, TimeoutStrategy};
 use crate::memory::Backing;
 use crate::vm::{DeviceConfig, DiskConfig};
+
+pub use snapshot::{Mode as RestoreMode, Restore, Snapshot};
 
 const DEMO_EXAMPLES: &str = "\
 Examples:
@@ -62,9 +66,22 @@ pub enum Command {
     Receive(Receive),
     /// Move a running guest to a `godwit receive`; exits 0 only when all of it is there
     Migrate(Migrate),
+    /// Save a guest, running or paused, to a directory
+    ///
+    /// The guest stands still while its memory is read, and runs on while the rest is brought to
+    /// the disk. Nothing is left of a snapshot that does not come to its end.
+    #[command(verbatim_doc_comment)]
+    Snapshot(Snapshot),
+    /// Bring a guest back from a snapshot; its console is stdout, its exit code the exit status
+    ///
+    /// The snapshot is not changed, and any number of guests may be brought back from it: each has
+    /// an identity of its own. Three instants are told on stderr and by `godwit status`: restored
+    /// (the guest runs), working set in, and fully resident (it has all of its pages).
+    #[command(verbatim_doc_comment)]
+    Restore(Restore),
     /// Show a guest, who owns it, and its migration
     Status(Status),
-    /// End a migration before its switchover; the guest stays
+    /// End a migration before its switchover, or a snapshot; the guest stays
     Cancel(At),
     /// End the rounds of a migration: the guest changes hands now, and the rest follows
     SwitchOver(At),
@@ -86,7 +103,7 @@ pub enum Command {
 /// The control socket of a guest.
 #[derive(Debug, ClapArgs)]
 pub struct At {
-    /// The control socket that was given to `run` or `receive`
+    /// The control socket that was given to `run`, `receive` or `restore`
     #[arg(long, value_name = "PATH")]
     pub api_socket: PathBuf,
 }

@@ -74,7 +74,12 @@ fn kernel(args: &Run, vm: &Vm) -> (KernelImage, String) {
     }
 }
 
-fn last_transfer(records: &Records, id: Uuid, override_grant: bool) -> Result<u64, Failure> {
+/// The number of the last transfer of the guest, which this process may run from now on.
+pub(super) fn last_transfer(
+    records: &Records,
+    id: Uuid,
+    override_grant: bool,
+) -> Result<u64, Failure> {
     match records.may_run(id) {
         Ok(transfer) => Ok(transfer),
         Err(error @ RecordError::GrantedAway { .. }) if override_grant => {

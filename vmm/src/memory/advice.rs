@@ -71,6 +71,15 @@ pub(super) fn empty(
         .map_err(|errno| MemoryError::Advise { advice: name, source: errno.into() })
 }
 
+/// Reads from every page of `bytes` bytes of a region from `offset` on, in the kernel. Waits for
+/// those that are missing.
+pub(super) fn populate(region: &Region, offset: u64, bytes: u64) -> Result<(), rustix::io::Errno> {
+    let part = Region { hva: Hva(region.hva.0 + offset), bytes, ..*region };
+    let (start, bytes) = extent(&part);
+    // SAFETY: the range is a part of a mapping of ours, and what it holds does not change.
+    unsafe { rustix::mm::madvise(start, bytes, rustix::mm::Advice::LinuxPopulateRead) }
+}
+
 fn extent(region: &Region) -> (*mut c_void, usize) {
     let bytes = usize::try_from(region.bytes).expect("a mapped region fits the address space");
     let start = usize::try_from(region.hva.0).expect("a host address fits a pointer");

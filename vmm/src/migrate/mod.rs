@@ -9,6 +9,8 @@ mod dirty;
 mod events;
 mod incoming;
 mod outgoing;
+mod restoring;
+mod saving;
 mod serve;
 mod status;
 
@@ -29,9 +31,13 @@ use uuid::Uuid;
 use crate::api::types::{Direction, Role, VmInfo};
 use crate::vm::{GuestExit, Vm};
 
+use restoring::Restore;
+use saving::Saving;
+
 pub use control::Controlled;
 pub use events::watch_signals;
 pub use incoming::receive_from;
+pub use restoring::{RestoreError, RestorePlan, restore};
 pub use serve::{End, serve};
 
 /// How long the end of a migration that has all its pages may take: the source may be silent.
@@ -53,6 +59,8 @@ enum HostEvent {
     OutcomeSeen,
     /// There is a guest now whose end is to be waited for.
     GuestCame,
+    /// A snapshot was taken, or was not.
+    SnapshotEnded,
 }
 
 /// One process's guest, its migrations and its records.
@@ -76,6 +84,8 @@ struct State {
     /// The guest that was here last, if it has moved away and no other came.
     moved: Option<Moved>,
     migration: Option<Migration>,
+    saving: Option<Saving>,
+    restore: Option<Restore>,
 }
 
 /// The guest that this process holds.
@@ -89,6 +99,8 @@ struct Guest {
     paused: bool,
     /// A migration has it: it must not be resumed here.
     leaving: bool,
+    /// Its memory is being read for a snapshot: it must not be resumed.
+    held: bool,
     /// This process may run it.
     owned: bool,
     /// The last transfer that was tried or done.
@@ -242,6 +254,7 @@ impl Guest {
             memory: None,
             paused: false,
             leaving: false,
+            held: false,
             owned: false,
             transfer,
             exit: None,

@@ -9,6 +9,7 @@
 
 mod blob;
 pub(crate) mod chips;
+mod config;
 mod machine;
 mod requirements;
 mod section;
@@ -21,6 +22,7 @@ mod virtio;
 
 pub use blob::Blob;
 pub use chips::{ChannelState, ChipsState, ClockState, PitState};
+pub use config::{BackingState, ConfigState, DeviceState};
 pub use machine::MachineState;
 pub(crate) use requirements::check_count;
 pub use requirements::{Leaf, Requirements, VERSION as REQUIREMENTS_VERSION};

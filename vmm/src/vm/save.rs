@@ -102,6 +102,23 @@ impl Vm {
         Ok(guest.check_against(&host, capabilities.tsc_control)?)
     }
 
+    /// Whether this guest, which has not run and holds no state yet, offers what a guest with these
+    /// requirements needs. As [`Vm::check`], for a machine that is there already.
+    ///
+    /// # Errors
+    /// [`Error::State`] names what is missing.
+    pub fn check_here(&self, requirements: &[u8]) -> Result<(), Error> {
+        let guest: Requirements = state::decode("the list of requirements", requirements)?;
+        guest.check_limits()?;
+        let host = self.profile.lock().unwrap_or_else(PoisonError::into_inner);
+        Ok(guest.check_against(&host, self.capabilities.tsc_control)?)
+    }
+
+    /// The processor features that the guest sees, by name.
+    pub fn features(&self) -> Vec<String> {
+        self.profile.lock().unwrap_or_else(PoisonError::into_inner).features()
+    }
+
     fn saved_msrs(&self) -> Vec<u32> {
         self.profile.lock().unwrap_or_else(PoisonError::into_inner).msrs.clone()
     }
