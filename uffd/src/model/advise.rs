@@ -230,7 +230,7 @@ fn free(space: &AddressSpace, range: Range<u64>) {
         }
         if let Level::Table(table) = &mut *slot.lock() {
             for entry in &mut table.entries()[indices(&part)] {
-                if matches!(entry, Entry::Swap(_) | Entry::Marker(Marker::Poison)) {
+                if matches!(entry, Entry::Swap(_) | Entry::Marker(Marker::Poison { .. })) {
                     *entry = Entry::None;
                 }
             }
@@ -287,7 +287,7 @@ fn install_guards(space: &AddressSpace, vma: &Vma, range: Range<u64>) {
         let mut level = slot.lock();
         level.split();
         if let Some(table) = level.table_or_new() {
-            table.entries()[indices(&(at..end))].fill(Entry::Marker(Marker::Guard));
+            table.entries()[indices(&(at..end))].fill(Entry::Marker(Marker::GUARD));
         }
         at = end;
     }
@@ -297,7 +297,7 @@ fn remove_guards(space: &AddressSpace, range: Range<u64>) {
     for (slot, part) in space.tables.in_range(range) {
         if let Level::Table(table) = &mut *slot.lock() {
             for entry in &mut table.entries()[indices(&part)] {
-                if matches!(entry, Entry::Marker(Marker::Guard)) {
+                if matches!(entry, Entry::Marker(Marker::Guard { .. })) {
                     *entry = Entry::None;
                 }
             }

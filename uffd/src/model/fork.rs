@@ -134,7 +134,8 @@ fn copy_entry((vma, copy): (&Vma, &Vma), pool: &Arc<Pool>, entry: &mut Entry) ->
     }
     match entry {
         Entry::Marker(Marker::Protect) if !keeps_protection => return Entry::None,
-        Entry::None | Entry::Marker(_) => return entry.clone(),
+        Entry::None => return Entry::None,
+        Entry::Marker(marker) => return Entry::Marker(marker.bare()),
         Entry::Page(_) | Entry::Zero(_) | Entry::Swap(_) | Entry::Migration(..) => {}
     }
     let bits = entry.bits_mut().expect("neither a hole nor a marker");

@@ -136,8 +136,13 @@ fn scan_entry(
             level.split();
         }
         level.table_or_new();
-        if let Some(entry) = level.entry(address) {
-            protect::change_entry(vma, entry, true);
+        match level.entry(address) {
+            // WRITEPROTECT leaves these alone.
+            Some(Entry::Marker(Marker::Poison { protected } | Marker::Guard { protected })) => {
+                *protected = !vma.is_hugetlb();
+            }
+            Some(entry) => protect::change_entry(vma, entry, true),
+            None => {}
         }
     }
     (end, Some(categories))
@@ -152,7 +157,9 @@ fn of_entry(vma: &Vma, entry: &Entry, huge: bool) -> Categories {
     match entry {
         Entry::Page(mapped) => categories.set(Categories::FILE, !mapped.folio.anonymous),
         Entry::Zero(_) => categories |= Categories::ZERO,
-        Entry::Marker(Marker::Guard) => categories |= Categories::SWAPPED | Categories::GUARD,
+        Entry::Marker(Marker::Guard { .. }) => {
+            categories |= Categories::SWAPPED | Categories::GUARD
+        }
         Entry::Swap(_) | Entry::Migration(..) | Entry::Marker(_) => {
             categories |= Categories::SWAPPED;
         }

@@ -26,6 +26,7 @@ pub const CASES: &[&[Act]] = &[
     CHILD_OF_A_CLOSED_DESCRIPTOR,
     GUARD_THAT_MOVED_AWAY,
     PARTS_IN_TWO_TABLES,
+    SCANNED_MARKERS,
 ];
 
 const fn register(fd: u8, area: u8, page: u8, pages: u8, mode: u64) -> Act {
@@ -206,4 +207,25 @@ const PARTS_IN_TWO_TABLES: &[Act] = &[
         dont_unmap: false,
     },
     Advise { process: 0, at: Span { area: 11, page: 3, pages: 1 }, advice: Advice::Free },
+];
+
+/// A scan protects poison and guards, which WRITEPROTECT leaves alone.
+const SCANNED_MARKERS: &[Act] = &[
+    Map { process: 0, area: 7, memory: Anonymous, access: ReadWrite },
+    Open { process: 0, features: 32768, user_mode_only: false },
+    register(0, 7, 0, 8, 3),
+    call(0, Poison, Span { area: 7, page: 6, pages: 1 }, 0),
+    Advise { process: 0, at: Span { area: 7, page: 4, pages: 1 }, advice: Advice::GuardInstall },
+    Scan { process: 0, at: Span { area: 7, page: 0, pages: 12 }, flags: 1, mask: 1 },
+    Scan { process: 0, at: Span { area: 7, page: 4, pages: 8 }, flags: 0, mask: 2 },
+    call(0, WriteProtect, Span { area: 7, page: 4, pages: 4 }, 0),
+    Scan { process: 0, at: Span { area: 7, page: 4, pages: 8 }, flags: 0, mask: 2 },
+    Remap {
+        process: 0,
+        from: Span { area: 7, page: 0, pages: 8 },
+        to: 6,
+        new_pages: 8,
+        dont_unmap: false,
+    },
+    Scan { process: 0, at: Span { area: 6, page: 4, pages: 8 }, flags: 0, mask: 2 },
 ];
