@@ -74,6 +74,13 @@ SEED ?= 1
 differential: setup ## Random operations on the running kernel and on our model: OPS=N SEED=N
 	$(CARGO) run --locked -p godwit-uffd-testing --bin differential -- $(OPS) $(SEED)
 
+# How many seeds `sim` runs; SEED is the first.
+SEEDS ?= 20000
+
+.PHONY: sim
+sim: ## The engine over a virtual network, clock and disk, one seed a run: SEEDS=N SEED=N VERBOSE=1
+	SEEDS=$(SEEDS) SEED=$(SEED) $(CARGO) run --locked -p godwit-sim
+
 .PHONY: uffd-bench
 uffd-bench: setup ## What each call costs on the kernel and on our model: ARGS=COPY/memfd
 	$(CARGO) bench --locked -p godwit-uffd --bench operations -- $(ARGS)

@@ -5,9 +5,9 @@
 //! * [`limits`]: every bound of the protocol, by name;
 //! * [`page`]: the state of each page: claims at the destination, sent pages at the source;
 //! * [`wire`]: frames and messages;
-//! * [`schedule`]: what to push next, and when to stand back;
-//! * [`provider`]: who has the bytes of a page;
+//! * [`schedule`]: what to push next, when to stand back, when rounds end;
 //! * [`proto`]: the state machines of both sides, without I/O and without a clock;
+//! * [`provider`]: who has the bytes of a page;
 //! * [`metrics`]: timeline, latencies and counts;
 //! * [`transport`]: addresses, listeners and streams;
 //! * [`driver`]: threads, sockets, the clock and durable records around `proto`.

@@ -22,6 +22,10 @@ pub const REASON_BYTES_MAX: usize = 4096;
 pub const MEMSLOTS_MAX: usize = 64;
 /// Most pages of one guest: 16 TiB of base pages. Page indexes are 32 bits wide.
 pub const GUEST_PAGES_MAX: u64 = u32::MAX as u64;
+/// Most bytes of one part of a bitmap of pages: 2 GiB of base pages.
+pub const BITMAP_PART_BYTES_MAX: usize = 64 << 10;
+/// Most bulk channels of one migration.
+pub const CONNECTIONS_MAX: u8 = 32;
 /// Most requests that a source keeps unanswered before it answers; a vCPU has one fault at a time.
 pub const REQUESTS_IN_FLIGHT_MAX: usize = 4096;
 
@@ -29,6 +33,8 @@ pub const REQUESTS_IN_FLIGHT_MAX: usize = 4096;
 pub const STAGED_AHEAD_BYTES_MAX: usize = 1 << 30;
 /// Bytes of pages that are allocated ahead in one step, between two looks at what is wanted.
 pub const STAGING_STEP_BYTES: usize = 2 << 20;
+/// The lowest cap on bandwidth, in bytes per second: a full run passes while the peer has patience.
+pub const BANDWIDTH_MIN: u64 = 64 << 10;
 
 /// How long either side waits for the next step of the set-up.
 pub const SETUP_TIMEOUT: Duration = Duration::from_secs(60);
@@ -37,6 +43,17 @@ pub const SETUP_TIMEOUT: Duration = Duration::from_secs(60);
 pub const STAGING_TIMEOUT: Duration = Duration::from_secs(5);
 /// How long the guest may stand still before the grant: then it runs on at the source.
 pub const SWITCHOVER_TIMEOUT: Duration = Duration::from_secs(20);
+/// How long a session that goes on may take to say what has arrived.
+pub const RESUME_TIMEOUT: Duration = Duration::from_secs(20);
+/// How long a source waits before it dials a lost destination again, at first. Each failure doubles
+/// it up to [`REDIAL_MAX`].
+pub const REDIAL_MIN: Duration = Duration::from_millis(100);
+/// How long a destination waits before it records again a refusal that could not be recorded.
+pub const RECORD_RETRY: Duration = Duration::from_secs(1);
+/// How long a lost destination may take to be connected to, each time.
+pub const REDIAL_TIMEOUT: Duration = Duration::from_secs(10);
+/// The longest wait between two dials.
+pub const REDIAL_MAX: Duration = Duration::from_secs(5);
 /// How long a connection may take to say what it is.
 pub const PREAMBLE_TIMEOUT: Duration = Duration::from_secs(5);
 /// How often a side that has nothing to say says that it is alive.
@@ -45,9 +62,12 @@ pub const ALIVE_INTERVAL: Duration = Duration::from_secs(1);
 pub const PEER_TIMEOUT: Duration = Duration::from_secs(10);
 
 const _: () = assert!(ZERO_PAGES_HELD_MAX <= ZERO_PAGES_PER_RUN_MAX);
+const _: () = assert!(ZERO_PAGES_HELD_MAX >= DATA_PAGES_PER_RUN_MAX);
 const _: () = assert!(RUN_BYTES_MAX < CONTROL_BYTES_MAX);
+const _: () = assert!(BITMAP_PART_BYTES_MAX.is_multiple_of(8));
 const _: () = assert!(RUN_BYTES_MAX <= STAGING_STEP_BYTES);
 const _: () = assert!(STAGED_AHEAD_BYTES_MAX.is_multiple_of(STAGING_STEP_BYTES));
 const _: () = assert!(STAGING_TIMEOUT.as_secs() * 4 < SETUP_TIMEOUT.as_secs());
 const _: () = assert!(PACKAGE_BYTES_MAX < u32::MAX as usize);
 const _: () = assert!(ALIVE_INTERVAL.as_secs() * 3 < PEER_TIMEOUT.as_secs());
+const _: () = assert!(RUN_BYTES_MAX as u64 / BANDWIDTH_MIN < PEER_TIMEOUT.as_secs());

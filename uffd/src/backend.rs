@@ -1,10 +1,11 @@
 //! What a userfaultfd has to be able to do, and nothing of what it means: the running kernel is
 //! one, the model is another. [`Uffd`](crate::Uffd) is the same code over either.
 
-use crate::abi::{Answer, Call, RawMessage};
+use crate::abi::{Answer, Call, Errno, RawMessage};
 use crate::error::Error;
 use crate::features::Features;
 use crate::page::Hva;
+use crate::uffd::Range;
 
 /// A userfaultfd as numbers.
 ///
@@ -37,6 +38,15 @@ pub trait Backend: Send + Sync {
     /// [`Error::Read`] if the descriptor cannot be read. [`Error::Message`] if one of the messages
     /// is not known; `each` has been called for all others.
     fn read(&self, each: &mut dyn FnMut(RawMessage)) -> Result<(), Error>;
+
+    /// Calls `each` for the pages of a range that were written since they were protected, and
+    /// protects them again in the same step: PAGEMAP_SCAN. After an error it was called for every
+    /// page that may have been protected again.
+    ///
+    /// # Errors
+    ///
+    /// The kernel's: EPERM if the range, or a part of it, is not protected asynchronously.
+    fn scan_written(&self, range: Range, each: &mut dyn FnMut(Range)) -> Result<(), Errno>;
 
     /// The features that were negotiated.
     fn enabled(&self) -> Features;

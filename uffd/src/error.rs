@@ -39,6 +39,9 @@ pub enum Error {
         /// What the kernel said.
         source: io::Error,
     },
+    /// The list of this process's pages could not be opened.
+    #[error("cannot open /proc/self/pagemap, which tells the pages that are written")]
+    Pagemap(#[source] io::Error),
     /// An operation on a range failed.
     #[error("userfaultfd {operation} of {range} failed")]
     Operation {
@@ -144,6 +147,16 @@ impl Error {
             Error::Stopped { source, .. } => source.is_move_refused(),
             Error::Operation { operation: "MOVE", source, .. } => {
                 matches!(source.raw_os_error(), Some(libc::EBUSY | libc::EINVAL))
+            }
+            _ => false,
+        }
+    }
+
+    /// A range could not be registered because another userfaultfd has it.
+    pub fn is_range_taken(&self) -> bool {
+        match self {
+            Error::Operation { operation: "REGISTER", source, .. } => {
+                source.raw_os_error() == Some(libc::EBUSY)
             }
             _ => false,
         }

@@ -1,6 +1,6 @@
 //! The operations of a userfaultfd, and what their results mean.
 
-use std::fmt;
+use std::{fmt, io};
 
 use crate::abi::{self, Answer, Call, Out};
 use crate::backend::Backend;
@@ -222,6 +222,16 @@ pub trait Uffd: Send + Sync {
     /// As [`protect`](Uffd::protect).
     fn unprotect(&self, range: Range, wake: Wake) -> Result<Changed, Error>;
 
+    /// Calls `each` for the pages of a range that were written since they were protected, in order,
+    /// and protects them again in the same step: what is written afterwards is told the next time.
+    /// For memory whose userfaultfd was opened with [`WP_ASYNC`](crate::Features::WP_ASYNC).
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Operation`] if the range, or a part of it, is not protected so. `each` was called
+    /// for every page that may have been protected again.
+    fn take_written(&self, range: Range, each: &mut dyn FnMut(Range)) -> Result<(), Error>;
+
     /// Wakes all threads whose faults were reported in the range. Each repeats its access, and
     /// raises a new fault if the page is still not there.
     ///
@@ -311,6 +321,14 @@ impl<B: Backend> Uffd for B {
             Wake::Later => abi::WRITEPROTECT_DONTWAKE,
         };
         change(self, range, mode)
+    }
+
+    fn take_written(&self, range: Range, each: &mut dyn FnMut(Range)) -> Result<(), Error> {
+        self.scan_written(range, each).map_err(|errno| Error::Operation {
+            operation: "PAGEMAP_SCAN",
+            range,
+            source: io::Error::from_raw_os_error(errno.0),
+        })
     }
 
     fn wake(&self, range: Range) -> Result<(), Error> {

@@ -48,6 +48,12 @@ pub enum Error {
     /// Another thread resumed or stopped the guest during a pause.
     #[error("the pause was called off by another request")]
     PauseCalledOff,
+    /// Somebody follows the guest's writes already.
+    #[error("the writes of this guest are being tracked already")]
+    TrackingAlready,
+    /// Nobody follows the guest's writes.
+    #[error("the writes of this guest are not being tracked")]
+    NotTracking,
     /// The guest has run already, so nothing can be loaded into it.
     #[error("the guest has run already; state and kernels can be loaded only before that")]
     AlreadyStarted,

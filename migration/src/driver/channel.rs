@@ -1,7 +1,7 @@
 //! The urgent channel: frames over a stream, with a receive buffer that grows only as bytes come.
 
 use std::io;
-use std::os::fd::{AsFd, BorrowedFd};
+use std::os::fd::BorrowedFd;
 use std::sync::Arc;
 use std::time::Instant;
 
@@ -30,10 +30,6 @@ impl UrgentChannel {
     pub fn new(stream: Arc<Stream>) -> UrgentChannel {
         let buffer = vec![0; BUFFER_BYTES];
         UrgentChannel { stream, buffer, start: 0, end: 0, outgoing: Vec::new() }
-    }
-
-    pub fn peer(&self) -> &str {
-        self.stream.peer()
     }
 
     /// Receives what is there, without waiting. False if nothing was.
@@ -96,15 +92,14 @@ impl UrgentChannel {
         Ok(bytes)
     }
 
+    /// What to poll before the next [`UrgentChannel::receive`]. Bytes that TLS holds count.
+    pub fn pollable(&self) -> BorrowedFd<'_> {
+        self.stream.pollable()
+    }
+
     /// Ends the channel.
     pub fn shutdown(&self) {
         self.stream.shutdown();
-    }
-}
-
-impl AsFd for UrgentChannel {
-    fn as_fd(&self) -> BorrowedFd<'_> {
-        self.stream.as_fd()
     }
 }
 

@@ -5,29 +5,29 @@
 use std::os::fd::AsFd;
 use std::sync::Arc;
 use std::thread::JoinHandle;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use godwit_uffd::Event as UffdEvent;
 use godwit_uffd::guest::GuestUffd;
 use godwit_uffd::kernel::KernelUffd;
-use godwit_uffd::page::{PageRun, PageSize};
+use godwit_uffd::page::PageRun;
 use uuid::Uuid;
 
 use super::channel::{UrgentChannel, wait_readable};
 use super::notify::Notifier;
-use super::receiver::{Arrival, Receiver};
-use super::records::{Ownership, RecordError, Records};
+use super::receiver::{Arrival, Joining, Receiver};
+use super::records::{RecordError, Records};
 use super::source::in_full;
-use super::stage::Stage;
-use super::take::{Failed, Installer, take_pushed};
-use crate::limits::{STAGED_AHEAD_BYTES_MAX, STAGING_STEP_BYTES, STAGING_TIMEOUT};
+use super::stage::{Stage, stages};
+use super::take::{Failed, Installer, open, take_pushed};
+use crate::limits::DATA_PAGES_PER_RUN_MAX;
 use crate::metrics::Progress;
-use crate::page::{Claims, Contents};
+use crate::page::Claims;
 use crate::proto::{
-    Destination, DestinationInput, DestinationOutput, Outcome, PeerError, Prepared,
+    Destination, DestinationInput, DestinationOutput, Outcome, Ownership, PeerError, Prepared,
 };
 use crate::transport::Stream;
-use crate::wire::{Encoding, Message, Offer, Section};
+use crate::wire::{Message, Offer, Section};
 
 /// The host that a guest comes to: makes the machine.
 pub trait IncomingHost: Send + Sync {
@@ -46,6 +46,12 @@ pub trait IncomingVm: Send + Sync {
     /// Bytes of pages that may be allocated ahead, to be moved into its memory. 0 if its memory
     /// takes none, or the host has too little to spare.
     fn staged_bytes_max(&self) -> usize;
+    /// Empties pages that hold what is old: their next access waits for the source again. Nobody
+    /// installs any of them meanwhile.
+    ///
+    /// # Errors
+    /// What went wrong, in a line.
+    fn empty(&self, pages: PageRun) -> Result<(), String>;
     /// Loads the state of vCPUs and devices. May touch guest memory, which is served meanwhile.
     ///
     /// # Errors
@@ -59,13 +65,14 @@ pub trait IncomingVm: Send + Sync {
     fn discard(&self);
 }
 
-/// What happens to the destination outside its urgent channel and its userfaultfd.
+/// What happens to the destination outside its urgent channel and its userfaultfd. What comes from
+/// the bulk channels of one epoch does not count in another.
 enum Event {
-    Bulk(Stream),
+    Joining(Joining),
     Loaded(Result<(), String>),
     AllInstalled,
-    PushEnded,
-    BulkFailed(PeerError),
+    PushEnded { epoch: u32 },
+    BulkFailed { epoch: u32, error: PeerError },
     GuestEnded,
     Stop,
 }
@@ -99,11 +106,15 @@ impl Incoming {
         move || events.send(Event::Stop)
     }
 
-    /// Receives the guest of `arrival`. Returns when the migration is over; after a lost peer only
-    /// when it is stopped, because faults still have to be read.
+    /// Receives the guest of `arrival`. Returns when the migration is over. A source that is lost
+    /// after the grant is waited for until it is back or the migration is stopped.
     pub fn run(self, arrival: Arrival, receiver: &Receiver, host: &dyn IncomingHost) -> Outcome {
+        let peer = arrival.peer().to_owned();
         let mut driver = Driver {
-            channel: UrgentChannel::new(Arc::new(arrival.stream)),
+            channel: Some(UrgentChannel::new(Arc::new(arrival.stream))),
+            peer,
+            epoch: 0,
+            returning: None,
             machine: Destination::new(Instant::now()),
             setup: self,
             receiver,
@@ -113,7 +124,6 @@ impl Incoming {
             loading: None,
             bulk: Vec::new(),
             outcome: None,
-            stopped: false,
         };
         let outcome = driver.run();
         driver.end(&outcome);
@@ -126,38 +136,35 @@ struct MachineRoom {
     vm: Arc<dyn IncomingVm>,
     installer: Installer<KernelUffd>,
     faults: Vec<UffdEvent>,
-    /// Where the bulk thread will receive; none if pages cannot be moved.
-    stage: Option<Stage>,
+    /// Where the bulk threads will receive, one each; none if pages cannot be moved.
+    stages: Vec<Stage>,
 }
 
 struct Driver<'a> {
     setup: Incoming,
     receiver: &'a Receiver,
     host: &'a dyn IncomingHost,
-    channel: UrgentChannel,
+    /// None while the source is lost.
+    channel: Option<UrgentChannel>,
+    peer: String,
+    /// Of the channels in use.
+    epoch: u32,
+    /// A channel that may take the place of the one that was.
+    returning: Option<Stream>,
     machine: Destination,
     guest: Uuid,
     machine_room: Option<MachineRoom>,
     loading: Option<JoinHandle<()>>,
     bulk: Vec<(Arc<Stream>, JoinHandle<()>)>,
     outcome: Option<Outcome>,
-    stopped: bool,
 }
 
 impl Driver<'_> {
     fn run(&mut self) -> Outcome {
-        while !self.over() {
+        while self.outcome.is_none() {
             self.wait();
         }
-        self.outcome.clone().unwrap_or_else(|| Outcome::Paused { reason: "stopped here".into() })
-    }
-
-    /// A guest whose peer was lost is kept: its faults are read until somebody ends it.
-    fn over(&self) -> bool {
-        match &self.outcome {
-            Some(Outcome::Paused { .. }) | None => self.stopped,
-            Some(Outcome::Completed | Outcome::Aborted { .. }) => true,
-        }
+        self.outcome.clone().expect("the loop ends with it")
     }
 
     fn input(&mut self, input: DestinationInput<'_>) {
@@ -169,11 +176,21 @@ impl Driver<'_> {
         while let Some(output) = self.machine.poll_output() {
             self.perform(output);
         }
+        if self.outcome.is_none() {
+            self.setup.progress.stands(self.machine.migration_state());
+        }
     }
 
     fn perform(&mut self, output: DestinationOutput) {
         match output {
-            DestinationOutput::Send(message) => self.channel.queue(&message),
+            DestinationOutput::Send(message) => {
+                if let Message::Request(run) = &message {
+                    self.setup.progress.faults().asked(run.first);
+                }
+                if let Some(channel) = &mut self.channel {
+                    channel.queue(&message);
+                }
+            }
             DestinationOutput::Prepare(offer) => {
                 let prepared = self.prepare(&offer);
                 self.input(DestinationInput::Prepared(prepared));
@@ -196,7 +213,21 @@ impl Driver<'_> {
                 // Installed before its fault was counted: nobody else says that it is served.
                 installer.progress.faults().served(page, Instant::now());
             }
-            DestinationOutput::Discard => {
+            DestinationOutput::Discard(run) => {
+                if let Err(reason) = self.room().vm.empty(run) {
+                    let error = PeerError::Lost(format!("cannot empty {run}: {reason}"));
+                    self.input(DestinationInput::PeerFailed(error));
+                }
+            }
+            DestinationOutput::HangUp => self.hang_up(),
+            DestinationOutput::Adopt { epoch } => {
+                self.epoch = epoch;
+                self.channel =
+                    self.returning.take().map(|stream| UrgentChannel::new(Arc::new(stream)));
+                self.input(DestinationInput::Adopted);
+            }
+            DestinationOutput::Interrupted(reason) => self.setup.progress.interrupted(&reason),
+            DestinationOutput::Abandon => {
                 if let Some(room) = &self.machine_room {
                     room.vm.discard();
                 }
@@ -204,17 +235,8 @@ impl Driver<'_> {
             DestinationOutput::Reached(phase) => self.setup.progress.reached(phase),
             DestinationOutput::Finish(outcome) => {
                 // The last words; whether they arrive changes nothing here.
-                let _ = self.channel.flush();
+                let _ = self.channel.as_mut().map(UrgentChannel::flush);
                 self.setup.progress.ended(&outcome);
-                if let Some(room) = &mut self.machine_room {
-                    // Nobody will receive into it, and the guest may stay for long.
-                    room.stage = None;
-                }
-                if let Outcome::Paused { .. } = outcome {
-                    // This thread goes on, so nobody else will. The source learns it at once.
-                    self.setup.progress.show_end();
-                    self.hang_up();
-                }
                 self.outcome = Some(outcome);
             }
             DestinationOutput::Install(_) => unreachable!("taken where the contents are"),
@@ -226,14 +248,15 @@ impl Driver<'_> {
     }
 
     fn record(&self, transfer: u64, ownership: Ownership) -> Result<(), RecordError> {
-        self.setup.records.write(self.guest, transfer, ownership, self.channel.peer())
+        self.setup.records.write(self.guest, transfer, ownership, &self.peer)
     }
 
     fn prepare(&mut self, offer: &Offer) -> Result<Prepared, String> {
         let pages = offer.pages()?;
+        self.setup.progress.moves_by(offer.mode);
         offer.check_transfer()?;
+        offer.check_connections()?;
         self.setup.records.may_come(offer.guest, offer.transfer).map_err(|e| in_full(&e))?;
-        self.setup.records.prepare(offer.guest).map_err(|e| in_full(&e))?;
         let vm = self.host.prepare(offer, pages)?;
         let claims = Arc::new(Claims::new(pages));
         self.setup.progress.count_claims(Arc::clone(&claims));
@@ -243,16 +266,17 @@ impl Driver<'_> {
             progress: Arc::clone(&self.setup.progress),
         };
         self.guest = offer.guest;
-        let stage = stage(&claims, vm.staged_bytes_max());
-        if let Err(error) = self.setup.records.settle(offer.guest) {
+        let stages = stages(&claims, vm.staged_bytes_max(), offer.connections);
+        // Last, so that the sync of the switchover finds the disk at rest.
+        if let Err(error) = self.record(offer.transfer, Ownership::Expected) {
             vm.discard();
             return Err(in_full(&error));
         }
-        self.machine_room = Some(MachineRoom { vm, installer, faults: Vec::new(), stage });
+        self.machine_room = Some(MachineRoom { vm, installer, faults: Vec::new(), stages });
         let session = *Uuid::new_v4().as_bytes();
         let events = Arc::clone(&self.setup.events);
         self.receiver
-            .expect_bulk(session, Box::new(move |stream| events.send(Event::Bulk(stream))));
+            .expect(session, Box::new(move |joining| events.send(Event::Joining(joining))));
         Ok(Prepared { claims, session })
     }
 
@@ -267,14 +291,15 @@ impl Driver<'_> {
     }
 
     fn wait(&mut self) {
-        if let Err(error) = self.channel.flush() {
-            self.input(DestinationInput::PeerFailed(error));
+        match self.channel.as_mut().map_or(Ok(0), UrgentChannel::flush) {
+            Ok(0) => {}
+            Ok(_) => self.setup.progress.faults().flushed(Instant::now()),
+            Err(error) => self.input(DestinationInput::PeerFailed(error)),
         }
         let deadline = self.machine.poll_timeout();
-        let (urgent, events) = (self.channel.as_fd(), self.setup.events.as_fd());
-        let lost = self.outcome.is_some();
+        let events = self.setup.events.as_fd();
         // A descriptor that is not to be polled is left out by polling another one twice.
-        let urgent = if lost { events } else { urgent };
+        let urgent = self.channel.as_ref().map_or(events, |channel| channel.pollable());
         let memory = self.machine_room.as_ref().map(|room| Arc::clone(&room.installer.memory));
         let faults = memory.as_ref().map_or(events, |memory| memory.as_fd());
         match wait_readable([faults, urgent, events], deadline) {
@@ -282,7 +307,7 @@ impl Driver<'_> {
                 if faults && memory.is_some() {
                     self.read_faults();
                 }
-                if urgent && !lost {
+                if urgent && self.channel.is_some() {
                     self.receive();
                 }
                 if events {
@@ -319,12 +344,13 @@ impl Driver<'_> {
         let Some(page) = installer.memory.space().page_at(fault.address) else {
             return tracing::error!(?fault, "a fault outside guest memory");
         };
-        installer.progress.faults().raised(page, Instant::now());
+        installer.progress.faults().raised(page, fault.thread, Instant::now());
         self.input(DestinationInput::Fault(page));
     }
 
     fn receive(&mut self) {
-        match self.channel.receive() {
+        let Some(channel) = &mut self.channel else { return };
+        match channel.receive() {
             Ok(true) => loop {
                 match self.receive_frame() {
                     Ok(true) => self.drain(),
@@ -339,7 +365,9 @@ impl Driver<'_> {
 
     /// Handles one frame; pages are installed from the receive buffer. False if there is none.
     fn receive_frame(&mut self) -> Result<bool, PeerError> {
-        let Some(frame) = self.channel.next_frame()? else {
+        // A message may end the channel that it came on.
+        let Some(channel) = &mut self.channel else { return Ok(false) };
+        let Some(frame) = channel.next_frame()? else {
             return Ok(false);
         };
         let now = Instant::now();
@@ -350,12 +378,15 @@ impl Driver<'_> {
         };
         self.machine.handle(DestinationInput::Message(message), now);
         if let (Some(head), Some(room)) = (self.machine.poll_install(), &self.machine_room) {
-            room.installer.progress.pages_urgent(head.run.count);
-            let contents = match head.encoding {
-                Encoding::Raw => Contents::Data(contents),
-                Encoding::Zero => Contents::Zero,
-            };
-            if room.installer.install(head, contents).map_err(Failed::into_peer_error)? {
+            let progress = &room.installer.progress;
+            progress.pages_urgent(head.run.count);
+            let service = Duration::from_micros(head.service_us.into());
+            for page in head.run.pages().take(DATA_PAGES_PER_RUN_MAX as usize) {
+                progress.faults().answered(page, service, now);
+            }
+            let mut unpacked = Vec::new();
+            let contents = open(&head, contents, &mut unpacked)?;
+            if room.installer.install(&head, contents).map_err(Failed::into_peer_error)? {
                 self.machine.handle(DestinationInput::AllInstalled, now);
             }
         }
@@ -365,40 +396,63 @@ impl Driver<'_> {
     fn take_events(&mut self) {
         for event in self.setup.events.take() {
             match event {
-                Event::Bulk(stream) => self.start_bulk(stream),
+                Event::Joining(Joining::Bulk { stream, epoch }) if epoch == self.epoch => {
+                    self.start_bulk(stream);
+                }
+                Event::Joining(Joining::Bulk { stream, epoch }) => {
+                    tracing::warn!(peer = stream.peer(), epoch, "a bulk channel of another time");
+                }
+                Event::Joining(Joining::Resume { stream, epoch }) => {
+                    self.returning = Some(stream);
+                    self.input(DestinationInput::Resume { epoch });
+                    // Not taken: closed, and the source dials again.
+                    self.returning = None;
+                }
                 Event::Loaded(result) => self.input(DestinationInput::Loaded(result)),
                 Event::AllInstalled => self.input(DestinationInput::AllInstalled),
-                Event::PushEnded => self.input(DestinationInput::PushEnded),
-                Event::BulkFailed(error) => self.input(DestinationInput::PeerFailed(error)),
+                Event::PushEnded { epoch } if epoch == self.epoch => {
+                    self.input(DestinationInput::PushEnded);
+                }
+                Event::BulkFailed { epoch, error } if epoch == self.epoch => {
+                    self.input(DestinationInput::PeerFailed(error));
+                }
+                // Of channels that are no more.
+                Event::PushEnded { .. } | Event::BulkFailed { .. } => {}
                 Event::GuestEnded => self.input(DestinationInput::GuestEnded),
                 Event::Stop => {
-                    self.stopped = true;
-                    let error = PeerError::Lost("stopped by the operator here".into());
-                    self.input(DestinationInput::PeerFailed(error));
+                    let reason = "stopped by the operator here".to_owned();
+                    self.input(DestinationInput::Abandon(reason));
                 }
             }
         }
     }
 
     fn start_bulk(&mut self, stream: Stream) {
-        let stream = Arc::new(stream);
+        let (stream, epoch) = (Arc::new(stream), self.epoch);
+        if self.bulk.len() == usize::from(self.machine.connections()) {
+            return tracing::warn!(peer = stream.peer(), "a bulk channel too many");
+        }
         let room = self.room();
-        let (installer, mut stage) = (room.installer.clone(), room.stage.take());
+        let (installer, mut stage) = (room.installer.clone(), room.stages.pop());
         let events = Arc::clone(&self.setup.events);
         let take = {
             let stream = Arc::clone(&stream);
             move || {
                 let last = || events.send(Event::AllInstalled);
-                match take_pushed(&stream, &installer, stage.as_mut(), last) {
-                    Ok(()) => events.send(Event::PushEnded),
-                    Err(error) => events.send(Event::BulkFailed(error)),
+                let ended = || events.send(Event::PushEnded { epoch });
+                let taken = take_pushed(&stream, &installer, stage.as_mut(), last, ended);
+                if let Err(error) = taken {
+                    events.send(Event::BulkFailed { epoch, error });
                 }
                 // After the event, because it takes a while.
                 drop(stage);
             }
         };
         match std::thread::Builder::new().name("godwit-bulk".into()).spawn(take) {
-            Ok(thread) => self.bulk.push((stream, thread)),
+            Ok(thread) => {
+                self.bulk.push((stream, thread));
+                self.input(DestinationInput::BulkJoined);
+            }
             Err(error) => {
                 let error = PeerError::Lost(format!("no thread for the bulk channel: {error}"));
                 self.input(DestinationInput::PeerFailed(error));
@@ -406,20 +460,23 @@ impl Driver<'_> {
         }
     }
 
-    fn hang_up(&self) {
-        self.receiver.expect_no_bulk();
-        self.channel.shutdown();
+    /// Closes all channels. When it returns nothing is installed from them any more.
+    fn hang_up(&mut self) {
+        if let Some(channel) = self.channel.take() {
+            channel.shutdown();
+        }
         for (stream, _) in &self.bulk {
             stream.shutdown();
+        }
+        for (_, thread) in self.bulk.drain(..) {
+            thread.join().expect("a bulk thread does not panic");
         }
     }
 
     /// Everything that the migration needed is given back, in the reverse order.
     fn end(mut self, outcome: &Outcome) {
+        self.receiver.expect_no_more(self.machine.last_words(outcome));
         self.hang_up();
-        for (_, thread) in self.bulk.drain(..) {
-            thread.join().expect("a bulk thread does not panic");
-        }
         if let Some(loading) = self.loading.take() {
             loading.join().expect("loading does not panic");
         }
@@ -429,27 +486,6 @@ impl Driver<'_> {
             && room.installer.claims.remaining() == 0
         {
             room.vm.settle();
-        }
-    }
-}
-
-/// Pages for the push, allocated before the guest stops. Without them the guest comes as well.
-fn stage(claims: &Arc<Claims>, bytes_max: usize) -> Option<Stage> {
-    let ahead_max = bytes_max.min(STAGED_AHEAD_BYTES_MAX);
-    if ahead_max < STAGING_STEP_BYTES {
-        return None;
-    }
-    let bytes = PageSize::BASE.length_of(claims.page_count());
-    let claims = Arc::clone(claims);
-    let missing = move || PageSize::BASE.length_of(claims.remaining());
-    match Stage::begin(bytes, ahead_max, missing) {
-        Ok(stage) => {
-            stage.wait(STAGING_TIMEOUT);
-            Some(stage)
-        }
-        Err(error) => {
-            tracing::warn!(%error, "pages cannot be allocated ahead: the drain is slower");
-            None
         }
     }
 }

@@ -1,8 +1,11 @@
 //! Threads, sockets, the clock and durable records around the state machines of `proto`.
 
+mod answer;
 mod background;
 mod channel;
 mod destination;
+mod dial;
+mod dirty;
 mod lock;
 mod notify;
 mod push;
@@ -13,7 +16,9 @@ mod stage;
 mod take;
 
 pub use destination::{Incoming, IncomingHost, IncomingVm};
+pub use dirty::{DirtyLog, DirtyTracking, WriteGuard};
 pub use notify::Notifier;
-pub use receiver::{Arrival, Receiver};
-pub use records::{Ownership, Record, RecordError, Records};
-pub use source::{Outgoing, OutgoingVm};
+pub use push::PushOptions;
+pub use receiver::{Arrival, Receiver, Trust};
+pub use records::{RecordError, Records};
+pub use source::{Command, Outgoing, OutgoingVm, Plan};

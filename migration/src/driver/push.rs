@@ -1,32 +1,59 @@
-//! The background push: a thread that sends what nobody asked for, and stands back for requests.
+//! The background push: threads that send what nobody asked for, and stand back for requests.
 
 use std::io;
-use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
+use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::time::Instant;
 
 use godwit_uffd::page::{PageIndex, PageRun};
 
 use super::background::stand_back;
 use crate::limits::ZERO_PAGES_HELD_MAX;
 use crate::metrics::Progress;
-use crate::page::{Class, Sent};
+use crate::page::Sent;
 use crate::provider::GuestPages;
-use crate::schedule::{Gate, PushOrder};
+use crate::schedule::{Compression, CompressionPolicy, Gate, Pacer, PushOrder};
 use crate::transport::Stream;
-use crate::wire::{Encoding, PushFrame, RUN_HEAD_BYTES, RunHead};
+use crate::wire::{Encoding, PageKind, PushFrame, RunBuffer, RunHead};
 
 /// No fault since the push looked last.
 const NO_FAULT: u32 = u32::MAX;
 
-/// What the urgent thread and the push share.
+/// How the operator wants pages pushed.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct PushOptions {
+    /// Whether data is packed.
+    pub compression: Compression,
+    /// The most bytes that all bulk channels together may send in a second; none for no cap.
+    pub bandwidth_bytes_per_s: Option<u64>,
+}
+
+/// What the urgent thread and the threads of one push share.
 #[derive(Debug)]
 pub(super) struct PushShared {
     pub gate: Gate,
     latest_fault: AtomicU32,
+    order: Mutex<PushOrder>,
+    stopped: AtomicBool,
+    pacer: Option<Mutex<Pacer>>,
+    compression: Compression,
 }
 
 impl PushShared {
-    pub fn new() -> PushShared {
-        PushShared { gate: Gate::default(), latest_fault: AtomicU32::new(NO_FAULT) }
+    pub fn new(sent: &Sent, options: PushOptions) -> PushShared {
+        PushShared {
+            gate: Gate::default(),
+            latest_fault: AtomicU32::new(NO_FAULT),
+            order: Mutex::new(PushOrder::new(sent)),
+            stopped: AtomicBool::new(false),
+            pacer: options.bandwidth_bytes_per_s.map(|rate| Mutex::new(Pacer::new(rate))),
+            compression: options.compression,
+        }
+    }
+
+    /// Ends the push early: what is not taken stays.
+    pub fn stop(&self) {
+        self.stopped.store(true, Ordering::Relaxed);
     }
 
     /// The push goes on from `page`.
@@ -41,89 +68,156 @@ impl PushShared {
         let page = self.latest_fault.swap(NO_FAULT, Ordering::Relaxed);
         (page != NO_FAULT).then_some(PageIndex(page))
     }
+
+    /// The runs that the caller sends next, taken from `sent`.
+    fn next(&self, sent: &Sent) -> Option<Vec<PageRun>> {
+        if self.stopped.load(Ordering::Relaxed) {
+            return None;
+        }
+        lock(&self.order).next(sent, self.take_fault())
+    }
+
+    /// Counts `bytes` that are sent now against the cap.
+    fn pace(&self, bytes: usize) {
+        if let Some(pacer) = &self.pacer {
+            lock(pacer).sent(bytes, Instant::now());
+        }
+    }
 }
 
-/// The background push of one guest over one bulk channel.
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// The push over one bulk channel, by one thread. Others may push the same guest over theirs.
 pub(super) struct Push<'a> {
     pub pages: &'a GuestPages,
     pub sent: &'a Sent,
     pub shared: &'a PushShared,
     pub stream: &'a Stream,
     pub progress: &'a Progress,
-    /// Zero pages that were found and not sent yet: they cost the wire a head however many. Whoever
-    /// asks for one of them waits, because it counts as sent; so there are few, and nothing is sent
-    /// before them.
-    pub zeros: Option<PageRun>,
 }
 
 impl Push<'_> {
-    /// Sends everything that is not sent, then the end. False if the gate was closed before.
-    pub fn run(mut self) -> io::Result<bool> {
+    /// Sends what is not sent and nobody else sends, then the end. False if the gate was closed
+    /// before.
+    pub fn run(self) -> io::Result<bool> {
         stand_back();
-        let mut order = PushOrder::new(self.sent);
-        while let Some(runs) = order.next(self.sent, self.shared.take_fault()) {
+        let policy = CompressionPolicy::new(self.shared.compression);
+        Pushing { push: self, buffer: RunBuffer::new(), policy, zeros: None }.run()
+    }
+}
+
+/// A push under way.
+struct Pushing<'a> {
+    push: Push<'a>,
+    buffer: RunBuffer,
+    policy: CompressionPolicy,
+    /// Zero pages that were found and not sent yet: they cost the wire a head however many. Whoever
+    /// asks for one of them waits, because it counts as sent; so there are few, and nothing is sent
+    /// before them.
+    zeros: Option<PageRun>,
+}
+
+impl Pushing<'_> {
+    fn run(mut self) -> io::Result<bool> {
+        while self.may_go_on()? {
+            let Some(runs) = self.push.shared.next(self.push.sent) else {
+                self.flush_zeros()?;
+                self.push.stream.send(&PushFrame::End.encode(), false)?;
+                return Ok(true);
+            };
             for run in runs {
-                self.send_run(run)?;
-            }
-            if !self.shared.gate.pass() {
-                return Ok(false);
+                self.push_run(run)?;
             }
         }
-        self.flush_zeros()?;
-        self.stream.send(&PushFrame::End.encode(), false)?;
-        Ok(true)
+        Ok(false)
     }
 
-    /// Sends `run` in pieces that are all zero or all not.
-    fn send_run(&mut self, run: PageRun) -> io::Result<()> {
-        let mut data = PageRun { first: run.first, count: 0 };
-        for page in run.pages() {
-            if self.pages.is_zero(page)? {
-                self.send_data(data)?;
-                data = PageRun { first: PageIndex(page.0 + 1), count: 0 };
-                self.add_zero(page)?;
-            } else {
-                data.count += 1;
+    /// Waits while urgent work exists or the cap on bandwidth is used up. Pages are taken after it,
+    /// so that nobody who asks for one waits as well. False once the gate is closed.
+    fn may_go_on(&mut self) -> io::Result<bool> {
+        let gate = &self.push.shared.gate;
+        if let Some(pacer) = &self.push.shared.pacer {
+            let begun = Instant::now();
+            let wait = lock(pacer).wait(begun);
+            if !wait.is_zero() {
+                self.flush_zeros()?;
+                if !gate.pause(wait) {
+                    return Ok(false);
+                }
+                self.policy.waited(begun.elapsed());
             }
         }
-        self.send_data(data)
+        Ok(gate.pass())
     }
 
-    fn send_data(&mut self, run: PageRun) -> io::Result<()> {
-        if run.count == 0 {
-            return Ok(());
+    /// Sends `run` in pieces of the same kind.
+    fn push_run(&mut self, run: PageRun) -> io::Result<()> {
+        self.push.pages.read_run(run, self.buffer.pages_mut(run.count))?;
+        let mut at = 0;
+        for (kind, count) in self.buffer.stretches(run.count) {
+            let piece = PageRun { first: PageIndex(run.first.0 + at), count };
+            match kind {
+                PageKind::Zero => self.add_zeros(piece)?,
+                PageKind::Word(word) => {
+                    self.flush_zeros()?;
+                    self.push.send_bare(piece, Encoding::Word, &word)?;
+                }
+                PageKind::Data => self.send_data(piece, at)?,
+            }
+            at += count;
         }
-        self.flush_zeros()?;
-        let head = RunHead { run, encoding: Encoding::Raw };
-        self.stream.send(&PushFrame::Pages(head).encode(), true)?;
-        self.pages.write_to(run, self.stream)?;
-        self.progress.pages_sent(Class::Data, run.count);
-        self.progress.bytes(RUN_HEAD_BYTES + head.content_bytes());
         Ok(())
     }
 
-    fn add_zero(&mut self, page: PageIndex) -> io::Result<()> {
+    /// Sends data, of which the first page is page `at` of the buffer.
+    fn send_data(&mut self, run: PageRun, at: u32) -> io::Result<()> {
+        self.flush_zeros()?;
+        let begun = Instant::now();
+        let (head, frame) = self.buffer.frame(run, at, self.policy.packs());
+        self.push.send(&head, frame)?;
+        self.policy.sent(head.page_bytes(), begun.elapsed());
+        Ok(())
+    }
+
+    fn add_zeros(&mut self, run: PageRun) -> io::Result<()> {
         match &mut self.zeros {
-            Some(run) if run.end() == u64::from(page.0) && run.count < ZERO_PAGES_HELD_MAX => {
-                run.count += 1;
+            Some(held)
+                if held.end() == u64::from(run.first.0)
+                    && held.count + run.count <= ZERO_PAGES_HELD_MAX =>
+            {
+                held.count += run.count;
                 Ok(())
             }
             _ => {
                 self.flush_zeros()?;
-                self.zeros = Some(PageRun::one(page));
+                self.zeros = Some(run);
                 Ok(())
             }
         }
     }
 
     fn flush_zeros(&mut self) -> io::Result<()> {
-        let Some(run) = self.zeros.take() else {
-            return Ok(());
-        };
-        let head = RunHead { run, encoding: Encoding::Zero };
-        self.stream.send(&PushFrame::Pages(head).encode(), false)?;
-        self.progress.pages_sent(Class::Zero, run.count);
-        self.progress.bytes(RUN_HEAD_BYTES);
+        match self.zeros.take() {
+            Some(run) => self.push.send_bare(run, Encoding::Zero, &[]),
+            None => Ok(()),
+        }
+    }
+}
+
+impl Push<'_> {
+    /// Sends pages whose contents are few bytes or none.
+    fn send_bare(&self, run: PageRun, encoding: Encoding, contents: &[u8]) -> io::Result<()> {
+        let head = RunHead::new(run, encoding, contents);
+        self.send(&head, &[&PushFrame::Pages(head).encode()[..], contents].concat())
+    }
+
+    fn send(&self, head: &RunHead, frame: &[u8]) -> io::Result<()> {
+        self.shared.pace(frame.len());
+        self.stream.send(frame, false)?;
+        self.progress.run(head);
+        self.progress.bytes(frame.len());
         Ok(())
     }
 }
@@ -133,53 +227,101 @@ mod tests {
     use std::os::unix::net::UnixStream;
     use std::sync::Arc;
 
-    use vm_memory::{Bytes, GuestAddress, GuestMemoryMmap};
+    use vm_memory::{Bytes, GuestAddress};
 
     use super::*;
+    use crate::provider::GuestRam;
+    use crate::wire::{RUN_HEAD_BYTES, unpack};
 
-    /// The heads that are pushed for a guest of `pages` pages, of which `data` are not zero.
-    fn pushed(pages: u32, data: &[u32]) -> Vec<(u32, u32, Encoding)> {
+    /// A guest of `pages` pages, with these words at the beginning and the end of some.
+    fn guest(pages: u32, data: &[(u32, u64, u64)]) -> GuestPages {
         let bytes = pages as usize * 4096;
-        let memory = GuestMemoryMmap::from_ranges(&[(GuestAddress(0), bytes)]).unwrap();
-        for page in data {
-            memory.write_obj(1u8, GuestAddress(u64::from(*page) * 4096)).unwrap();
+        let memory = GuestRam::from_ranges(&[(GuestAddress(0), bytes)]).unwrap();
+        for &(page, first, last) in data {
+            let at = |offset| GuestAddress(u64::from(page) * 4096 + offset);
+            memory.write_slice(&first.to_le_bytes().repeat(511), at(0)).unwrap();
+            memory.write_obj(last, at(4088)).unwrap();
         }
-        let (source, destination) = UnixStream::pair().unwrap();
-        let source = Stream::new(source.into(), "destination".into()).unwrap();
-        let destination = Stream::new(destination.into(), "source".into()).unwrap();
-        let (pages, sent) = (GuestPages::new(Arc::new(memory)), Sent::new(pages));
-        let (shared, progress) = (PushShared::new(), Progress::new("destination".into()));
-        std::thread::scope(|scope| {
-            let push = Push {
-                pages: &pages,
-                sent: &sent,
-                shared: &shared,
-                stream: &source,
-                progress: &progress,
-                zeros: None,
-            };
-            scope.spawn(move || assert!(push.run().unwrap()));
-            heads(&destination, pages.page_count())
-        })
+        GuestPages::new(Arc::new(memory))
     }
 
-    fn heads(stream: &Stream, pages: u32) -> Vec<(u32, u32, Encoding)> {
-        let (mut heads, mut head) = (Vec::new(), [0; RUN_HEAD_BYTES]);
+    /// The runs that `threads` threads push of a guest, by channel, and what its memory is then.
+    fn pushed(
+        pages: &GuestPages,
+        options: PushOptions,
+        threads: usize,
+    ) -> (Vec<Vec<RunHead>>, Vec<u8>) {
+        let sent = Sent::new(pages.page_count());
+        let shared = PushShared::new(&sent, options);
+        let progress = Progress::new("destination".into());
+        let mut memory = vec![0xee; pages.page_count() as usize * 4096];
+        let channels = std::thread::scope(|scope| {
+            let (sent, shared, progress) = (&sent, &shared, &progress);
+            let channel = |_| {
+                let (source, destination) = UnixStream::pair().unwrap();
+                let source = Stream::new(source.into(), "destination".into()).unwrap();
+                let destination = Stream::new(destination.into(), "source".into()).unwrap();
+                scope.spawn(move || {
+                    let stream = &source;
+                    assert!(Push { pages, sent, shared, stream, progress }.run().unwrap());
+                });
+                scope.spawn(move || received(&destination, pages.page_count()))
+            };
+            let receivers: Vec<_> = (0..threads).map(channel).collect();
+            receivers.into_iter().map(|receiver| receiver.join().unwrap()).collect::<Vec<_>>()
+        });
+        let mut heads = Vec::new();
+        for channel in channels {
+            heads.push(channel.iter().map(|(head, _)| *head).collect());
+            for (head, bytes) in channel {
+                let at = head.run.first.0 as usize * 4096;
+                memory[at..at + bytes.len()].copy_from_slice(&bytes);
+            }
+        }
+        (heads, memory)
+    }
+
+    /// The runs that come before the end of the push, verified and unpacked.
+    fn received(stream: &Stream, pages: u32) -> Vec<(RunHead, Vec<u8>)> {
+        let (mut runs, mut head) = (Vec::new(), [0; RUN_HEAD_BYTES]);
         loop {
             stream.receive_exact(&mut head).unwrap();
             let PushFrame::Pages(head) = PushFrame::decode(&head, pages).unwrap() else {
-                return heads;
+                return runs;
             };
-            stream.receive_exact(&mut vec![0; head.content_bytes()]).unwrap();
-            heads.push((head.run.first.0, head.run.count, head.encoding));
+            let mut contents = vec![0; head.content_bytes()];
+            stream.receive_exact(&mut contents).unwrap();
+            head.verify(&contents).unwrap();
+            let mut bytes = vec![0; head.page_bytes()];
+            match head.encoding {
+                Encoding::Raw => bytes = contents,
+                Encoding::Zero => {}
+                _ => unpack(&head, &contents, &mut bytes).unwrap(),
+            }
+            runs.push((head, bytes));
         }
+    }
+
+    fn heads(pages: &GuestPages, compression: Compression) -> Vec<(u32, u32, Encoding)> {
+        let options = PushOptions { compression, ..PushOptions::default() };
+        let (heads, memory) = pushed(pages, options, 1);
+        assert!(memory == bytes_of(pages), "not the guest's memory");
+        heads[0].iter().map(|head| (head.run.first.0, head.run.count, head.encoding)).collect()
+    }
+
+    fn bytes_of(pages: &GuestPages) -> Vec<u8> {
+        let all = PageRun { first: PageIndex(0), count: pages.page_count() };
+        let mut bytes = vec![0; all.count as usize * 4096];
+        pages.read_run(all, &mut bytes).unwrap();
+        bytes
     }
 
     #[test]
     fn zero_pages_are_not_held_back_for_data_behind_them() {
         use Encoding::{Raw, Zero};
+        let pages = guest(70, &[(2, 1, 2), (3, 1, 2), (66, 1, 2)]);
         assert_eq!(
-            pushed(70, &[2, 3, 66]),
+            heads(&pages, Compression::None),
             [(0, 2, Zero), (2, 2, Raw), (4, 62, Zero), (66, 1, Raw), (67, 3, Zero)]
         );
     }
@@ -188,6 +330,80 @@ mod tests {
     fn many_zero_pages_are_one_run_up_to_a_limit() {
         use Encoding::Zero;
         let (most, more) = (ZERO_PAGES_HELD_MAX, 5);
-        assert_eq!(pushed(most + more, &[]), [(0, most, Zero), (most, more, Zero)]);
+        assert_eq!(
+            heads(&guest(most + more, &[]), Compression::Auto),
+            [(0, most, Zero), (most, more, Zero)]
+        );
+    }
+
+    #[test]
+    fn each_kind_of_page_travels_in_its_way() {
+        use Encoding::{Lz4, Raw, Word, Zero};
+        let words = |page| (page, 7, 7);
+        let mut data: Vec<_> = (10..20).map(words).collect();
+        data.extend([(20, 7, 8), words(30), (31, 1, 2)]);
+        let pages = guest(40, &data);
+        for (compression, packed) in [(Compression::None, Raw), (Compression::Lz4, Lz4)] {
+            assert_eq!(
+                heads(&pages, compression),
+                [
+                    (0, 10, Zero),
+                    (10, 10, Word),
+                    (20, 1, packed),
+                    (21, 9, Zero),
+                    // One page of words is no run of its own.
+                    (30, 2, packed),
+                    (32, 8, Zero),
+                ]
+            );
+        }
+    }
+
+    #[test]
+    fn several_threads_push_each_page_once_and_each_its_end() {
+        let data: Vec<_> = (0..1000).map(|page| (page, page.into(), 1)).collect();
+        let pages = guest(3000, &data);
+        let (heads, memory) = pushed(&pages, PushOptions::default(), 3);
+        assert!(memory == bytes_of(&pages));
+        let sent: u32 = heads.iter().flatten().map(|head| head.run.count).sum();
+        assert_eq!((heads.len(), sent), (3, 3000));
+    }
+
+    #[test]
+    fn a_cap_is_kept_by_all_threads_together() {
+        let data: Vec<_> = (0..256).map(|page| (page, page.into(), 1)).collect();
+        let pages = guest(256, &data);
+        let options =
+            PushOptions { compression: Compression::None, bandwidth_bytes_per_s: Some(10_000_000) };
+        let begun = Instant::now();
+        let (_, memory) = pushed(&pages, options, 2);
+        assert!(memory == bytes_of(&pages));
+        // A megabyte takes 105 ms, less the burst and the last run of each thread.
+        assert!(begun.elapsed().as_millis() >= 30, "{:?}", begun.elapsed());
+    }
+
+    #[test]
+    fn a_closed_gate_ends_the_wait_for_a_cap() {
+        let pages = guest(256, &[(0, 1, 2), (100, 1, 2), (200, 1, 2)]);
+        let (source, destination) = UnixStream::pair().unwrap();
+        let stream = Stream::new(source.into(), "destination".into()).unwrap();
+        let sent = Sent::new(256);
+        let options = PushOptions { bandwidth_bytes_per_s: Some(1), ..PushOptions::default() };
+        let shared = PushShared::new(&sent, options);
+        let progress = Progress::new("destination".into());
+        std::thread::scope(|scope| {
+            let push = Push {
+                pages: &pages,
+                sent: &sent,
+                shared: &shared,
+                stream: &stream,
+                progress: &progress,
+            };
+            let push = scope.spawn(move || push.run().unwrap());
+            let destination = Stream::new(destination.into(), "source".into()).unwrap();
+            destination.receive_exact(&mut [0; 1]).unwrap();
+            shared.gate.close();
+            assert!(!push.join().unwrap());
+        });
     }
 }

@@ -8,12 +8,29 @@ use std::thread::JoinHandle;
 
 use super::channel::wait_readable;
 use super::notify::Notifier;
+use super::records::Records;
+use super::source::in_full;
 use crate::limits::PREAMBLE_TIMEOUT;
-use crate::transport::{Address, Listener, Stream};
-use crate::wire::{Abort, Channel, Message, PREAMBLE_BYTES, Preamble, encode};
+use crate::proto::Answer;
+use crate::transport::{Address, Listener, Stream, TlsAcceptor, WhenIdle, is_tls};
+use crate::wire::{
+    Abort, BULK_HELLO_BYTES, BulkHello, Channel, Complete, Message, PREAMBLE_BYTES, Preamble,
+    RESUME_HELLO_BYTES, ResumeHello, encode,
+};
 
 /// Connections that may be saying what they are at the same time.
 const STRANGERS_MAX: usize = 16;
+
+/// Whom a receiver lets in.
+#[derive(Debug)]
+pub enum Trust {
+    /// Whoever is on this host: it does not listen where others could reach it.
+    ThisHost,
+    /// Whoever has a certificate of our CA.
+    Certificates(TlsAcceptor),
+    /// Everybody.
+    Everybody,
+}
 
 /// A source has come in: its urgent channel, preambles exchanged.
 #[derive(Debug)]
@@ -28,27 +45,42 @@ impl Arrival {
     }
 }
 
-/// Takes in the bulk channels of the session that is under way.
-type BulkSink = Box<dyn Fn(Stream) + Send>;
+/// A channel of the session that is under way.
+#[derive(Debug)]
+pub(super) enum Joining {
+    /// A bulk channel of this epoch.
+    Bulk { stream: Stream, epoch: u32 },
+    /// An urgent channel in place of one that was lost.
+    Resume { stream: Stream, epoch: u32 },
+}
+
+/// Takes in the channels of the session that is under way.
+type Sink = Box<dyn Fn(Joining) + Send>;
 
 struct Door {
     /// Why no source may come in now.
     busy: Option<String>,
-    session: Option<([u8; 16], BulkSink)>,
+    session: Option<([u8; 16], Sink)>,
+    /// The last session that is over, and what its source is told if it has not heard it.
+    over: Option<([u8; 16], Message<'static>)>,
 }
 
 /// Listens for sources; one at a time comes in.
 pub struct Receiver {
     shared: Arc<Shared>,
-    accepting: Option<JoinHandle<()>>,
+    accepting: Mutex<Vec<JoinHandle<()>>>,
     address: Address,
 }
 
 struct Shared {
     door: Mutex<Door>,
+    records: Records,
     arrivals: Notifier<Arrival>,
     stop: Notifier<()>,
     strangers: AtomicUsize,
+    tls: Option<TlsAcceptor>,
+    /// Nobody from elsewhere may come in.
+    this_host: bool,
 }
 
 impl std::fmt::Debug for Receiver {
@@ -58,26 +90,54 @@ impl std::fmt::Debug for Receiver {
 }
 
 impl Receiver {
-    /// Listens at `address`.
+    /// Listens at `address` for those whom `trust` lets in. `records` tell sources what became of
+    /// guests that no process has.
     ///
     /// # Errors
-    /// An address that is in use or not allowed, or no thread or descriptor to be had.
-    pub fn bind(address: &Address) -> io::Result<Receiver> {
+    /// An address that is in use or not allowed, or that others can reach who are not trusted; no
+    /// thread or descriptor to be had.
+    pub fn bind(address: &Address, trust: Trust, records: Records) -> io::Result<Receiver> {
         let listener = Listener::bind(address)?;
-        listener.set_nonblocking()?;
-        let address = listener.address().clone();
+        let (tls, this_host) = match trust {
+            Trust::Certificates(tls) => (Some(tls), false),
+            Trust::Everybody => (None, false),
+            Trust::ThisHost => (None, true),
+        };
+        check_reach(this_host, &listener, address)?;
         let shared = Arc::new(Shared {
-            door: Mutex::new(Door { busy: None, session: None }),
+            door: Mutex::new(Door { busy: None, session: None, over: None }),
+            records,
             arrivals: Notifier::new()?,
             stop: Notifier::new()?,
             strangers: AtomicUsize::new(0),
+            tls,
+            this_host,
         });
-        let accept = {
-            let shared = Arc::clone(&shared);
-            move || accept_loop(&listener, &shared)
-        };
-        let accepting = std::thread::Builder::new().name("godwit-accept".into()).spawn(accept)?;
-        Ok(Receiver { shared, accepting: Some(accepting), address })
+        let (address, accepting) = (listener.address().clone(), Mutex::default());
+        let receiver = Receiver { shared, accepting, address };
+        receiver.accept_from(listener)?;
+        Ok(receiver)
+    }
+
+    /// Listens at another address as well, and says where.
+    ///
+    /// # Errors
+    /// As [`Receiver::bind`].
+    pub fn listen_also(&self, address: &Address) -> io::Result<Address> {
+        let listener = Listener::bind(address)?;
+        check_reach(self.shared.this_host, &listener, address)?;
+        let address = listener.address().clone();
+        self.accept_from(listener)?;
+        Ok(address)
+    }
+
+    fn accept_from(&self, listener: Listener) -> io::Result<()> {
+        listener.set_nonblocking()?;
+        let shared = Arc::clone(&self.shared);
+        let accept = move || accept_loop(&listener, &shared);
+        let thread = std::thread::Builder::new().name("godwit-accept".into()).spawn(accept)?;
+        self.accepting.lock().unwrap_or_else(PoisonError::into_inner).push(thread);
+        Ok(())
     }
 
     /// Where it listens, with the port that was chosen for port 0.
@@ -102,22 +162,29 @@ impl Receiver {
         self.shared.door().busy = Some(reason);
     }
 
-    /// Hands the bulk channels that name `session` to `sink`.
-    pub(super) fn expect_bulk(&self, session: [u8; 16], sink: BulkSink) {
-        self.shared.door().session = Some((session, sink));
+    /// Hands the channels that name `session` to `sink`.
+    pub(super) fn expect(&self, session: [u8; 16], sink: Sink) {
+        let mut door = self.shared.door();
+        door.session = Some((session, sink));
+        door.over = None;
     }
 
-    /// Turns bulk channels away again.
-    pub(super) fn expect_no_bulk(&self) {
-        self.shared.door().session = None;
+    /// Turns channels of sessions away again. A source of the session that asks once more is told
+    /// `last_words`.
+    pub(super) fn expect_no_more(&self, last_words: Option<Message<'static>>) {
+        let mut door = self.shared.door();
+        if let Some((session, _)) = door.session.take() {
+            door.over = last_words.map(|words| (session, words));
+        }
     }
 }
 
 impl Drop for Receiver {
     fn drop(&mut self) {
         self.shared.stop.send(());
-        if let Some(accepting) = self.accepting.take() {
-            accepting.join().expect("the accept loop does not panic");
+        let accepting = self.accepting.get_mut().unwrap_or_else(PoisonError::into_inner);
+        for thread in accepting.drain(..) {
+            thread.join().expect("the accept loop does not panic");
         }
     }
 }
@@ -126,6 +193,24 @@ impl Shared {
     fn door(&self) -> MutexGuard<'_, Door> {
         self.door.lock().unwrap_or_else(PoisonError::into_inner)
     }
+}
+
+/// Where nobody from elsewhere may come in, nobody from elsewhere can reach the listener.
+fn check_reach(this_host: bool, listener: &Listener, address: &Address) -> io::Result<()> {
+    if this_host && !listener.is_local()? {
+        return Err(reachable(address));
+    }
+    Ok(())
+}
+
+fn reachable(address: &Address) -> io::Error {
+    io::Error::new(
+        io::ErrorKind::PermissionDenied,
+        format!(
+            "not listening at {address}, where other hosts could send guests: give --tls-dir DIR \
+             to let in only those with a certificate, or --insecure to let in everybody"
+        ),
+    )
 }
 
 fn accept_loop(listener: &Listener, shared: &Arc<Shared>) {
@@ -168,7 +253,10 @@ fn greet_on_a_thread(stream: Stream, shared: &Arc<Shared>) {
     }
 }
 
-fn greet(stream: Stream, shared: &Shared) -> io::Result<()> {
+fn greet(mut stream: Stream, shared: &Shared) -> io::Result<()> {
+    if let Some(tls) = &shared.tls {
+        stream = tls.accept(stream)?;
+    }
     stream.set_receive_timeout(Some(PREAMBLE_TIMEOUT))?;
     let mut preamble = [0; PREAMBLE_BYTES];
     let silent = || io::Error::other("it closed before it said what it is");
@@ -176,9 +264,12 @@ fn greet(stream: Stream, shared: &Shared) -> io::Result<()> {
         return Err(silent());
     }
     let theirs = Preamble::decode(&preamble);
-    // Answered in any case, so that a godwit of another version can tell what it met.
+    // Answered in any case, so that a godwit of another version, or with TLS, can tell what it met.
     let channel = theirs.as_ref().map_or(Channel::Urgent, |theirs| theirs.channel);
     stream.send(&Preamble::ours(channel).encode(), false)?;
+    if is_tls(&preamble) {
+        return Err(io::Error::other("it wants TLS: give --tls-dir to `godwit receive` as well"));
+    }
     match theirs.map_err(io::Error::other)?.channel {
         Channel::Urgent => {
             stream.set_receive_timeout(None)?;
@@ -193,18 +284,71 @@ fn greet(stream: Stream, shared: &Shared) -> io::Result<()> {
             Ok(())
         }
         Channel::Bulk => {
-            let mut session = [0; 16];
-            if !stream.receive_exact_or_end(&mut session)? {
+            let mut hello = [0; BULK_HELLO_BYTES];
+            if !stream.receive_exact_or_end(&mut hello)? {
                 return Err(silent());
             }
+            let BulkHello { session, epoch } = BulkHello::decode(&hello);
             stream.set_receive_timeout(None)?;
             stream.bound_bulk_buffers()?;
             match &shared.door().session {
-                Some((expected, sink)) if *expected == session => sink(stream),
-                _ => return Err(io::Error::other("a bulk channel of no session")),
+                Some((expected, sink)) if *expected == session => {
+                    sink(Joining::Bulk { stream, epoch });
+                    Ok(())
+                }
+                _ => Err(io::Error::other("a bulk channel of no session")),
             }
-            Ok(())
         }
+        Channel::Resume => {
+            let mut hello = [0; RESUME_HELLO_BYTES];
+            if !stream.receive_exact_or_end(&mut hello)? {
+                return Err(silent());
+            }
+            stream.set_receive_timeout(None)?;
+            resume(stream, ResumeHello::decode(&hello), shared)
+        }
+    }
+}
+
+/// A source that was granted away its guest and has lost us. The session that is under way takes it
+/// in; of one that is over it is told how it ended.
+fn resume(stream: Stream, hello: ResumeHello, shared: &Shared) -> io::Result<()> {
+    let (session, epoch) = (hello.session, hello.epoch);
+    let last_words = {
+        let door = shared.door();
+        if let Some((expected, sink)) = &door.session
+            && *expected == session
+        {
+            sink(Joining::Resume { stream, epoch });
+            return Ok(());
+        }
+        door.over.clone().filter(|(over, _)| *over == session)
+    };
+    let message = match last_words {
+        Some((_, words)) => words,
+        None => from_records(&hello, stream.peer(), shared),
+    };
+    tracing::info!(peer = stream.peer(), answer = ?message.kind(), "a source asks what became");
+    let mut bytes = Vec::new();
+    encode(&message, &mut bytes);
+    stream.send(&bytes, false)?;
+    // It closes when it has read that; closing first could take it away unread.
+    stream.set_receive_timeout(Some(PREAMBLE_TIMEOUT))?;
+    let _ = stream.receive(&mut [0; 64], WhenIdle::Wait);
+    Ok(())
+}
+
+fn from_records(hello: &ResumeHello, peer: &str, shared: &Shared) -> Message<'static> {
+    let transfer = hello.transfer;
+    match shared.records.answer(hello.guest, transfer, peer) {
+        Ok(Answer::Refused | Answer::Refuse) => {
+            let reason = "the connection was lost before the grant arrived".to_owned();
+            Message::Refused { transfer, reason }
+        }
+        Ok(Answer::Gone) => Message::Gone { transfer },
+        Ok(Answer::MovedOn) => Message::Complete(Complete::moved_on()),
+        Ok(Answer::Unknown(reason)) => Message::Abort(Abort { reason }),
+        Err(error) => Message::Abort(Abort { reason: in_full(&error) }),
     }
 }
 

@@ -18,37 +18,7 @@ use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
 use super::lock::{Busy, GuestLock};
-
-/// What this host's last transfer of a guest came to.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "kebab-case")]
-pub enum Ownership {
-    /// Given to the peer, which may not have taken it yet. The guest must not run here.
-    Granted,
-    /// Taken: the guest runs here.
-    Owned,
-    /// This host has barred itself from taking it.
-    Refused,
-    /// The peer refused what was granted: the guest is here.
-    Reclaimed,
-    /// The peer has it, with all of its pages. The guest must not run here.
-    Released,
-}
-
-/// The record of one guest.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Record {
-    /// Which guest.
-    pub guest: Uuid,
-    /// The number of the transfer.
-    pub transfer: u64,
-    /// What came of it.
-    pub ownership: Ownership,
-    /// The other side.
-    pub peer: String,
-    /// When, in seconds since 1970; for people, nothing is decided by it.
-    pub at_unix_s: u64,
-}
+use crate::proto::{self, Answer, Ownership, Record};
 
 /// A record that cannot be read or written, or that forbids what was asked.
 #[derive(Debug, thiserror::Error)]
@@ -93,6 +63,14 @@ pub enum RecordError {
         guest: Uuid,
         /// The process, if it could be told.
         pid: Option<u32>,
+    },
+    /// This host has promised never to run the guest by this transfer.
+    #[error("transfer {transfer} of guest {guest} was refused by this host: migrate it anew")]
+    Refused {
+        /// Which guest.
+        guest: Uuid,
+        /// The transfer.
+        transfer: u64,
     },
     /// A transfer that was used before.
     #[error(
@@ -277,7 +255,7 @@ impl Records {
     }
 
     /// Puts a record on stable storage. With it the guest's lock is taken (owned, reclaimed) or
-    /// given up (granted).
+    /// given up (granted, refused).
     ///
     /// # Errors
     /// The step that failed; what was there before then stands. [`RecordError::RunsHere`] if
@@ -292,11 +270,28 @@ impl Records {
         if matches!(ownership, Ownership::Owned | Ownership::Reclaimed) {
             self.hold(guest)?;
         }
-        self.store(guest, transfer, ownership, peer)?;
-        if ownership == Ownership::Granted {
+        let stored = match ownership {
+            Ownership::Owned => self.store_owned(guest, transfer, peer),
+            _ => self.store(guest, transfer, ownership, peer),
+        };
+        // A write of OWNED that failed may be on the disk: until it is refused, only this process
+        // knows that the guest does not run.
+        let gone = match stored {
+            Ok(()) => proto::lets_go(ownership),
+            Err(ref error) => matches!(error, RecordError::Refused { .. }),
+        };
+        if gone {
             self.let_go(guest);
         }
-        Ok(())
+        stored
+    }
+
+    /// Another process of this host may have refused it while this one waited for the grant.
+    fn store_owned(&self, guest: Uuid, transfer: u64, peer: &str) -> Result<(), RecordError> {
+        if !proto::may_own(self.read(guest)?.as_ref(), transfer) {
+            return Err(RecordError::Refused { guest, transfer });
+        }
+        self.store(guest, transfer, Ownership::Owned, peer)
     }
 
     fn store(
@@ -307,10 +302,14 @@ impl Records {
         peer: &str,
     ) -> Result<(), RecordError> {
         self.prepare(guest)?;
-        let sequence = self.newest(guest)?.map_or(1, |entry| entry.sequence + 1);
+        let newest = self.newest(guest)?;
+        let sequence = newest.as_ref().map_or(1, |entry| entry.sequence + 1);
+        let before = newest.as_ref().map(|entry| &entry.record);
+        let away = proto::away_after(before, ownership);
+        let comes_here = proto::comes_here(before, transfer, ownership);
         let at_unix_s = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |d| d.as_secs());
         let peer = peer.chars().filter(char::is_ascii_graphic).take(PEER_CHARS_MAX).collect();
-        let record = Record { guest, transfer, ownership, peer, at_unix_s };
+        let record = Record { guest, transfer, ownership, peer, at_unix_s, away, comes_here };
         let slot = Entry { sequence, record }.to_slot();
         let path = self.path(guest);
         let failed = |step| {
@@ -367,16 +366,9 @@ impl Records {
     }
 
     fn last_transfer(&self, guest: Uuid) -> Result<u64, RecordError> {
-        match self.read(guest)? {
-            None => Ok(0),
-            Some(Record {
-                ownership: Ownership::Granted | Ownership::Released,
-                peer,
-                transfer,
-                ..
-            }) => Err(RecordError::GrantedAway { guest, peer, transfer }),
-            Some(record) => Ok(record.transfer),
-        }
+        proto::may_run(self.read(guest)?).map_err(|Record { peer, transfer, .. }| {
+            RecordError::GrantedAway { guest, peer, transfer }
+        })
     }
 
     /// Whether `transfer` of `guest` may come here.
@@ -384,11 +376,46 @@ impl Records {
     /// # Errors
     /// A transfer that is not newer than the last one seen, or a record that cannot be read.
     pub fn may_come(&self, guest: Uuid, transfer: u64) -> Result<(), RecordError> {
-        match self.read(guest)? {
-            Some(record) if transfer <= record.transfer => {
-                Err(RecordError::Stale { guest, offered: transfer, seen: record.transfer })
+        let record = self.read(guest)?;
+        proto::may_come(record.as_ref(), transfer).map_err(|seen| RecordError::Stale {
+            guest,
+            offered: transfer,
+            seen,
+        })
+    }
+
+    /// What a source that granted `transfer` of `guest` is to be told, while no session of this
+    /// process has it. A refusal is on stable storage when this returns.
+    ///
+    /// # Errors
+    /// A record that cannot be read or written: nothing can be said.
+    pub fn answer(&self, guest: Uuid, transfer: u64, peer: &str) -> Result<Answer, RecordError> {
+        let ours = self.held().contains_key(&guest);
+        let held = match self.hold(guest) {
+            Ok(()) => ours,
+            Err(RecordError::RunsHere { .. }) => true,
+            Err(error) => return Err(error),
+        };
+        let answer = self.answer_from_record(guest, transfer, peer, held);
+        if !ours {
+            self.let_go(guest);
+        }
+        answer
+    }
+
+    fn answer_from_record(
+        &self,
+        guest: Uuid,
+        transfer: u64,
+        peer: &str,
+        held: bool,
+    ) -> Result<Answer, RecordError> {
+        match proto::answer(self.read(guest)?.as_ref(), transfer, held) {
+            Answer::Refuse => {
+                self.store(guest, transfer, Ownership::Refused, peer)?;
+                Ok(Answer::Refused)
             }
-            _ => Ok(()),
+            answer => Ok(answer),
         }
     }
 }
@@ -396,6 +423,38 @@ impl Records {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_source_is_told_what_the_records_prove_and_a_refusal_bars_the_guest() {
+        let dir = tempfile::tempdir().unwrap();
+        let [a, b] = [(); 2].map(|()| Records::open(dir.path()).unwrap());
+        let guest = Uuid::from_u128(6);
+        assert!(matches!(a.answer(guest, 1, "s").unwrap(), Answer::Unknown(_)));
+        a.write(guest, 1, Ownership::Expected, "s").unwrap();
+        assert_eq!(b.answer(guest, 1, "s").unwrap(), Answer::Refused);
+        assert!(matches!(
+            a.write(guest, 1, Ownership::Owned, "s"),
+            Err(RecordError::Refused { transfer: 1, .. })
+        ));
+        a.write(guest, 2, Ownership::Owned, "s").unwrap();
+        assert!(matches!(b.answer(guest, 2, "s").unwrap(), Answer::Unknown(_)));
+        a.let_go(guest);
+        assert_eq!(b.answer(guest, 2, "s").unwrap(), Answer::Gone);
+    }
+
+    #[test]
+    fn a_guest_that_is_away_stays_away_while_it_is_expected_back() {
+        let dir = tempfile::tempdir().unwrap();
+        let records = Records::open(dir.path()).unwrap();
+        let guest = Uuid::from_u128(7);
+        records.write(guest, 1, Ownership::Granted, "tcp:b:1").unwrap();
+        records.write(guest, 2, Ownership::Expected, "tcp:b:2").unwrap();
+        assert!(records.may_run(guest).is_err());
+        records.write(guest, 2, Ownership::Refused, "tcp:b:2").unwrap();
+        assert!(records.may_run(guest).is_err());
+        records.write(guest, 3, Ownership::Owned, "tcp:b:3").unwrap();
+        assert_eq!(records.may_run(guest).unwrap(), 3);
+    }
 
     #[test]
     fn a_guest_that_was_granted_away_may_not_run_and_a_reclaimed_one_may() {
@@ -469,6 +528,19 @@ mod tests {
         assert_eq!(a.may_run(guest).unwrap(), 0);
         a.forget(guest).unwrap();
         assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 0);
+    }
+
+    #[test]
+    fn a_guest_whose_ownership_cannot_be_recorded_is_held_until_it_is_refused() {
+        let dir = tempfile::tempdir().unwrap();
+        let [a, b] = [(); 2].map(|()| Records::open(dir.path()).unwrap());
+        let guest = Uuid::from_u128(6);
+        fs::create_dir(a.path(guest)).unwrap();
+        assert!(a.write(guest, 1, Ownership::Owned, "peer").is_err());
+        assert!(matches!(b.hold(guest), Err(RecordError::RunsHere { .. })));
+        fs::remove_dir(a.path(guest)).unwrap();
+        a.write(guest, 1, Ownership::Refused, "peer").unwrap();
+        b.hold(guest).unwrap();
     }
 
     #[test]

@@ -1,25 +1,31 @@
-//! The source's threads: one drives the state machine and answers requests, one pushes.
+//! The source's threads: one drives the state machine and answers requests, one a bulk channel
+//! pushes.
 
 use std::os::fd::AsFd;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::thread::JoinHandle;
 use std::time::Instant;
 
-use godwit_uffd::page::{PageIndex, PageRun, PageSize};
+use godwit_uffd::page::PageIndex;
 
+use super::answer::answer;
 use super::channel::{UrgentChannel, wait_readable};
+use super::dial::{dial, dial_bulk, dial_resume};
+use super::dirty::{DirtyLog, DirtyTracking};
 use super::notify::Notifier;
-use super::push::{Push, PushShared};
-use super::records::{Ownership, RecordError, Records};
-use crate::limits::{PREAMBLE_TIMEOUT, SETUP_TIMEOUT};
+use super::push::{Push, PushOptions, PushShared};
+use super::records::{RecordError, Records};
+use crate::limits::{REDIAL_TIMEOUT, SETUP_TIMEOUT};
 use crate::metrics::Progress;
-use crate::page::{Class, Sent};
-use crate::proto::{Outcome, PeerError, Phase, Source, SourceInput, SourceOutput};
-use crate::provider::GuestPages;
-use crate::transport::{Address, Stream};
-use crate::wire::{
-    Channel, Encoding, Message, Offer, PREAMBLE_BYTES, Preamble, PushFrame, RunHead, Section,
+use crate::page::{PageSet, Sent};
+use crate::proto::{
+    Outcome, Ownership, PeerError, Phase, Saved, Source, SourceInput, SourceOutput,
 };
+use crate::provider::GuestPages;
+use crate::schedule::RoundLimits;
+use crate::transport::{Address, Stream, TlsConnector};
+use crate::wire::{BulkHello, Channel, Message, Offer, ResumeHello, Section};
 
 /// The guest as its source sees it.
 pub trait OutgoingVm: Send + Sync {
@@ -37,20 +43,54 @@ pub trait OutgoingVm: Send + Sync {
     fn resume(&self);
     /// Its memory.
     fn pages(&self) -> GuestPages;
+    /// What it writes while it runs.
+    fn dirty_log(&self) -> &dyn DirtyLog;
 }
 
-/// What happens to the source outside its urgent channel.
+/// How a guest is to be moved.
+#[derive(Clone, Debug)]
+pub struct Plan {
+    /// Where to.
+    pub address: Address,
+    /// With TLS, if there is one.
+    pub tls: Option<TlsConnector>,
+    /// When rounds end; without meaning in post-copy.
+    pub limits: RoundLimits,
+    /// How writes are noted during rounds.
+    pub tracking: DirtyTracking,
+    /// How pages are pushed.
+    pub push: PushOptions,
+}
+
+/// What others want of a migration that is under way.
+#[derive(Debug)]
+pub enum Command {
+    /// Before the grant: the guest stays, for this reason.
+    GiveUp(String),
+    /// Before the grant: the operator wants the guest to stay.
+    Cancel,
+    /// In a round: the guest changes hands as soon as it can.
+    SwitchNow,
+    /// After the loss of the destination: dial again now, perhaps elsewhere.
+    Recover(Option<Address>),
+    /// After the grant: give up what is only here, for this reason.
+    Abandon(String),
+}
+
+/// What happens to the source outside its urgent channel. What comes from the threads of one epoch
+/// does not count in another.
 #[derive(Debug)]
 enum Event {
-    GiveUp(String),
-    Pushed,
-    PushFailed(String),
+    Command(Command),
+    Pushed { epoch: u32 },
+    PushFailed { epoch: u32, error: String },
+    Dialled { epoch: u32, result: Result<Stream, PeerError> },
 }
 
 /// A migration from here to another host.
 #[derive(Debug)]
 pub struct Outgoing {
-    address: Address,
+    plan: Plan,
     offer: Offer,
     records: Records,
     progress: Arc<Progress>,
@@ -58,31 +98,33 @@ pub struct Outgoing {
 }
 
 impl Outgoing {
-    /// A migration of the guest of `offer` to `address`.
+    /// A migration of the guest of `offer` by `plan`.
     ///
     /// # Errors
     /// No descriptor to be had.
     pub fn new(
-        address: Address,
+        plan: Plan,
         offer: Offer,
         records: Records,
         progress: Arc<Progress>,
     ) -> std::io::Result<Outgoing> {
         let events = Arc::new(Notifier::new()?);
-        Ok(Outgoing { address, offer, records, progress, events })
+        Ok(Outgoing { plan, offer, records, progress, events })
     }
 
-    /// A handle by which other threads end the migration before its switchover, with the reason.
-    pub fn give_up(&self) -> impl Fn(String) + Send + Sync + 'static {
+    /// A handle by which other threads say what they want of it.
+    pub fn commands(&self) -> impl Fn(Command) + Send + Sync + 'static {
         let events = Arc::clone(&self.events);
-        move |reason| events.send(Event::GiveUp(reason))
+        move |command| events.send(Event::Command(command))
     }
 
     /// Migrates `vm`; returns when it is over, whichever way.
     pub fn run(self, vm: &dyn OutgoingVm) -> Outcome {
         let recorded = self.records.prepare(self.offer.guest).map_err(|e| in_full(&e));
-        let dialled =
-            recorded.and_then(|()| dial(&self.address, Channel::Urgent).map_err(|e| e.to_string()));
+        let (address, tls) = (&self.plan.address, self.plan.tls.as_ref());
+        let dialled = recorded.and_then(|()| {
+            dial(address, tls, Channel::Urgent, SETUP_TIMEOUT).map_err(|e| e.to_string())
+        });
         let stream = match dialled {
             Ok(stream) => Arc::new(stream),
             Err(reason) => {
@@ -94,57 +136,42 @@ impl Outgoing {
         let pages = vm.pages();
         let sent = Arc::new(Sent::new(pages.page_count()));
         self.progress.count_sent(Arc::clone(&sent));
-        let machine = Source::new(self.offer.clone(), Arc::clone(&sent), Instant::now());
-        let shared = Arc::new(PushShared::new());
-        let channel = UrgentChannel::new(stream);
+        self.progress.moves_by(self.offer.mode);
+        let limits = self.plan.limits;
+        let shared = Arc::new(PushShared::new(&sent, self.plan.push));
         Driver {
+            machine: Source::new(self.offer.clone(), limits, Arc::clone(&sent), Instant::now()),
+            address: self.plan.address.clone(),
             setup: self,
             vm,
             pages,
-            sent,
-            machine,
-            channel,
             shared,
-            bulk: None,
-            push: None,
+            sent,
+            channel: Some(UrgentChannel::new(stream)),
+            asked: Instant::now(),
+            bulk: Vec::new(),
+            push: Vec::new(),
             outcome: None,
         }
         .run()
     }
 }
 
-/// Connects one channel and exchanges preambles.
-fn dial(address: &Address, channel: Channel) -> Result<Stream, PeerError> {
-    let lost = |e: std::io::Error| PeerError::Lost(e.to_string());
-    let stream = Stream::connect(address, SETUP_TIMEOUT).map_err(lost)?;
-    if channel == Channel::Bulk {
-        stream.bound_bulk_buffers().map_err(lost)?;
-    }
-    stream.send(&Preamble::ours(channel).encode(), false).map_err(lost)?;
-    stream.set_receive_timeout(Some(PREAMBLE_TIMEOUT)).map_err(lost)?;
-    let mut answer = [0; PREAMBLE_BYTES];
-    match stream.receive_exact_or_end(&mut answer) {
-        Ok(true) => {}
-        Ok(false) => return Err(PeerError::Lost(format!("{address} closed the connection"))),
-        Err(error) => {
-            return Err(PeerError::Lost(format!("{address} does not answer as godwit: {error}")));
-        }
-    }
-    Preamble::decode(&answer)?;
-    stream.set_receive_timeout(None).map_err(lost)?;
-    Ok(stream)
-}
-
 struct Driver<'a> {
     setup: Outgoing,
+    /// Where the destination is, as far as is known now.
+    address: Address,
     vm: &'a dyn OutgoingVm,
     pages: GuestPages,
     sent: Arc<Sent>,
     machine: Source,
-    channel: UrgentChannel,
+    /// None while the destination is lost.
+    channel: Option<UrgentChannel>,
+    /// When the requests that are answered now were read.
+    asked: Instant,
+    bulk: Vec<Arc<Stream>>,
     shared: Arc<PushShared>,
-    bulk: Option<Arc<Stream>>,
-    push: Option<JoinHandle<()>>,
+    push: Vec<JoinHandle<()>>,
     outcome: Option<Outcome>,
 }
 
@@ -154,7 +181,7 @@ impl Driver<'_> {
         while self.outcome.is_none() {
             self.wait();
         }
-        self.stop();
+        self.hang_up();
         self.outcome.expect("the loop ends with it")
     }
 
@@ -167,11 +194,14 @@ impl Driver<'_> {
         while let Some(output) = self.machine.poll_output() {
             self.perform(output);
         }
+        if self.outcome.is_none() {
+            self.setup.progress.stands(self.machine.migration_state());
+        }
     }
 
     /// Sends what the outputs left to be sent.
     fn flush(&mut self) {
-        match self.channel.flush() {
+        match self.channel.as_mut().map_or(Ok(0), UrgentChannel::flush) {
             Ok(bytes) => self.setup.progress.bytes(bytes),
             Err(error) => self.input(SourceInput::PeerFailed(error)),
         }
@@ -179,12 +209,26 @@ impl Driver<'_> {
 
     fn perform(&mut self, output: SourceOutput) {
         match output {
-            SourceOutput::Send(message) => self.channel.queue(&message),
+            SourceOutput::Send(message) => {
+                if let Some(channel) = &mut self.channel {
+                    channel.queue(&message);
+                }
+            }
             SourceOutput::Serve(page) => self.serve(page),
-            SourceOutput::ConnectBulk(session) => {
-                let connected = self.connect_bulk(session).map_err(|error| error.to_string());
+            SourceOutput::ConnectBulk { session, epoch } => {
+                let connected = self.connect_bulk(BulkHello { session, epoch });
+                let connected = connected.map_err(|error| error.to_string());
                 self.input(SourceInput::BulkConnected(connected));
             }
+            SourceOutput::StartTracking => {
+                let started = self.vm.dirty_log().start(self.setup.plan.tracking);
+                self.input(SourceInput::TrackingStarted(started));
+            }
+            SourceOutput::Collect => {
+                let collected = self.collect();
+                self.input(SourceInput::Collected(collected));
+            }
+            SourceOutput::StopTracking => self.vm.dirty_log().stop(),
             SourceOutput::PauseAndSave => {
                 let saved = self.pause_and_save();
                 self.input(SourceInput::Saved(saved));
@@ -200,81 +244,117 @@ impl Driver<'_> {
                 warn_unrecorded(self.setup.records.release(self.setup.offer.guest, transfer));
             }
             SourceOutput::StartPush => self.start_push(),
+            SourceOutput::StopPush => self.shared.stop(),
+            SourceOutput::HangUp => self.hang_up(),
+            SourceOutput::Interrupted(reason) => self.setup.progress.interrupted(&reason),
+            SourceOutput::Dial { session, epoch } => self.dial_again(session, epoch),
             SourceOutput::Resume => self.vm.resume(),
             SourceOutput::Reached(phase) => self.setup.progress.reached(phase),
             SourceOutput::Finish(outcome) => {
                 // The last words; whether they arrive changes nothing here.
-                let _ = self.channel.flush();
+                let _ = self.channel.as_mut().map(UrgentChannel::flush);
                 self.setup.progress.ended(&outcome);
                 self.outcome = Some(outcome);
             }
         }
     }
 
-    fn pause_and_save(&self) -> Result<Vec<Section>, String> {
+    fn collect(&self) -> Result<PageSet, String> {
+        let mut dirty = PageSet::empty(self.pages.page_count());
+        self.vm.dirty_log().collect(&mut dirty)?;
+        Ok(dirty)
+    }
+
+    fn pause_and_save(&self) -> Result<Saved, String> {
+        // While the guest still runs: the sync of the grant then waits for little.
         self.setup.records.settle(self.setup.offer.guest).map_err(|e| in_full(&e))?;
         self.setup.progress.reached(Phase::Paused);
         self.vm.pause()?;
-        self.vm.save()
+        let dirty = match self.machine.tracks() {
+            true => self.collect()?,
+            false => PageSet::empty(self.pages.page_count()),
+        };
+        let sections = self.vm.save()?;
+        Ok(Saved { sections, dirty })
     }
 
     fn record(&self, transfer: u64, ownership: Ownership) -> Result<(), RecordError> {
         let guest = self.setup.offer.guest;
-        self.setup.records.write(guest, transfer, ownership, &self.setup.address.to_string())
+        self.setup.records.write(guest, transfer, ownership, &self.address.to_string())
     }
 
-    fn connect_bulk(&mut self, session: [u8; 16]) -> Result<(), PeerError> {
-        let stream = dial(&self.setup.address, Channel::Bulk)?;
-        stream.send(&session, false).map_err(|e| PeerError::Lost(e.to_string()))?;
-        self.bulk = Some(Arc::new(stream));
+    fn connect_bulk(&mut self, hello: BulkHello) -> Result<(), PeerError> {
+        let timeout = if hello.epoch == 0 { SETUP_TIMEOUT } else { REDIAL_TIMEOUT };
+        let tls = self.setup.plan.tls.as_ref();
+        let connect = |_| dial_bulk(&self.address, tls, hello, timeout).map(Arc::new);
+        self.bulk = (0..self.setup.offer.connections).map(connect).collect::<Result<_, _>>()?;
         Ok(())
     }
 
-    fn start_push(&mut self) {
-        let stream = self.bulk.clone().expect("connected before the guest was paused");
-        let (pages, sent) = (self.pages.clone(), Arc::clone(&self.sent));
-        let (shared, progress) = (Arc::clone(&self.shared), Arc::clone(&self.setup.progress));
-        let events = Arc::clone(&self.setup.events);
-        let run = move || {
-            let (stream, progress) = (&*stream, &*progress);
-            let (pages, sent, shared) = (&pages, &*sent, &*shared);
-            match (Push { pages, sent, shared, stream, progress, zeros: None }).run() {
-                Ok(true) => events.send(Event::Pushed),
-                Ok(false) => {}
-                Err(error) => events.send(Event::PushFailed(error.to_string())),
-            }
+    fn dial_again(&self, session: [u8; 16], epoch: u32) {
+        let (guest, transfer) = (self.setup.offer.guest, self.setup.offer.transfer);
+        let hello = ResumeHello { guest, transfer, session, epoch };
+        let (address, events) = (self.address.clone(), Arc::clone(&self.setup.events));
+        let tls = self.setup.plan.tls.clone();
+        let dial = move || {
+            let result = dial_resume(&address, tls.as_ref(), hello, REDIAL_TIMEOUT);
+            events.send(Event::Dialled { epoch, result });
         };
-        let push = std::thread::Builder::new().name("godwit-push".into()).spawn(run);
-        match push {
-            Ok(thread) => self.push = Some(thread),
-            Err(error) => self.setup.events.send(Event::PushFailed(error.to_string())),
+        if let Err(error) = std::thread::Builder::new().name("godwit-dial".into()).spawn(dial) {
+            let result = Err(PeerError::Lost(format!("no thread to dial: {error}")));
+            self.setup.events.send(Event::Dialled { epoch, result });
+        }
+    }
+
+    fn start_push(&mut self) {
+        self.join_push();
+        self.shared = Arc::new(PushShared::new(&self.sent, self.setup.plan.push));
+        let (epoch, running) = (self.machine.epoch(), Arc::new(AtomicUsize::new(self.bulk.len())));
+        for stream in self.bulk.clone() {
+            let (pages, sent) = (self.pages.clone(), Arc::clone(&self.sent));
+            let (shared, progress) = (Arc::clone(&self.shared), Arc::clone(&self.setup.progress));
+            let (events, running) = (Arc::clone(&self.setup.events), Arc::clone(&running));
+            let run = move || {
+                let (stream, progress) = (&*stream, &*progress);
+                let (pages, sent, shared) = (&pages, &*sent, &*shared);
+                match (Push { pages, sent, shared, stream, progress }).run() {
+                    Ok(true) if running.fetch_sub(1, Ordering::AcqRel) == 1 => {
+                        events.send(Event::Pushed { epoch });
+                    }
+                    Ok(_) => {}
+                    Err(error) => {
+                        events.send(Event::PushFailed { epoch, error: error.to_string() });
+                    }
+                }
+            };
+            match std::thread::Builder::new().name("godwit-push".into()).spawn(run) {
+                Ok(thread) => self.push.push(thread),
+                Err(error) => {
+                    let error = error.to_string();
+                    self.setup.events.send(Event::PushFailed { epoch, error });
+                }
+            }
         }
     }
 
     fn serve(&mut self, page: PageIndex) {
+        let Some(channel) = &mut self.channel else { return };
         self.shared.fault_at(page);
-        let zero = self.pages.is_zero(page).expect("the request was checked");
-        let encoding = if zero { Encoding::Zero } else { Encoding::Raw };
-        let head = RunHead { run: PageRun::one(page), encoding };
-        let out = self.channel.outgoing();
-        out.extend_from_slice(&PushFrame::Pages(head).encode());
-        if !zero {
-            let start = out.len();
-            out.resize(start + PageSize::BASE.bytes(), 0);
-            self.pages.read(page, &mut out[start..]).expect("the request was checked");
-        }
-        let progress = &self.setup.progress;
-        progress.pages_sent(if zero { Class::Zero } else { Class::Data }, 1);
-        progress.pages_urgent(1);
+        let head = answer(&self.pages, page, self.asked, channel.outgoing())
+            .expect("the request was checked");
+        self.setup.progress.run(&head);
+        self.setup.progress.pages_urgent(1);
     }
 
     fn wait(&mut self) {
         self.flush();
         let deadline = self.machine.poll_timeout();
-        let fds = [self.channel.as_fd(), self.setup.events.as_fd()];
-        match wait_readable(fds, deadline) {
+        let events = self.setup.events.as_fd();
+        // A descriptor that is not to be polled is left out by polling another one twice.
+        let urgent = self.channel.as_ref().map_or(events, |channel| channel.pollable());
+        match wait_readable([urgent, events], deadline) {
             Ok([urgent, events]) => {
-                if urgent {
+                if urgent && self.channel.is_some() {
                     self.receive();
                 }
                 if events {
@@ -299,11 +379,16 @@ impl Driver<'_> {
     }
 
     fn receive_frames(&mut self) -> Result<(), PeerError> {
-        if !self.channel.receive()? {
+        let page_count = self.pages.page_count();
+        let Some(channel) = &mut self.channel else { return Ok(()) };
+        if !channel.receive()? {
             return Ok(());
         }
-        let page_count = self.pages.page_count();
-        while let Some(frame) = self.channel.next_frame()? {
+        self.asked = Instant::now();
+        // A message may end the channel that it came on.
+        while let Some(channel) = &mut self.channel
+            && let Some(frame) = channel.next_frame()?
+        {
             let message = Message::read(&frame, page_count)?;
             self.machine.handle(SourceInput::Message(message), Instant::now());
             self.drain();
@@ -313,24 +398,55 @@ impl Driver<'_> {
 
     fn take_events(&mut self) {
         for event in self.setup.events.take() {
-            self.input(match event {
-                Event::GiveUp(reason) => SourceInput::GiveUp(reason),
-                Event::Pushed => SourceInput::Pushed,
-                Event::PushFailed(error) => {
+            let now = self.machine.epoch();
+            match event {
+                Event::Command(command) => self.command(command),
+                Event::Pushed { epoch } if epoch == now => self.input(SourceInput::Pushed),
+                Event::PushFailed { epoch, error } if epoch == now => {
                     let error = PeerError::Lost(format!("bulk channel: {error}"));
-                    SourceInput::PeerFailed(error)
+                    self.input(SourceInput::PeerFailed(error));
                 }
-            });
+                Event::Dialled { epoch, result } if epoch == now => self.dialled(result),
+                // Of channels that are no more.
+                Event::Pushed { .. } | Event::PushFailed { .. } | Event::Dialled { .. } => {}
+            }
         }
     }
 
-    fn stop(&mut self) {
+    fn command(&mut self, command: Command) {
+        match command {
+            Command::GiveUp(reason) => self.input(SourceInput::GiveUp(reason)),
+            Command::Cancel => self.input(SourceInput::Cancel),
+            Command::SwitchNow => self.input(SourceInput::SwitchNow),
+            Command::Recover(address) => {
+                self.address = address.unwrap_or_else(|| self.address.clone());
+                self.input(SourceInput::Redial);
+            }
+            Command::Abandon(reason) => self.input(SourceInput::Abandon(reason)),
+        }
+    }
+
+    fn dialled(&mut self, result: Result<Stream, PeerError>) {
+        let result = result.map(|stream| {
+            self.channel = Some(UrgentChannel::new(Arc::new(stream)));
+        });
+        self.input(SourceInput::Dialled(result.map_err(|error| error.to_string())));
+    }
+
+    /// Closes all channels. When it returns no page is being sent.
+    fn hang_up(&mut self) {
         self.shared.gate.close();
-        self.channel.shutdown();
-        if let Some(bulk) = &self.bulk {
+        if let Some(channel) = self.channel.take() {
+            channel.shutdown();
+        }
+        for bulk in self.bulk.drain(..) {
             bulk.shutdown();
         }
-        if let Some(push) = self.push.take() {
+        self.join_push();
+    }
+
+    fn join_push(&mut self) {
+        for push in self.push.drain(..) {
             push.join().expect("the push does not panic");
         }
     }

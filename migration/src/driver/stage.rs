@@ -7,12 +7,14 @@
 
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use godwit_uffd::kernel::{Populator, Staging};
+use godwit_uffd::page::PageSize;
 
 use super::source::in_full;
-use crate::limits::STAGING_STEP_BYTES;
+use crate::limits::{STAGED_AHEAD_BYTES_MAX, STAGING_STEP_BYTES, STAGING_TIMEOUT};
+use crate::page::Claims;
 
 /// Pages to receive in, with the thread that makes them.
 pub(super) struct Stage {
@@ -130,6 +132,35 @@ impl Shared {
         let state = self.changed.wait_while(state, full).unwrap_or_else(PoisonError::into_inner);
         *state != State::Ended
     }
+}
+
+/// Pages for the push, allocated before the guest stops, in equal parts for all bulk channels.
+/// Without them the guest comes as well.
+pub(super) fn stages(claims: &Arc<Claims>, bytes_max: usize, connections: u8) -> Vec<Stage> {
+    let ahead_max = bytes_max.min(STAGED_AHEAD_BYTES_MAX) / usize::from(connections);
+    if ahead_max < STAGING_STEP_BYTES {
+        return Vec::new();
+    }
+    let bytes = PageSize::BASE.length_of(claims.page_count());
+    let begin = |_| {
+        let claims = Arc::clone(claims);
+        let share = usize::from(connections);
+        let missing = move || PageSize::BASE.length_of(claims.remaining()).div_ceil(share);
+        Stage::begin(bytes, ahead_max, missing)
+    };
+    let stages: Vec<Stage> = match (0..connections).map(begin).collect() {
+        Ok(stages) => stages,
+        Err(error) => {
+            let error: std::io::Error = error;
+            tracing::warn!(%error, "pages cannot be allocated ahead: the drain is slower");
+            Vec::new()
+        }
+    };
+    let until = Instant::now() + STAGING_TIMEOUT;
+    for stage in &stages {
+        stage.wait(until.saturating_duration_since(Instant::now()));
+    }
+    stages
 }
 
 #[cfg(test)]

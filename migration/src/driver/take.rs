@@ -15,7 +15,7 @@ use crate::metrics::Progress;
 use crate::page::{Claims, Contents, InstallError, install};
 use crate::proto::PeerError;
 use crate::transport::Stream;
-use crate::wire::{Encoding, PushFrame, RUN_HEAD_BYTES, RunHead};
+use crate::wire::{Encoding, PushFrame, RUN_HEAD_BYTES, RunHead, WireError, unpack};
 
 /// Where received pages go.
 pub(super) struct Installer<U> {
@@ -43,8 +43,9 @@ impl<U> Clone for Installer<U> {
 
 impl<U: Uffd> Installer<U> {
     /// Installs the pages of `head`; true if they were the guest's last.
-    pub fn install(&self, head: RunHead, contents: Contents<'_>) -> Result<bool, Failed> {
-        self.progress.bytes(RUN_HEAD_BYTES + head.content_bytes());
+    pub fn install(&self, head: &RunHead, contents: Contents<'_>) -> Result<bool, Failed> {
+        self.progress.run(head);
+        self.progress.bytes(head.wire_bytes());
         let faults = self.progress.faults();
         install(&self.claims, &self.memory, head.run, contents, |page| {
             faults.served(page, Instant::now());
@@ -67,48 +68,101 @@ impl Failed {
     }
 }
 
-/// Receives and installs until the end of the push. `last` is called after the guest's last page.
+/// Receives and installs until the channel is closed, which is in good order behind an end of the
+/// push or of a round: `ended` is called at each. `last` is called after the guest's last page.
 pub(super) fn take_pushed<U: Uffd>(
     stream: &Stream,
     installer: &Installer<U>,
     mut stage: Option<&mut Stage>,
     mut last: impl FnMut(),
+    mut ended: impl FnMut(),
 ) -> Result<(), PeerError> {
     stand_back();
     let lost = |what: &str| PeerError::Lost(format!("bulk channel: {what}"));
     let mut head = [0; RUN_HEAD_BYTES];
-    let mut buffer = vec![0; RUN_BYTES_MAX];
+    let mut buffers = Buffers { packed: vec![0; RUN_BYTES_MAX], pages: vec![0; RUN_BYTES_MAX] };
+    let mut at_end = false;
     loop {
-        if !stream.receive_exact_or_end(&mut head).map_err(|e| lost(&e.to_string()))? {
-            return Err(lost("it ended before the push did"));
+        match stream.receive_exact_or_end(&mut head).map_err(|e| lost(&e.to_string()))? {
+            true => {}
+            false if at_end => return Ok(()),
+            false => return Err(lost("it ended before the push did")),
         }
         let head = match PushFrame::decode(&head, installer.claims.page_count())? {
-            PushFrame::End => return Ok(()),
             PushFrame::Pages(head) => head,
+            PushFrame::End => {
+                at_end = true;
+                ended();
+                continue;
+            }
         };
-        let bytes = head.content_bytes();
-        // Contents that did not come whole are never installed.
+        at_end = false;
+        // Contents that did not come whole, or not as they were sent, are never installed.
         let receive = |bytes: &mut [u8]| {
             stream.receive_exact(bytes).map_err(|error| match error.kind() {
                 ErrorKind::UnexpectedEof => lost("it ended inside a run"),
                 _ => lost(&error.to_string()),
-            })
+            })?;
+            Ok(head.verify(bytes)?)
         };
-        let contents = match head.encoding {
-            Encoding::Zero => Contents::Zero,
-            Encoding::Raw => match stage.as_mut().and_then(|stage| stage.take(bytes)) {
-                Some(staged) => {
-                    receive(staged)?;
-                    Contents::Staged(staged)
-                }
-                None => {
-                    receive(&mut buffer[..bytes])?;
-                    Contents::Data(&buffer[..bytes])
-                }
-            },
-        };
-        if installer.install(head, contents).map_err(Failed::into_peer_error)? {
+        let contents = take_contents(&head, stage.as_deref_mut(), &mut buffers, receive)?;
+        if installer.install(&head, contents).map_err(Failed::into_peer_error)? {
             last();
         }
     }
+}
+
+/// Room for one run: as it travels if that is not as it is, and as it is if it is not staged.
+struct Buffers {
+    packed: Vec<u8>,
+    pages: Vec<u8>,
+}
+
+/// Receives the contents of a run, into staged pages if there are, and unpacks them.
+fn take_contents<'a>(
+    head: &RunHead,
+    stage: Option<&'a mut Stage>,
+    buffers: &'a mut Buffers,
+    receive: impl FnOnce(&mut [u8]) -> Result<(), PeerError>,
+) -> Result<Contents<'a>, PeerError> {
+    let packs = match head.encoding {
+        Encoding::Zero => return receive(&mut []).map(|()| Contents::Zero),
+        Encoding::Poison => return receive(&mut []).map(|()| Contents::Poison),
+        Encoding::Word | Encoding::Lz4 => true,
+        Encoding::Raw => false,
+    };
+    let bytes = head.page_bytes();
+    let fill = |pages: &mut [u8]| {
+        if !packs {
+            return receive(pages);
+        }
+        let packed = &mut buffers.packed[..head.content_bytes()];
+        receive(packed)?;
+        Ok(unpack(head, packed, pages)?)
+    };
+    match stage.and_then(|stage| stage.take(bytes)) {
+        Some(staged) => fill(staged).map(|()| Contents::Staged(staged)),
+        None => {
+            let pages = &mut buffers.pages[..bytes];
+            fill(pages).map(|()| Contents::Data(pages))
+        }
+    }
+}
+
+/// The contents of a run that came whole and verified, unpacked into `room` if they are packed.
+pub(super) fn open<'a>(
+    head: &RunHead,
+    contents: &'a [u8],
+    room: &'a mut Vec<u8>,
+) -> Result<Contents<'a>, WireError> {
+    Ok(match head.encoding {
+        Encoding::Zero => Contents::Zero,
+        Encoding::Poison => Contents::Poison,
+        Encoding::Raw => Contents::Data(contents),
+        Encoding::Word | Encoding::Lz4 => {
+            room.resize(head.page_bytes(), 0);
+            unpack(head, contents, room)?;
+            Contents::Data(room)
+        }
+    })
 }

@@ -1,7 +1,9 @@
 //! What a migration measured: instants, pages, bytes, fault latencies.
 
+mod classes;
 mod faults;
 mod progress;
 
-pub use faults::{FaultLedger, FaultReport};
+pub use classes::{ClassCount, Classes};
+pub use faults::{FaultLedger, FaultReport, Quantiles, Stage};
 pub use progress::{Pages, Progress, Report, monotonic_us};

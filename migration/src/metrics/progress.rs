@@ -7,9 +7,11 @@ use std::time::Instant;
 
 use serde::{Deserialize, Serialize};
 
+use super::classes::{ClassCounters, Classes};
 use super::{FaultLedger, FaultReport};
 use crate::page::{Claims, Class, Sent};
 use crate::proto::{MigrationState, Outcome, Phase};
+use crate::wire::{Mode, RunHead};
 
 /// Pages of the guest, by what has become of them.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -22,6 +24,8 @@ pub struct Pages {
     pub zero: u32,
     /// Sent or installed with contents.
     pub data: u32,
+    /// Pages that the source could not read: lost.
+    pub poisoned: u32,
     /// Of all these, sent because they were asked for.
     pub urgent: u32,
 }
@@ -29,14 +33,20 @@ pub struct Pages {
 /// What is known about a migration at one instant.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Report {
+    /// How the guest is moved, once that is known.
+    pub mode: Option<Mode>,
     /// Its state, in the words of QMP.
     pub state: MigrationState,
+    /// How often the peer was lost after the switchover.
+    pub interruptions: u32,
     /// The other side.
     pub peer: String,
     /// When each phase was reached, in microseconds of CLOCK_MONOTONIC of this host.
     pub reached_us: BTreeMap<Phase, u64>,
     /// Pages by class.
     pub pages: Pages,
+    /// Pages and bytes by how they travelled.
+    pub classes: Classes,
     /// Bytes of page frames, sent or received.
     pub bytes: u64,
     /// Faults, at the destination.
@@ -65,8 +75,7 @@ enum Counts {
 pub struct Progress {
     peer: String,
     inner: Mutex<Inner>,
-    zero: AtomicU64,
-    data: AtomicU64,
+    classes: ClassCounters,
     urgent: AtomicU64,
     bytes: AtomicU64,
     faults: FaultLedger,
@@ -74,9 +83,11 @@ pub struct Progress {
 
 #[derive(Debug)]
 struct Inner {
-    phase: Phase,
-    /// The last phase, which is not shown as the state yet.
-    end: Option<Phase>,
+    mode: Option<Mode>,
+    state: MigrationState,
+    /// The last state, which is not shown yet.
+    end: Option<MigrationState>,
+    interruptions: u32,
     reached_us: BTreeMap<Phase, u64>,
     counts: Counts,
     error: Option<String>,
@@ -86,8 +97,10 @@ impl Progress {
     /// Nothing has happened yet with `peer`.
     pub fn new(peer: String) -> Progress {
         let inner = Inner {
-            phase: Phase::Started,
+            mode: None,
+            state: MigrationState::Setup,
             end: None,
+            interruptions: 0,
             reached_us: BTreeMap::new(),
             counts: Counts::None,
             error: None,
@@ -95,8 +108,7 @@ impl Progress {
         Progress {
             peer,
             inner: Mutex::new(inner),
-            zero: AtomicU64::new(0),
-            data: AtomicU64::new(0),
+            classes: ClassCounters::default(),
             urgent: AtomicU64::new(0),
             bytes: AtomicU64::new(0),
             faults: FaultLedger::default(),
@@ -113,8 +125,31 @@ impl Progress {
         let now = monotonic_us();
         let mut inner = self.inner();
         inner.reached_us.entry(phase).or_insert(now);
-        // The push ends, and the last page comes, before or after other instants.
-        inner.phase = inner.phase.max(phase);
+        if phase == Phase::Resumed {
+            inner.error = None;
+        }
+    }
+
+    /// How the guest is moved.
+    pub fn moves_by(&self, mode: Mode) {
+        self.inner().mode = Some(mode);
+    }
+
+    /// Where the migration stands now.
+    pub fn stands(&self, state: MigrationState) {
+        self.inner().state = state;
+    }
+
+    /// The peer is lost for now, and why.
+    pub fn interrupted(&self, reason: &str) {
+        tracing::warn!(
+            peer = self.peer,
+            reason,
+            "the peer is lost; the guest is kept safe on both sides until it is back"
+        );
+        let mut inner = self.inner();
+        inner.interruptions += 1;
+        inner.error = Some(reason.to_owned());
     }
 
     /// When `phase` was reached, in microseconds of CLOCK_MONOTONIC.
@@ -131,7 +166,7 @@ impl Progress {
         let mut inner = self.inner();
         inner.reached_us.entry(phase).or_insert(now);
         inner.error = outcome.reason().map(str::to_owned);
-        inner.end = Some(phase);
+        inner.end = Some(outcome.migration_state());
     }
 
     /// Whether it has ended, shown or not.
@@ -142,7 +177,7 @@ impl Progress {
     /// The end becomes the state.
     pub fn show_end(&self) {
         let mut inner = self.inner();
-        inner.phase = inner.end.unwrap_or(inner.phase);
+        inner.state = inner.end.unwrap_or(inner.state);
     }
 
     /// The source counts what it sends.
@@ -155,13 +190,9 @@ impl Progress {
         self.inner().counts = Counts::Destination(claims);
     }
 
-    /// Pages of `class` were sent.
-    pub fn pages_sent(&self, class: Class, pages: u32) {
-        let counter = match class {
-            Class::Zero => &self.zero,
-            Class::Data => &self.data,
-        };
-        counter.fetch_add(pages.into(), Ordering::Relaxed);
+    /// A run of pages was sent, or has come.
+    pub fn run(&self, head: &RunHead) {
+        self.classes.add(head);
     }
 
     /// Pages went or came because they were asked for.
@@ -182,28 +213,33 @@ impl Progress {
     /// Everything, as of now.
     pub fn report(&self) -> Report {
         let inner = self.inner();
-        let count = |counter: &AtomicU64| {
-            u32::try_from(counter.load(Ordering::Relaxed)).unwrap_or(u32::MAX)
-        };
+        let classes = self.classes.read();
+        let count = |pages: u64| u32::try_from(pages).unwrap_or(u32::MAX);
+        let urgent = count(self.urgent.load(Ordering::Relaxed));
         let (pages, faults) = match &inner.counts {
             Counts::None => (Pages::default(), None),
             Counts::Source(sent) => {
                 let (total, remaining) = (sent.page_count(), sent.remaining());
-                let (zero, data) = (count(&self.zero), count(&self.data));
-                (Pages { total, remaining, zero, data, urgent: count(&self.urgent) }, None)
+                let (zero, data) = (count(classes.zero.pages), count(classes.data_pages()));
+                let poisoned = count(classes.poisoned.pages);
+                (Pages { total, remaining, zero, data, poisoned, urgent }, None)
             }
             Counts::Destination(claims) => {
                 let (total, remaining) = (claims.page_count(), claims.remaining());
-                let (zero, data) = (claims.installed(Class::Zero), claims.installed(Class::Data));
-                let pages = Pages { total, remaining, zero, data, urgent: count(&self.urgent) };
+                let [zero, data, poisoned] =
+                    [Class::Zero, Class::Data, Class::Poisoned].map(|c| claims.installed(c));
+                let pages = Pages { total, remaining, zero, data, poisoned, urgent };
                 (pages, Some(self.faults.report(Instant::now())))
             }
         };
         Report {
-            state: inner.phase.state(),
+            mode: inner.mode,
+            state: inner.state,
+            interruptions: inner.interruptions,
             peer: self.peer.clone(),
             reached_us: inner.reached_us.clone(),
             pages,
+            classes,
             bytes: self.bytes.load(Ordering::Relaxed),
             faults,
             error: inner.error.clone(),

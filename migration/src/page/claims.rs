@@ -4,12 +4,15 @@ use std::sync::atomic::{AtomicU8, AtomicU32, Ordering};
 
 use godwit_uffd::page::{PageIndex, PageRun};
 
+use super::PageSet;
+
 const MISSING: u8 = 0;
 const REQUESTED: u8 = 1;
 const INSTALLING: u8 = 2;
 const INSTALLING_REQUESTED: u8 = 3;
 const ZERO: u8 = 4;
 const DATA: u8 = 5;
+const POISONED: u8 = 6;
 
 /// What an installed page was installed from.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -18,6 +21,8 @@ pub enum Class {
     Zero,
     /// Contents.
     Data,
+    /// Nothing: the source could not read it, and whoever touches it gets a machine check.
+    Poisoned,
 }
 
 /// The answer to a fault on a page.
@@ -31,7 +36,7 @@ pub enum Requested {
     Present,
 }
 
-/// The peer sent a page that it had sent before.
+/// The peer sent a page that it had sent before, or discarded one that is on its way.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("{page} was sent twice")]
 pub struct Duplicate {
@@ -42,9 +47,10 @@ pub struct Duplicate {
 /// The state of every page of a guest at the destination.
 ///
 /// ```text
-/// Missing -> Requested -> Installing -> Installed (Zero or Data)
-///    \__________________^       |
-///    ^------- released ---------/   (back to Missing or Requested, whichever it was)
+/// Missing -> Requested -> Installing -> Installed (Zero, Data or Poisoned)
+///    \__________________^       |           |
+///    ^------- released ---------/           |   (back to Missing or Requested, as it was)
+///    ^------- discarded --------------------/   (before the switchover)
 /// ```
 ///
 /// The fault loop, which marks faults as requested, and the bulk threads, which install what is
@@ -57,6 +63,7 @@ pub struct Claims {
     remaining: AtomicU32,
     zero: AtomicU32,
     data: AtomicU32,
+    poisoned: AtomicU32,
 }
 
 impl Claims {
@@ -67,6 +74,7 @@ impl Claims {
             remaining: AtomicU32::new(pages),
             zero: AtomicU32::new(0),
             data: AtomicU32::new(0),
+            poisoned: AtomicU32::new(0),
         }
     }
 
@@ -82,9 +90,14 @@ impl Claims {
 
     /// Pages that were installed, by class.
     pub fn installed(&self, class: Class) -> u32 {
+        self.counter(class).load(Ordering::Acquire)
+    }
+
+    fn counter(&self, class: Class) -> &AtomicU32 {
         match class {
-            Class::Zero => self.zero.load(Ordering::Acquire),
-            Class::Data => self.data.load(Ordering::Acquire),
+            Class::Zero => &self.zero,
+            Class::Data => &self.data,
+            Class::Poisoned => &self.poisoned,
         }
     }
 
@@ -104,7 +117,7 @@ impl Claims {
             _ => None,
         }) {
             Ok(MISSING) => Requested::Now,
-            Err(ZERO | DATA) => Requested::Present,
+            Err(ZERO | DATA | POISONED) => Requested::Present,
             _ => Requested::Before,
         }
     }
@@ -112,6 +125,49 @@ impl Claims {
     /// Moves one page by `step`; the state before it, as an error where there is no such step.
     fn update(&self, page: PageIndex, step: impl FnMut(u8) -> Option<u8>) -> Result<u8, u8> {
         self.states[page.0 as usize].fetch_update(Ordering::AcqRel, Ordering::Acquire, step)
+    }
+
+    /// The pages that are in place.
+    pub fn received(&self) -> PageSet {
+        self.set_of(|state| matches!(state, ZERO | DATA))
+    }
+
+    /// The pages that were asked for and are not being installed. After the loss of the channel
+    /// that the requests went over they have to be asked for again.
+    pub fn requested(&self) -> PageSet {
+        self.set_of(|state| state == REQUESTED)
+    }
+
+    fn set_of(&self, of: impl Fn(u8) -> bool) -> PageSet {
+        let mut set = PageSet::empty(self.page_count());
+        for (word, states) in (0..).zip(self.states.chunks(u64::BITS as usize)) {
+            let bit =
+                |(i, state): (usize, &AtomicU8)| u64::from(of(state.load(Ordering::Acquire))) << i;
+            set.insert_word(word, states.iter().enumerate().map(bit).sum());
+        }
+        set
+    }
+
+    /// What `run` has is old: its pages are missing again. Before the switchover only, while no
+    /// page of it is asked for or being installed.
+    ///
+    /// # Errors
+    /// The first page that is; pages before it are missing by then.
+    pub fn discard(&self, run: PageRun) -> Result<(), Duplicate> {
+        for page in run.pages() {
+            let state = self.update(page, |state| match state {
+                MISSING | ZERO | DATA => Some(MISSING),
+                _ => None,
+            });
+            match state {
+                Ok(ZERO) => self.zero.fetch_sub(1, Ordering::AcqRel),
+                Ok(DATA) => self.data.fetch_sub(1, Ordering::AcqRel),
+                Ok(_) => continue,
+                Err(_) => return Err(Duplicate { page }),
+            };
+            self.remaining.fetch_add(1, Ordering::AcqRel);
+        }
+        Ok(())
     }
 
     /// Claims every page of `run` for the caller to install.
@@ -160,9 +216,10 @@ impl Claims {
         class: Class,
         mut was_requested: impl FnMut(PageIndex),
     ) -> bool {
-        let (installed, counter) = match class {
-            Class::Zero => (ZERO, &self.zero),
-            Class::Data => (DATA, &self.data),
+        let installed = match class {
+            Class::Zero => ZERO,
+            Class::Data => DATA,
+            Class::Poisoned => POISONED,
         };
         for page in run.pages() {
             match self.states[page.0 as usize].swap(installed, Ordering::AcqRel) {
@@ -171,7 +228,7 @@ impl Claims {
                 other => unreachable!("{page} finished in state {other}"),
             }
         }
-        counter.fetch_add(run.count, Ordering::AcqRel);
+        self.counter(class).fetch_add(run.count, Ordering::AcqRel);
         self.remaining.fetch_sub(run.count, Ordering::AcqRel) == run.count
     }
 }
@@ -221,6 +278,33 @@ mod tests {
         assert_eq!(claims.request(PageIndex(0)), Requested::Before);
         assert_eq!(claims.request(PageIndex(1)), Requested::Before);
         claims.begin(run(0, 2)).unwrap();
+    }
+
+    #[test]
+    fn a_poisoned_page_is_there_and_counted_apart() {
+        let claims = Claims::new(3);
+        claims.begin(run(0, 2)).unwrap();
+        assert!(!claims.finish(run(0, 2), Class::Poisoned, |_| {}));
+        assert_eq!(claims.request(PageIndex(1)), Requested::Present);
+        assert_eq!(claims.begin(run(1, 1)), Err(Duplicate { page: PageIndex(1) }));
+        let counts = [Class::Zero, Class::Data, Class::Poisoned].map(|c| claims.installed(c));
+        assert_eq!((counts, claims.remaining()), ([0, 0, 2], 1));
+    }
+
+    #[test]
+    fn discarded_pages_are_missing_and_come_again() {
+        let claims = Claims::new(100);
+        claims.begin(run(0, 100)).unwrap();
+        claims.finish(run(0, 100), Class::Data, |_| {});
+        claims.discard(run(70, 3)).unwrap();
+        assert_eq!((claims.remaining(), claims.installed(Class::Data)), (3, 97));
+        assert!(!claims.received().contains(PageIndex(71)));
+        claims.begin(run(71, 1)).unwrap();
+        assert_eq!(claims.discard(run(70, 3)), Err(Duplicate { page: PageIndex(71) }));
+        claims.finish(run(71, 1), Class::Zero, |_| {});
+        claims.request(PageIndex(72));
+        assert_eq!(claims.requested().runs().collect::<Vec<_>>(), [run(72, 1)]);
+        assert_eq!((claims.remaining(), claims.received().len()), (2, 98));
     }
 
     #[test]

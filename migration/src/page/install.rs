@@ -39,6 +39,8 @@ pub enum InstallError {
 pub enum Contents<'a> {
     /// Zero.
     Zero,
+    /// Lost: nobody can read them.
+    Poison,
     /// These bytes.
     Data(&'a [u8]),
     /// The bytes of these pages, which may become the guest's.
@@ -46,9 +48,11 @@ pub enum Contents<'a> {
 }
 
 impl Contents<'_> {
-    fn class(&self) -> Class {
+    /// What becomes of the pages.
+    pub fn class(&self) -> Class {
         match self {
             Contents::Zero => Class::Zero,
+            Contents::Poison => Class::Poisoned,
             Contents::Data(_) | Contents::Staged(_) => Class::Data,
         }
     }
@@ -66,34 +70,102 @@ pub fn install<U: Uffd>(
     mut contents: Contents<'_>,
     was_requested: impl FnMut(PageIndex),
 ) -> Result<bool, InstallError> {
-    claims.begin(run)?;
-    let mut rest = run;
-    let mut retries = 0;
-    while rest.count > 0 {
-        let filled = fill(memory, run, rest, &mut contents)
-            .map_err(|source| InstallError::Kernel { run: rest, source })?;
-        let done = match filled {
-            Filled::All => rest.count,
+    let class = contents.class();
+    let mut installing = Installing::begin(claims, run)?;
+    loop {
+        match installing.step(memory, &mut contents) {
+            Ok(Placed::All) => return Ok(installing.finish(claims, class, was_requested)),
+            Ok(Placed::Some) => {}
+            Ok(Placed::EventsFirst) => std::thread::yield_now(),
+            Err(error) => {
+                installing.release(claims);
+                return Err(error);
+            }
+        }
+    }
+}
+
+/// How far a step of an install came.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Placed {
+    /// All pages are in place: [`Installing::finish`] comes next.
+    All,
+    /// Some are, and the next step goes on.
+    Some,
+    /// Events have to be read before the next step.
+    EventsFirst,
+}
+
+/// An install under way, one call of the kernel at a time: [`install`] does all of them, and a
+/// simulator lets others act in between.
+#[derive(Debug)]
+#[must_use]
+pub struct Installing {
+    run: PageRun,
+    rest: PageRun,
+    retries: u32,
+}
+
+impl Installing {
+    /// Claims `run` for the caller.
+    ///
+    /// # Errors
+    /// A page that was claimed before; nothing has changed then.
+    pub fn begin(claims: &Claims, run: PageRun) -> Result<Installing, Duplicate> {
+        claims.begin(run)?;
+        Ok(Installing { run, rest: run, retries: 0 })
+    }
+
+    /// Puts pages in place: the next ones of `contents`, which are those of the whole run.
+    ///
+    /// # Errors
+    /// See [`InstallError`]; [`Installing::release`] comes next.
+    pub fn step<U: Uffd>(
+        &mut self,
+        memory: &GuestUffd<U>,
+        contents: &mut Contents<'_>,
+    ) -> Result<Placed, InstallError> {
+        let (run, rest) = (self.run, self.rest);
+        let kernel = |source| InstallError::Kernel { run: rest, source };
+        let (done, events) = match fill(memory, run, rest, contents).map_err(kernel)? {
+            Filled::All => (rest.count, false),
             // Somebody was first, and their page stands; whoever waits for it needs the wake.
             Filled::AlreadyPresent { done } => {
                 let present = PageIndex(rest.first.0 + done);
-                memory
-                    .wake(PageRun::one(present))
-                    .map_err(|source| InstallError::Kernel { run: rest, source })?;
-                done + 1
+                memory.wake(PageRun::one(present)).map_err(kernel)?;
+                (done + 1, false)
             }
             Filled::EventsFirst { done } => {
-                retries += 1;
-                if retries > EVENTS_RETRIES_MAX {
+                self.retries += 1;
+                if self.retries > EVENTS_RETRIES_MAX {
                     return Err(InstallError::Events { run: rest });
                 }
-                std::thread::yield_now();
-                done
+                (done, true)
             }
         };
-        rest = PageRun { first: PageIndex(rest.first.0 + done), count: rest.count - done };
+        self.rest = rest.without(done);
+        Ok(match (self.rest.count, events) {
+            (0, _) => Placed::All,
+            (_, true) => Placed::EventsFirst,
+            (_, false) => Placed::Some,
+        })
     }
-    Ok(claims.finish(run, contents.class(), was_requested))
+
+    /// The pages are in place; see [`Claims::finish`].
+    pub fn finish(
+        self,
+        claims: &Claims,
+        class: Class,
+        was_requested: impl FnMut(PageIndex),
+    ) -> bool {
+        claims.finish(self.run, class, was_requested)
+    }
+
+    /// The install failed. The pages may be sent again; those that are in place by now are found
+    /// to be so then.
+    pub fn release(self, claims: &Claims) {
+        claims.release(self.run);
+    }
 }
 
 fn fill<U: Uffd>(
@@ -106,6 +178,8 @@ fn fill<U: Uffd>(
     let done = usize::try_from(done).expect("inside the run's bytes");
     match contents {
         Contents::Zero => memory.zero(rest, Wake::Now),
+        // Where the kernel cannot, this fails: nothing else keeps a lost page from being read.
+        Contents::Poison => memory.poison(rest, Wake::Now),
         Contents::Data(bytes) => memory.copy(rest, &bytes[done..], Wake::Now),
         Contents::Staged(bytes) => fill_staged(memory, rest, &mut bytes[done..]),
     }

@@ -3,7 +3,9 @@
 mod claims;
 mod install;
 mod sent;
+mod set;
 
 pub use claims::{Claims, Class, Duplicate, Requested};
-pub use install::{Contents, InstallError, install};
+pub use install::{Contents, InstallError, Installing, Placed, install};
 pub use sent::Sent;
+pub use set::PageSet;

@@ -4,6 +4,8 @@ use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 
 use godwit_uffd::page::PageIndex;
 
+use super::PageSet;
+
 /// Pages in one word of the bitmap.
 const WORD_PAGES: u32 = u64::BITS;
 
@@ -68,11 +70,54 @@ impl Sent {
         self.remaining.fetch_sub(taken.count_ones(), Ordering::AcqRel);
         taken
     }
+
+    /// The pages of `pages` have to be sent again. Returns how many of them had been.
+    pub fn give_back(&self, pages: &PageSet) -> u32 {
+        assert_eq!(pages.page_count(), self.pages);
+        let mut given = 0;
+        for (word, &bits) in self.words.iter().zip(pages.words()) {
+            given += (word.fetch_and(!bits, Ordering::AcqRel) & bits).count_ones();
+        }
+        self.remaining.fetch_add(given, Ordering::AcqRel);
+        given
+    }
+
+    /// What the destination has is what was sent, and nothing else. Nobody takes pages meanwhile.
+    pub fn reset(&self, received: &PageSet) {
+        assert_eq!(received.page_count(), self.pages);
+        for (word, &bits) in self.words.iter().zip(received.words()) {
+            word.store(bits, Ordering::Release);
+        }
+        self.remaining.store(self.pages - received.len(), Ordering::Release);
+    }
+
+    /// The pages that are not sent.
+    pub fn left(&self) -> PageSet {
+        let mut left = PageSet::empty(self.pages);
+        for (index, word) in (0..).zip(&self.words) {
+            left.insert_word(index, !word.load(Ordering::Acquire));
+        }
+        left
+    }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn pages_that_are_given_back_are_left_again() {
+        let sent = Sent::new(70);
+        (0..70).for_each(|page| assert!(sent.take(PageIndex(page))));
+        let mut dirty = PageSet::empty(70);
+        dirty.insert(PageIndex(5));
+        dirty.insert(PageIndex(69));
+        assert_eq!((sent.give_back(&dirty), sent.give_back(&dirty)), (2, 0));
+        assert_eq!((sent.remaining(), sent.left()), (2, dirty.clone()));
+        assert!(sent.take(PageIndex(69)));
+        sent.reset(&dirty);
+        assert_eq!((sent.remaining(), sent.take(PageIndex(5))), (68, false));
+    }
 
     #[test]
     fn each_page_is_taken_once() {

@@ -6,13 +6,16 @@
 //! | source | destination | a lost peer means |
 //! |---|---|---|
 //! | Offered, Connecting | Preparing, AwaitPackage | nothing: the guest runs at the source |
-//! | Saving, Loading | Loading, AwaitGrant | the guest runs on at the source |
+//! | Tracking, Round | AwaitPackage | nothing: the guest runs at the source |
+//! | Saving, Finishing, Loading | Loading, AwaitGrant | the guest runs on at the source |
 //! | Granting | | the record decides: written, it is granted |
-//! | Granted | Recording | both paused, both say so |
-//! | Serving | Running | paused where pages are missing; the source keeps its pages |
+//! | Granted | Recording | both paused; the source dials and learns who has the guest |
+//! | Serving | Running | paused where pages are missing; the source dials and goes on |
+//! | Resuming, Reconnecting | Interrupted | as before: the source dials again |
 //! | | Completing | nothing: all pages are here |
 
 mod destination;
+mod ownership;
 mod patience;
 mod source;
 #[cfg(test)]
@@ -21,7 +24,10 @@ mod tests;
 pub use destination::{
     Destination, Input as DestinationInput, Output as DestinationOutput, Prepared,
 };
-pub use source::{Input as SourceInput, Output as SourceOutput, Source};
+pub use ownership::{
+    Answer, Ownership, Record, answer, away_after, comes_here, lets_go, may_come, may_own, may_run,
+};
+pub use source::{Input as SourceInput, Output as SourceOutput, Saved, Source};
 
 use serde::{Deserialize, Serialize};
 
@@ -88,8 +94,10 @@ pub enum Outcome {
         /// Why.
         reason: String,
     },
-    /// The peer was lost after the switchover: pages are still at the source, which keeps them.
-    Paused {
+    /// As that, because the operator wanted it.
+    Cancelled,
+    /// The guest is lost, or what is left of it was given up: it runs nowhere.
+    Lost {
         /// Why.
         reason: String,
     },
@@ -100,16 +108,25 @@ impl Outcome {
     pub fn phase(&self) -> Phase {
         match self {
             Outcome::Completed => Phase::Released,
-            Outcome::Aborted { .. } => Phase::Failed,
-            Outcome::Paused { .. } => Phase::Lost,
+            Outcome::Aborted { .. } | Outcome::Cancelled => Phase::Failed,
+            Outcome::Lost { .. } => Phase::Lost,
+        }
+    }
+
+    /// Its state in the words that users know.
+    pub fn migration_state(&self) -> MigrationState {
+        match self {
+            Outcome::Completed => MigrationState::Completed,
+            Outcome::Aborted { .. } | Outcome::Lost { .. } => MigrationState::Failed,
+            Outcome::Cancelled => MigrationState::Cancelled,
         }
     }
 
     /// Why it did not complete.
     pub fn reason(&self) -> Option<&str> {
         match self {
-            Outcome::Completed => None,
-            Outcome::Aborted { reason } | Outcome::Paused { reason } => Some(reason),
+            Outcome::Completed | Outcome::Cancelled => None,
+            Outcome::Aborted { reason } | Outcome::Lost { reason } => Some(reason),
         }
     }
 }
@@ -120,23 +137,37 @@ impl Outcome {
 pub enum MigrationState {
     /// The destination is being prepared; the guest runs at the source.
     Setup,
+    /// The guest runs at the source, and its pages are sent.
+    Active,
     /// The guest is paused; vCPUs and devices are on their way.
     Device,
     /// The guest runs at the destination; pages follow.
     PostcopyActive,
-    /// The peer was lost with pages still at the source.
+    /// The peer is lost with pages still at the source. Both sides keep them safe.
     PostcopyPaused,
+    /// The source dials the lost destination.
+    PostcopyRecoverSetup,
+    /// The peers find out what has arrived.
+    PostcopyRecover,
     /// All pages are at the destination.
     Completed,
-    /// It failed before the switchover.
+    /// It failed before the switchover, or the guest is lost.
     Failed,
+    /// The operator ended it before the switchover.
+    Cancelled,
 }
 
 impl MigrationState {
-    /// Whether nothing more will happen by itself.
+    /// Whether the peer is lost, and looked for.
+    pub fn is_interrupted(self) -> bool {
+        use MigrationState::{PostcopyPaused, PostcopyRecover, PostcopyRecoverSetup};
+        matches!(self, PostcopyPaused | PostcopyRecoverSetup | PostcopyRecover)
+    }
+
+    /// Whether nothing more will happen.
     pub fn is_final(self) -> bool {
-        use MigrationState::{Completed, Failed, PostcopyPaused};
-        matches!(self, Completed | Failed | PostcopyPaused)
+        use MigrationState::{Cancelled, Completed, Failed};
+        matches!(self, Completed | Failed | Cancelled)
     }
 }
 
@@ -148,6 +179,8 @@ pub enum Phase {
     Started,
     /// The destination has built the machine.
     Prepared,
+    /// The first round of pages begins, while the guest runs at the source.
+    FirstRound,
     /// The vCPUs are told to stop: the blackout begins.
     Paused,
     /// vCPU and device state is saved (source) or here (destination).
@@ -158,6 +191,8 @@ pub enum Phase {
     Granted,
     /// The destination recorded that it owns the guest, and its vCPUs run.
     Running,
+    /// A lost peer is back, for the first time.
+    Resumed,
     /// The source has pushed all that nobody asked for.
     Pushed,
     /// The last page is in place.
@@ -166,22 +201,6 @@ pub enum Phase {
     Released,
     /// Ended before the switchover.
     Failed,
-    /// The peer was lost after the switchover.
+    /// The guest is lost.
     Lost,
-}
-
-impl Phase {
-    /// The one table that maps our instants to the states that users know.
-    pub fn state(self) -> MigrationState {
-        match self {
-            Phase::Started | Phase::Prepared => MigrationState::Setup,
-            Phase::Paused | Phase::Package | Phase::Loaded | Phase::Granted => {
-                MigrationState::Device
-            }
-            Phase::Running | Phase::Pushed | Phase::LastPage => MigrationState::PostcopyActive,
-            Phase::Released => MigrationState::Completed,
-            Phase::Failed => MigrationState::Failed,
-            Phase::Lost => MigrationState::PostcopyPaused,
-        }
-    }
 }

@@ -30,9 +30,14 @@ impl Patience {
         Patience { heard: now, spoken: now, limit, alive: false }
     }
 
+    /// Waits `limit` for the next message of the peer, which hears from us meanwhile.
+    pub fn audible(now: Instant, limit: Duration) -> Patience {
+        Patience { heard: now, spoken: now, limit, alive: true }
+    }
+
     /// Both sides say that they are alive, and a silent peer is lost.
     pub fn serving(now: Instant) -> Patience {
-        Patience { heard: now, spoken: now, limit: PEER_TIMEOUT, alive: true }
+        Patience::audible(now, PEER_TIMEOUT)
     }
 
     pub fn heard(&mut self, now: Instant) {

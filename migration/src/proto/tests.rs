@@ -8,9 +8,12 @@ use godwit_uffd::page::{PageIndex, PageRun};
 use uuid::Uuid;
 
 use super::*;
-use crate::page::{Claims, Class, Sent};
+use crate::limits::{REDIAL_MAX, REDIAL_MIN};
+use crate::page::{Claims, Class, PageSet, Requested, Sent};
+use crate::schedule::{OnTimeout, RoundLimits};
 use crate::wire::{
-    Complete, Encoding, MemslotLayout, Message, Offer, RunHead, Section, decode, encode,
+    Abort, Complete, Encoding, MemslotLayout, Message, Mode, Offer, RunHead, Section, decode,
+    encode,
 };
 
 const PAGES: u32 = 8;
@@ -24,6 +27,8 @@ struct Faults {
     grant_record: bool,
     owned_record: bool,
     lost_before_grant_arrives: bool,
+    /// The destination's process has no session any more, and this is what its records say.
+    forgotten: Option<Answer>,
 }
 
 struct Pair {
@@ -33,6 +38,10 @@ struct Pair {
     claims: Arc<Claims>,
     now: Instant,
     faults: Faults,
+    /// Pages that are written during each round, while there are any.
+    dirty: Vec<Vec<u32>>,
+    /// Both channels carry bytes.
+    connected: bool,
     /// What each side did, by name.
     log: Vec<String>,
     source_end: Option<Outcome>,
@@ -51,22 +60,32 @@ fn result(fails: bool) -> Result<(), String> {
 
 impl Pair {
     fn new(faults: Faults) -> Pair {
+        Pair::of(Mode::Postcopy, faults)
+    }
+
+    fn of(mode: Mode, faults: Faults) -> Pair {
         let offer = Offer {
             guest: Uuid::from_u128(1),
             transfer: 4,
             page_bytes: 4096,
+            mode,
+            connections: 2,
             memslots: vec![MemslotLayout { gpa: 0, bytes: u64::from(PAGES) * 4096 }],
             config: vec![],
             requirements: vec![],
         };
         let (sent, now) = (Arc::new(Sent::new(PAGES)), Instant::now());
+        let (downtime, timeout) = (Duration::from_millis(300), Duration::from_secs(60));
+        let limits = RoundLimits { downtime, timeout, on_timeout: OnTimeout::Cancel };
         Pair {
-            source: Source::new(offer, Arc::clone(&sent), now),
+            source: Source::new(offer, limits, Arc::clone(&sent), now),
             destination: Destination::new(now),
             sent,
             claims: Arc::new(Claims::new(PAGES)),
             now,
             faults,
+            dirty: Vec::new(),
+            connected: true,
             log: Vec::new(),
             source_end: None,
             destination_end: None,
@@ -89,6 +108,18 @@ impl Pair {
         self.destination.handle(input, self.now);
     }
 
+    fn did_times(&self, what: &str) -> usize {
+        self.log.iter().filter(|entry| *entry == what).count()
+    }
+
+    fn next_dirty(&mut self) -> PageSet {
+        let mut dirty = PageSet::empty(PAGES);
+        if !self.dirty.is_empty() {
+            self.dirty.remove(0).into_iter().for_each(|page| dirty.insert(PageIndex(page)));
+        }
+        dirty
+    }
+
     fn step_source(&mut self) -> bool {
         let Some(output) = self.source.poll_output() else {
             return false;
@@ -96,16 +127,31 @@ impl Pair {
         let mut bytes = Vec::new();
         match output {
             SourceOutput::Send(Message::Grant { .. }) if self.faults.lost_before_grant_arrives => {
+                self.faults.lost_before_grant_arrives = false;
                 self.lose_both();
             }
             SourceOutput::Send(message) => {
-                self.tell_destination(DestinationInput::Message(wire(&message, &mut bytes)));
+                if self.connected {
+                    self.tell_destination(DestinationInput::Message(wire(&message, &mut bytes)));
+                }
             }
-            SourceOutput::ConnectBulk(_) => self.tell_source(SourceInput::BulkConnected(Ok(()))),
+            SourceOutput::ConnectBulk { .. } => {
+                for _ in 0..2 {
+                    self.tell_destination(DestinationInput::BulkJoined);
+                }
+                self.tell_source(SourceInput::BulkConnected(Ok(())));
+            }
+            SourceOutput::StartTracking => self.tell_source(SourceInput::TrackingStarted(Ok(()))),
+            SourceOutput::Collect => {
+                let dirty = self.next_dirty();
+                self.now += Duration::from_secs(1);
+                self.tell_source(SourceInput::Collected(Ok(dirty)));
+            }
             SourceOutput::PauseAndSave => {
                 self.log.push("pause".into());
-                let section = Section { id: 1, version: 1, bytes: vec![] };
-                let saved = result(self.faults.save).map(|()| vec![section]);
+                let sections = vec![Section { id: 1, version: 1, bytes: vec![] }];
+                let dirty = self.next_dirty();
+                let saved = result(self.faults.save).map(|()| Saved { sections, dirty });
                 self.tell_source(SourceInput::Saved(saved));
             }
             SourceOutput::RecordGrant(4) => {
@@ -113,10 +159,21 @@ impl Pair {
                 self.tell_source(SourceInput::GrantRecorded(result(self.faults.grant_record)));
             }
             SourceOutput::Serve(page) => {
-                let head = RunHead { run: PageRun::one(page), encoding: Encoding::Zero };
-                self.tell_destination(DestinationInput::Message(Message::Pages(head, &[])));
+                let head = RunHead::new(PageRun::one(page), Encoding::Zero, &[]);
+                if self.connected {
+                    self.tell_destination(DestinationInput::Message(Message::Pages(head, &[])));
+                }
             }
-            SourceOutput::StartPush => self.log.push("push".into()),
+            SourceOutput::Dial { epoch, .. } => self.dial(epoch),
+            SourceOutput::StartPush => {
+                self.log.push("push".into());
+                if self.source.migration_state() != MigrationState::PostcopyActive {
+                    self.push();
+                }
+            }
+            SourceOutput::HangUp => self.connected = false,
+            SourceOutput::Interrupted(_) => self.log.push("source interrupted".into()),
+            SourceOutput::StopTracking => self.log.push("stop tracking".into()),
             SourceOutput::Resume => self.log.push("resume".into()),
             SourceOutput::RecordReclaimed(4) => self.log.push("reclaimed".into()),
             SourceOutput::RecordReleased(4) => self.log.push("released".into()),
@@ -127,15 +184,51 @@ impl Pair {
         true
     }
 
+    /// The source comes back, if the destination still has the session.
+    fn dial(&mut self, epoch: u32) {
+        self.log.push("dial".into());
+        match self.faults.forgotten.clone() {
+            None => self.tell_destination(DestinationInput::Resume { epoch }),
+            Some(answer) => {
+                self.connected = true;
+                self.tell_source(SourceInput::Dialled(Ok(())));
+                let message = match answer {
+                    Answer::Refused | Answer::Refuse => {
+                        Message::Refused { transfer: 4, reason: "no grant came".into() }
+                    }
+                    Answer::MovedOn => Message::Complete(Complete::moved_on()),
+                    Answer::Gone => Message::Gone { transfer: 4 },
+                    Answer::Unknown(reason) => Message::Abort(Abort { reason }),
+                };
+                self.tell_source(SourceInput::Message(message));
+            }
+        }
+    }
+
     fn step_destination(&mut self) -> bool {
         let Some(output) = self.destination.poll_output() else {
             return false;
         };
+        self.perform_destination(output);
+        true
+    }
+
+    fn perform_destination(&mut self, output: DestinationOutput) {
         let mut bytes = Vec::new();
         match output {
             DestinationOutput::Send(message) => {
-                self.tell_source(SourceInput::Message(wire(&message, &mut bytes)));
+                if self.connected {
+                    self.tell_source(SourceInput::Message(wire(&message, &mut bytes)));
+                }
             }
+            DestinationOutput::HangUp => self.connected = false,
+            DestinationOutput::Interrupted(_) => self.log.push("destination interrupted".into()),
+            DestinationOutput::Adopt { .. } => {
+                self.connected = true;
+                self.tell_source(SourceInput::Dialled(Ok(())));
+                self.tell_destination(DestinationInput::Adopted);
+            }
+            DestinationOutput::Discard(run) => self.log.push(format!("empty {run}")),
             DestinationOutput::Prepare(_) => {
                 let claims = Arc::clone(&self.claims);
                 let prepared =
@@ -158,12 +251,11 @@ impl Pair {
             }
             DestinationOutput::Install(head) => self.install(head.run),
             DestinationOutput::StartGuest => self.log.push("start".into()),
-            DestinationOutput::Discard => self.log.push("discard".into()),
+            DestinationOutput::Abandon => self.log.push("discard".into()),
             DestinationOutput::Wake(_) | DestinationOutput::Reached(_) => {}
             DestinationOutput::Finish(outcome) => self.destination_end = Some(outcome),
             other => panic!("{other:?}"),
         }
-        true
     }
 
     fn install(&mut self, run: PageRun) {
@@ -182,9 +274,18 @@ impl Pair {
         }
         self.tell_source(SourceInput::Pushed);
         self.tell_destination(DestinationInput::PushEnded);
+        self.tell_destination(DestinationInput::PushEnded);
+    }
+
+    /// Time passes until the source dials, and all that follows happens.
+    fn dial_again(&mut self) {
+        self.now += REDIAL_MAX;
+        self.source.handle_timeout(self.now);
+        self.run();
     }
 
     fn lose_both(&mut self) {
+        self.connected = false;
         let lost = || PeerError::Lost("cut".into());
         self.tell_source(SourceInput::PeerFailed(lost()));
         self.tell_destination(DestinationInput::PeerFailed(lost()));
@@ -195,8 +296,15 @@ fn aborted(end: Option<&Outcome>) -> bool {
     matches!(end, Some(Outcome::Aborted { .. }))
 }
 
-fn paused(end: Option<&Outcome>) -> bool {
-    matches!(end, Some(Outcome::Paused { .. }))
+impl Pair {
+    /// Both sides wait for each other, and nothing is over.
+    fn is_paused(&self) -> bool {
+        let paused = MigrationState::PostcopyPaused;
+        self.source.migration_state() == paused
+            && self.destination.migration_state() == paused
+            && self.source_end.is_none()
+            && self.destination_end.is_none()
+    }
 }
 
 #[test]
@@ -241,26 +349,197 @@ fn a_refused_grant_gives_the_guest_back() {
 }
 
 #[test]
-fn a_grant_that_gets_lost_leaves_nobody_running() {
+fn a_grant_that_gets_lost_leaves_nobody_running_until_the_refusal_is_known() {
     let faults = Faults { lost_before_grant_arrives: true, ..Faults::default() };
     let mut pair = Pair::new(faults);
     pair.run();
-    assert!(paused(pair.source_end.as_ref()), "{:?}", pair.source_end);
+    assert!(pair.did("source interrupted") && pair.source_end.is_none());
     assert!(pair.did("granted") && !pair.did("resume") && !pair.did("start"));
     assert!(pair.did("refused"), "the destination bars itself: {:?}", pair.log);
+    pair.faults.forgotten = Some(Answer::Unknown("wrong host".into()));
+    pair.dial_again();
+    assert!(pair.source_end.is_none() && !pair.did("resume"));
+    pair.faults.forgotten = Some(Answer::Refused);
+    pair.dial_again();
+    assert!(aborted(pair.source_end.as_ref()));
+    assert!(pair.did("reclaimed") && pair.did("resume"));
 }
 
 #[test]
-fn a_peer_lost_while_pages_are_missing_pauses_both_sides() {
+fn a_guest_whose_destination_is_gone_is_lost_and_never_run_again() {
     let mut pair = Pair::new(Faults::default());
     pair.run();
     pair.lose_both();
+    pair.faults.forgotten = Some(Answer::Gone);
     pair.run();
-    assert!(paused(pair.source_end.as_ref()) && paused(pair.destination_end.as_ref()));
-    assert!(!pair.did("resume"));
+    pair.dial_again();
+    assert!(matches!(pair.source_end, Some(Outcome::Lost { .. })), "{:?}", pair.source_end);
+    assert!(!pair.did("resume") && !pair.did("reclaimed"));
+}
+
+#[test]
+fn a_peer_lost_while_pages_are_missing_is_waited_for_and_the_session_goes_on() {
+    let mut pair = Pair::new(Faults::default());
+    pair.run();
+    // Sent and never received.
+    assert!(pair.sent.take(PageIndex(6)));
+    pair.lose_both();
+    pair.run();
+    assert!(pair.is_paused() && !pair.did("resume"));
     // Faults stay parked, and are not asked of anybody.
     pair.tell_destination(DestinationInput::Fault(PageIndex(3)));
     assert_eq!(pair.destination.poll_output(), None);
+    pair.dial_again();
+    assert_eq!(pair.claims.request(PageIndex(3)), Requested::Present, "asked for again");
+    pair.push();
+    pair.run();
+    assert_eq!(pair.claims.remaining(), 0, "page 6 travels again");
+    assert_eq!(pair.source_end, Some(Outcome::Completed));
+    assert_eq!(pair.destination_end, Some(Outcome::Completed));
+}
+
+#[test]
+fn what_arrives_while_the_channels_are_hung_up_is_said_to_be_here() {
+    let mut pair = Pair::new(Faults::default());
+    pair.run();
+    pair.tell_destination(DestinationInput::Resume { epoch: 1 });
+    assert_eq!(pair.destination.poll_output(), Some(DestinationOutput::HangUp));
+    // By a thread that the driver waits for.
+    pair.install(PageRun::one(PageIndex(3)));
+    assert_eq!(pair.destination.poll_output(), Some(DestinationOutput::Adopt { epoch: 1 }));
+    assert_eq!(pair.destination.poll_output(), None);
+    pair.tell_destination(DestinationInput::Adopted);
+    let said = pair.destination.poll_output();
+    let Some(DestinationOutput::Send(Message::Received(part))) = said else { panic!("{said:?}") };
+    let mut received = PageSet::empty(PAGES);
+    part.add_to(&mut received);
+    assert!(received.contains(PageIndex(3)));
+}
+
+#[test]
+fn a_guest_that_is_whole_waits_for_no_source() {
+    let interrupted = || {
+        let mut pair = Pair::new(Faults::default());
+        pair.run();
+        pair.tell_destination(DestinationInput::PeerFailed(PeerError::Lost("cut".into())));
+        while pair.step_destination() {}
+        let mut left = PageSet::full(PAGES);
+        pair.claims.received().runs().for_each(|run| left.remove_run(run));
+        for run in left.runs() {
+            pair.claims.begin(run).unwrap();
+            pair.claims.finish(run, Class::Zero, |_| {});
+        }
+        assert!(pair.destination_end.is_none());
+        pair
+    };
+    let mut pair = interrupted();
+    pair.tell_destination(DestinationInput::AllInstalled);
+    while pair.step_destination() {}
+    assert_eq!(pair.destination_end, Some(Outcome::Completed));
+
+    let mut pair = interrupted();
+    pair.tell_destination(DestinationInput::Abandon("the operator wants to end".into()));
+    while pair.step_destination() {}
+    assert_eq!(pair.destination_end, Some(Outcome::Completed));
+}
+
+#[test]
+fn a_refusal_that_cannot_be_recorded_is_recorded_again() {
+    let mut pair = Pair::new(Faults { owned_record: true, ..Faults::default() });
+    loop {
+        while pair.step_source() {}
+        match pair.destination.poll_output().expect("it comes to refuse") {
+            DestinationOutput::RecordRefused(4) => break,
+            other => pair.perform_destination(other),
+        }
+    }
+    pair.tell_destination(DestinationInput::RefusedRecorded(Err("no space".into())));
+    pair.run();
+    assert!(pair.destination_end.is_none() && pair.source_end.is_none() && !pair.did("resume"));
+    pair.now = pair.destination.poll_timeout().expect("it tries again");
+    pair.destination.handle_timeout(pair.now);
+    pair.run();
+    assert!(pair.did("refused") && aborted(pair.destination_end.as_ref()));
+    pair.faults.forgotten = Some(Answer::Refused);
+    pair.tell_source(SourceInput::PeerFailed(PeerError::Lost("it hung up".into())));
+    pair.dial_again();
+    assert!(aborted(pair.source_end.as_ref()) && pair.did("resume"), "{:?}", pair.log);
+}
+
+#[test]
+fn channels_that_are_lost_together_are_one_loss() {
+    let mut pair = Pair::new(Faults::default());
+    pair.run();
+    for _ in 0..5 {
+        pair.tell_source(SourceInput::PeerFailed(PeerError::Lost("cut".into())));
+    }
+    pair.run();
+    assert_eq!(pair.did_times("source interrupted"), 1);
+    assert_eq!(pair.source.poll_timeout(), Some(pair.now + REDIAL_MIN));
+}
+
+#[test]
+fn a_session_goes_on_after_any_number_of_losses() {
+    let mut pair = Pair::new(Faults::default());
+    pair.run();
+    for page in 2..PAGES {
+        pair.lose_both();
+        pair.run();
+        assert!(pair.is_paused());
+        pair.dial_again();
+        pair.tell_destination(DestinationInput::Fault(PageIndex(page)));
+        pair.run();
+        assert_eq!(pair.claims.request(PageIndex(page)), Requested::Present);
+    }
+    pair.push();
+    pair.run();
+    assert_eq!(pair.source_end, Some(Outcome::Completed));
+    assert_eq!(pair.did_times("start"), 1);
+}
+
+#[test]
+fn hybrid_sends_rounds_and_what_is_dirty_follows_the_guest() {
+    let mut pair = Pair::of(Mode::Hybrid, Faults::default());
+    pair.dirty = vec![vec![2, 3], vec![3, 5]];
+    pair.run();
+    assert!(pair.did("empty pages 2..4") && pair.did("empty pages 3..4"), "{:?}", pair.log);
+    assert!(pair.did("start") && pair.did("stop tracking"));
+    // Page 1 was not written, and is not sent again although loading touches it.
+    let left: Vec<_> = pair.sent.left().runs().collect();
+    assert_eq!(left.len(), 2, "pages 2, 3 and 5 follow: {left:?}");
+    pair.push();
+    pair.run();
+    assert_eq!(pair.source_end, Some(Outcome::Completed));
+    assert_eq!(pair.claims.remaining(), 0);
+}
+
+#[test]
+fn precopy_leaves_nothing_for_later() {
+    let mut pair = Pair::of(Mode::Precopy, Faults::default());
+    pair.dirty = vec![vec![0, 1, 2, 3, 4, 5], vec![4], vec![7]];
+    pair.run();
+    assert_eq!((pair.sent.remaining(), pair.claims.remaining()), (0, 0));
+    assert!(pair.did("empty pages 7..8") && pair.did("start"), "{:?}", pair.log);
+    pair.push();
+    pair.run();
+    assert_eq!(pair.source_end, Some(Outcome::Completed));
+}
+
+#[test]
+fn a_failure_in_a_round_or_a_cancel_leaves_the_guest_running_at_the_source() {
+    let end = |input: fn() -> SourceInput<'static>| {
+        let mut pair = Pair::of(Mode::Hybrid, Faults::default());
+        while pair.source.migration_state() != MigrationState::Active {
+            assert!(pair.step_source() || pair.step_destination());
+        }
+        pair.tell_source(input());
+        pair.run();
+        assert!(!pair.did("pause") && pair.did("stop tracking") && pair.did("discard"));
+        assert!(aborted(pair.destination_end.as_ref()));
+        pair.source_end
+    };
+    assert!(aborted(end(|| SourceInput::PeerFailed(PeerError::Lost("cut".into()))).as_ref()));
+    assert_eq!(end(|| SourceInput::Cancel), Some(Outcome::Cancelled));
 }
 
 #[test]
@@ -278,8 +557,9 @@ fn the_end_of_a_push_that_forgot_pages_is_no_completion() {
     let mut pair = Pair::new(Faults::default());
     pair.run();
     pair.tell_destination(DestinationInput::PushEnded);
+    pair.tell_destination(DestinationInput::PushEnded);
     pair.run();
-    assert!(paused(pair.destination_end.as_ref()), "{:?}", pair.destination_end);
+    assert!(pair.did("destination interrupted") && pair.destination_end.is_none());
 }
 
 #[test]
@@ -289,7 +569,7 @@ fn a_destination_that_cannot_have_all_pages_is_not_believed() {
     let complete = Complete { zero: PAGES, data: 0, guest_ended: false };
     pair.tell_source(SourceInput::Message(Message::Complete(complete)));
     while pair.step_source() {}
-    assert!(paused(pair.source_end.as_ref()), "{:?}", pair.source_end);
+    assert!(pair.did("source interrupted") && pair.source_end.is_none());
 }
 
 #[test]
@@ -320,7 +600,7 @@ fn silence_is_an_abort_before_the_grant_and_a_loss_after_it() {
     pair.source.handle_timeout(pair.now + hour);
     pair.destination.handle_timeout(pair.now + hour);
     pair.run();
-    assert!(paused(pair.source_end.as_ref()) && paused(pair.destination_end.as_ref()));
+    assert!(pair.is_paused());
 }
 
 #[test]

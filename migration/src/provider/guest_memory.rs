@@ -1,31 +1,32 @@
-//! The memory of a paused guest as a page provider.
+//! The memory of a guest as a page provider.
 
 use std::io;
-use std::os::fd::AsFd;
 use std::sync::Arc;
 
 use godwit_uffd::page::{PageIndex, PageRun, PageSize};
-use vm_memory::{
-    GuestMemoryBackend, GuestMemoryMmap, GuestMemoryRegion, VolatileMemory, VolatileMemoryError,
-    VolatileSlice, WriteVolatile,
-};
+use vm_memory::bitmap::{AtomicBitmap, BS};
+use vm_memory::{GuestMemoryBackend, GuestMemoryMmap, GuestMemoryRegion, VolatileSlice};
 
 const PAGE: PageSize = PageSize::BASE;
 
+/// Guest memory as this process maps it. Each page that the process writes is marked afterwards.
+pub type GuestRam = GuestMemoryMmap<AtomicBitmap>;
+
 /// Reads pages of guest memory by index, over the memslots in address order.
 ///
-/// The guest is paused and its devices are drained while pages are read, so that no page changes
-/// under the reader.
+/// After the switchover the guest stands still and its devices are drained, so no page changes
+/// under the reader. During rounds it runs: a page that changes meanwhile is read in some state or
+/// other, is noted as written, and comes again.
 #[derive(Clone, Debug)]
 pub struct GuestPages {
-    memory: Arc<GuestMemoryMmap>,
+    memory: Arc<GuestRam>,
     /// First page index of each region, and the count behind the last.
     starts: Vec<u32>,
 }
 
 impl GuestPages {
     /// All regions of `memory`, which are whole pages and at most `u32::MAX` pages together.
-    pub fn new(memory: Arc<GuestMemoryMmap>) -> GuestPages {
+    pub fn new(memory: Arc<GuestRam>) -> GuestPages {
         let mut starts = vec![0u32];
         for region in memory.iter() {
             let pages = PAGE.pages_in(region.len()).expect("regions are whole pages");
@@ -40,7 +41,7 @@ impl GuestPages {
     }
 
     /// The memory of the part of `run` that lies in the region of its first page.
-    fn slice(&self, run: PageRun) -> io::Result<(VolatileSlice<'_>, u32)> {
+    fn slice(&self, run: PageRun) -> io::Result<(VolatileSlice<'_, BS<'_, AtomicBitmap>>, u32)> {
         let region = self.starts.partition_point(|&start| start <= run.first.0) - 1;
         let outside = || io::Error::other(format!("{run} is outside guest memory"));
         let region_end = *self.starts.get(region + 1).ok_or_else(outside)?;
@@ -54,41 +55,17 @@ impl GuestPages {
         Ok((slice, count))
     }
 
-    /// Copies one page to `out`, which is one page long.
+    /// Copies the pages of `run` to `out`, which is as long as they are.
     ///
     /// # Errors
-    /// A page outside the guest.
-    pub fn read(&self, page: PageIndex, out: &mut [u8]) -> io::Result<()> {
-        let (slice, _) = self.slice(PageRun::one(page))?;
-        let copied = slice.copy_to(out);
-        debug_assert_eq!(copied, PAGE.bytes());
-        Ok(())
-    }
-
-    /// Whether all bytes of `page` are zero. Stops at the first that is not.
-    ///
-    /// # Errors
-    /// A page outside the guest.
-    pub fn is_zero(&self, page: PageIndex) -> io::Result<bool> {
-        let (slice, _) = self.slice(PageRun::one(page))?;
-        let words = slice
-            .get_array_ref::<[u64; 8]>(0, PAGE.bytes() / size_of::<[u64; 8]>())
-            .map_err(io::Error::other)?;
-        Ok((0..words.len()).all(|i| words.load(i).iter().fold(0, |all, word| all | word) == 0))
-    }
-
-    /// Writes the contents of `run` to `stream`, from guest memory without a copy in between.
-    ///
-    /// # Errors
-    /// Whatever the stream returns, or a run outside the guest.
-    pub fn write_to(&self, mut run: PageRun, stream: impl AsFd) -> io::Result<()> {
-        let mut stream = stream.as_fd();
+    /// A run that reaches outside the guest.
+    pub fn read_run(&self, mut run: PageRun, mut out: &mut [u8]) -> io::Result<()> {
+        debug_assert_eq!(out.len(), PAGE.length_of(run.count));
         while run.count > 0 {
             let (slice, count) = self.slice(run)?;
-            stream.write_all_volatile(&slice).map_err(|error| match error {
-                VolatileMemoryError::IOError(error) => error,
-                other => io::Error::other(other),
-            })?;
+            let (part, rest) = out.split_at_mut(slice.len());
+            slice.copy_to(part);
+            out = rest;
             run = PageRun { first: PageIndex(run.first.0 + count), count: run.count - count };
         }
         Ok(())
@@ -97,9 +74,6 @@ impl GuestPages {
 
 #[cfg(test)]
 mod tests {
-    use std::io::Read;
-    use std::os::unix::net::UnixStream;
-
     use vm_memory::{Bytes, GuestAddress};
 
     use super::*;
@@ -116,22 +90,17 @@ mod tests {
     fn indexes_count_over_the_regions() {
         let pages = two_regions();
         assert_eq!(pages.page_count(), 3);
-        let zero = |page| pages.is_zero(PageIndex(page)).unwrap();
-        assert_eq!((zero(0), zero(1), zero(2)), (true, false, false));
         let mut page = [0; 4096];
-        pages.read(PageIndex(2), &mut page).unwrap();
+        pages.read_run(PageRun::one(PageIndex(2)), &mut page).unwrap();
         assert_eq!((page[0], page[4095]), (0, 9));
-        assert!(pages.is_zero(PageIndex(3)).is_err());
+        assert!(pages.read_run(PageRun::one(PageIndex(3)), &mut page).is_err());
     }
 
     #[test]
-    fn a_run_across_regions_is_written_whole() {
-        let (mut reader, writer) = UnixStream::pair().unwrap();
+    fn a_run_across_regions_is_read_whole() {
         let run = PageRun { first: PageIndex(1), count: 2 };
-        two_regions().write_to(run, &writer).unwrap();
-        drop(writer);
-        let mut bytes = Vec::new();
-        reader.read_to_end(&mut bytes).unwrap();
-        assert_eq!((bytes.len(), bytes[0], bytes[4096], bytes[8191]), (8192, 7, 0, 9));
+        let mut bytes = [0; 8192];
+        two_regions().read_run(run, &mut bytes).unwrap();
+        assert_eq!((bytes[0], bytes[4095], bytes[4096], bytes[8191]), (7, 7, 0, 9));
     }
 }

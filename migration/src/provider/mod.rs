@@ -2,4 +2,4 @@
 
 mod guest_memory;
 
-pub use guest_memory::GuestPages;
+pub use guest_memory::{GuestPages, GuestRam};

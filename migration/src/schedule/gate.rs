@@ -2,6 +2,7 @@
 
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::sync::{Condvar, Mutex, PoisonError};
+use std::time::Duration;
 
 /// Holds the bulk threads back while requests wait for an answer.
 ///
@@ -45,6 +46,15 @@ impl Gate {
         !self.closed.load(Ordering::SeqCst)
     }
 
+    /// Waits for `time`, urgent work or not. False once the gate is closed, which ends the wait.
+    pub fn pause(&self, time: Duration) -> bool {
+        let open = |(): &mut ()| !self.closed.load(Ordering::SeqCst);
+        let guard = self.lock.lock().unwrap_or_else(PoisonError::into_inner);
+        let waited = self.opened.wait_timeout_while(guard, time, open);
+        drop(waited.unwrap_or_else(PoisonError::into_inner));
+        !self.closed.load(Ordering::SeqCst)
+    }
+
     fn wait(&self) {
         let mut guard = self.lock.lock().unwrap_or_else(PoisonError::into_inner);
         self.waiting.fetch_add(1, Ordering::SeqCst);
@@ -63,6 +73,8 @@ impl Gate {
 
 #[cfg(test)]
 mod tests {
+    use std::time::Instant;
+
     use super::*;
 
     #[test]
@@ -86,13 +98,20 @@ mod tests {
     }
 
     #[test]
-    fn closing_frees_a_waiter_and_refuses_everybody() {
+    fn a_pause_takes_its_time() {
+        let (gate, time, begin) = (Gate::default(), Duration::from_millis(5), Instant::now());
+        assert!(gate.pause(time));
+        assert!(begin.elapsed() >= time);
+    }
+
+    #[test]
+    fn closing_frees_every_waiter_and_refuses_everybody() {
         let gate = Gate::default();
         gate.enter();
         std::thread::scope(|scope| {
-            let waiter = scope.spawn(|| gate.pass());
+            let waiters = [scope.spawn(|| gate.pass()), scope.spawn(|| gate.pause(Duration::MAX))];
             gate.close();
-            assert!(!waiter.join().unwrap());
+            assert!(waiters.into_iter().all(|waiter| !waiter.join().unwrap()));
         });
         gate.leave();
         assert!(!gate.pass());

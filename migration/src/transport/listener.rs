@@ -48,7 +48,18 @@ impl Listener {
         &self.address
     }
 
-    /// Waits for the next connection.
+    /// Whether only this host can reach it: a Unix socket, or an address of the loopback.
+    ///
+    /// # Errors
+    /// What the socket returned.
+    pub fn is_local(&self) -> io::Result<bool> {
+        match &self.socket {
+            Socket::Tcp(socket) => Ok(socket.local_addr()?.ip().to_canonical().is_loopback()),
+            Socket::Unix(_) => Ok(true),
+        }
+    }
+
+    /// Waits for the next connection, which is plain: what TLS needs would keep others waiting.
     ///
     /// # Errors
     /// What accept returned.
@@ -110,13 +121,15 @@ mod tests {
 
     use super::*;
 
+    const PATIENCE: Duration = Duration::from_secs(5);
+
     #[test]
     fn both_kinds_connect_and_an_address_in_use_is_named() {
         let dir = tempfile::tempdir().unwrap();
         let unix = format!("unix:{}", dir.path().join("s").display());
         for text in ["tcp:127.0.0.1:0", unix.as_str()] {
             let listener = Listener::bind(&text.parse().unwrap()).unwrap();
-            let client = Stream::connect(listener.address(), Duration::from_secs(5)).unwrap();
+            let client = Stream::connect(listener.address(), PATIENCE, None).unwrap();
             let server = listener.accept().unwrap();
             client.send(b"hello", false).unwrap();
             let mut bytes = [0; 5];
@@ -126,6 +139,22 @@ mod tests {
             assert!(!server.receive_exact_or_end(&mut bytes).unwrap());
             let again = Listener::bind(listener.address()).unwrap_err().to_string();
             assert!(again.contains(&listener.address().to_string()), "{again}");
+        }
+    }
+
+    #[test]
+    fn what_others_can_reach_is_told_from_what_they_cannot() {
+        let dir = tempfile::tempdir().unwrap();
+        let unix = format!("unix:{}", dir.path().join("s").display());
+        for (text, local) in [
+            ("tcp:127.0.0.1:0", true),
+            ("tcp:127.8.9.1:0", true),
+            ("tcp:localhost:0", true),
+            (unix.as_str(), true),
+            ("tcp:0.0.0.0:0", false),
+        ] {
+            let listener = Listener::bind(&text.parse().unwrap()).unwrap();
+            assert_eq!(listener.is_local().unwrap(), local, "{text}");
         }
     }
 

@@ -1,5 +1,6 @@
-//! A connected stream, TCP or Unix.
+//! A connected stream, TCP or Unix, plain or with TLS.
 
+use std::fmt;
 use std::io;
 use std::net::{TcpStream, ToSocketAddrs};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
@@ -8,7 +9,8 @@ use std::time::Duration;
 
 use rustix::net::{RecvFlags, SendFlags, Shutdown, sockopt};
 
-use super::Address;
+use super::tls::TlsStream;
+use super::{Address, TlsConnector};
 use crate::limits::PEER_TIMEOUT;
 
 /// Bytes that a bulk channel keeps in flight. A page that is asked for while it is among them waits
@@ -25,18 +27,30 @@ pub enum WhenIdle {
 }
 
 /// A connection to a peer, with the name by which errors call it.
-#[derive(Debug)]
+///
+/// It is no descriptor to the outside: whoever wrote to one would go around TLS, and whoever polled
+/// one would sleep while TLS has bytes for him. [`Stream::pollable`] and [`Stream::plain_socket`]
+/// are for those who have to.
 pub struct Stream {
     fd: OwnedFd,
     peer: String,
+    /// `None` on a plain stream, which takes no lock.
+    tls: Option<Box<TlsStream>>,
 }
 
 impl Stream {
-    /// Connects to `address` within `timeout`.
+    /// Connects to `address` within `timeout`, and with `tls` makes sure that it is who it should
+    /// be: the certificate there has to have the name or address that is dialled, or `localhost`
+    /// for a Unix socket.
     ///
     /// # Errors
-    /// What the last address tried returned; each message names the address.
-    pub fn connect(address: &Address, timeout: Duration) -> io::Result<Stream> {
+    /// What the last address tried returned, or a [`super::TlsError`]; each message names the
+    /// address.
+    pub fn connect(
+        address: &Address,
+        timeout: Duration,
+        tls: Option<&TlsConnector>,
+    ) -> io::Result<Stream> {
         let named = |e: io::Error| io::Error::new(e.kind(), format!("connect to {address}: {e}"));
         let fd = match address {
             Address::Tcp { host, port } => {
@@ -44,15 +58,19 @@ impl Stream {
             }
             Address::Unix(path) => UnixStream::connect(path).map_err(named)?.into(),
         };
-        Stream::new(fd, address.to_string())
+        let stream = Stream::new(fd, address.to_string())?;
+        match tls {
+            Some(tls) => tls.connect(stream, address).map_err(named),
+            None => Ok(stream),
+        }
     }
 
-    /// Takes over a connected socket.
+    /// Takes over a connected socket, as a plain stream.
     ///
     /// # Errors
     /// A descriptor that is not a stream socket.
     pub fn new(fd: OwnedFd, peer: String) -> io::Result<Stream> {
-        let stream = Stream { fd, peer };
+        let stream = Stream { fd, peer, tls: None };
         if stream.is_tcp() {
             sockopt::set_tcp_nodelay(&stream.fd, true)?;
             sockopt::set_socket_keepalive(&stream.fd, true)?;
@@ -62,6 +80,12 @@ impl Stream {
         }
         sockopt::set_socket_timeout(&stream.fd, sockopt::Timeout::Send, Some(PEER_TIMEOUT))?;
         Ok(stream)
+    }
+
+    /// The same stream, whose bytes go through `tls` from now on.
+    pub(super) fn secured(mut self, tls: TlsStream) -> Stream {
+        self.tls = Some(Box::new(tls));
+        self
     }
 
     fn is_tcp(&self) -> bool {
@@ -94,8 +118,12 @@ impl Stream {
     /// Receives into `buffer`; 0 at the end of the stream.
     ///
     /// # Errors
-    /// What the socket returned; `WouldBlock` if nothing came in time.
+    /// What the socket returned; `WouldBlock` if nothing came in time. With TLS an end that the
+    /// peer did not announce is an error.
     pub fn receive(&self, buffer: &mut [u8], idle: WhenIdle) -> io::Result<usize> {
+        if let Some(tls) = &self.tls {
+            return tls.receive(self.fd(), buffer, idle);
+        }
         let flags = match idle {
             WhenIdle::Wait => RecvFlags::empty(),
             WhenIdle::Return => RecvFlags::DONTWAIT,
@@ -123,9 +151,7 @@ impl Stream {
     pub fn receive_exact_or_end(&self, buffer: &mut [u8]) -> io::Result<bool> {
         let mut filled = 0;
         while filled < buffer.len() {
-            let rest = &mut buffer[filled..];
-            let flags = RecvFlags::WAITALL;
-            match retry(|| rustix::net::recv(&self.fd, &mut *rest, flags).map(|(_, n)| n))? {
+            match self.receive_much(&mut buffer[filled..])? {
                 0 if filled == 0 => return Ok(false),
                 0 => return Err(io::ErrorKind::UnexpectedEof.into()),
                 bytes => filled += bytes,
@@ -134,12 +160,24 @@ impl Stream {
         Ok(true)
     }
 
+    /// Waits for as many bytes as the socket can give at once.
+    fn receive_much(&self, buffer: &mut [u8]) -> io::Result<usize> {
+        if let Some(tls) = &self.tls {
+            return tls.receive(self.fd(), buffer, WhenIdle::Wait);
+        }
+        let flags = RecvFlags::WAITALL;
+        retry(|| rustix::net::recv(&self.fd, &mut *buffer, flags).map(|(_, bytes)| bytes))
+    }
+
     /// Sends all of `bytes`. `more` tells the kernel that contents follow at once, so that a head
     /// does not travel in a segment of its own.
     ///
     /// # Errors
     /// What the socket returned; `WouldBlock` if the peer took nothing for too long.
     pub fn send(&self, mut bytes: &[u8], more: bool) -> io::Result<()> {
+        if let Some(tls) = &self.tls {
+            return tls.send(self.fd(), bytes, more);
+        }
         let more = if more { SendFlags::MORE } else { SendFlags::empty() };
         while !bytes.is_empty() {
             let flags = more | SendFlags::NOSIGNAL;
@@ -151,18 +189,51 @@ impl Stream {
 
     /// Ends both directions: whoever waits on this stream returns.
     pub fn shutdown(&self) {
+        self.say_farewell();
         // An unconnected socket is shut down already.
         let _ = rustix::net::shutdown(&self.fd, Shutdown::Both);
     }
-}
 
-impl AsFd for Stream {
-    fn as_fd(&self) -> BorrowedFd<'_> {
+    /// With TLS, the end of a stream is something that is said.
+    fn say_farewell(&self) {
+        if let Some(tls) = &self.tls {
+            tls.say_farewell(self.fd());
+        }
+    }
+
+    /// What to poll: readable when a receive would not wait, until the next receive. With TLS that
+    /// is not always the socket, so ask anew before every poll.
+    pub fn pollable(&self) -> BorrowedFd<'_> {
+        match &self.tls {
+            Some(tls) => tls.pollable(self.fd()),
+            None => self.fd(),
+        }
+    }
+
+    /// The socket, for whoever wants to move bytes without this type; `None` with TLS.
+    pub fn plain_socket(&self) -> Option<BorrowedFd<'_>> {
+        self.tls.is_none().then(|| self.fd())
+    }
+
+    pub(super) fn fd(&self) -> BorrowedFd<'_> {
         self.fd.as_fd()
     }
 }
 
-fn retry(mut call: impl FnMut() -> rustix::io::Result<usize>) -> io::Result<usize> {
+impl Drop for Stream {
+    fn drop(&mut self) {
+        self.say_farewell();
+    }
+}
+
+impl fmt::Debug for Stream {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let tls = self.tls.is_some();
+        f.debug_struct("Stream").field("peer", &self.peer).field("tls", &tls).finish()
+    }
+}
+
+pub(super) fn retry(mut call: impl FnMut() -> rustix::io::Result<usize>) -> io::Result<usize> {
     loop {
         match call() {
             Err(rustix::io::Errno::INTR) => {}

@@ -4,9 +4,11 @@ use godwit_uffd::page::{PageIndex, PageRun};
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
-use super::frame::{Frame, Kind, PushFrame, RunHead, frame_header, run_head};
-use super::{HEADER_BYTES, WireError};
+use super::WireError;
+use super::frame::{Frame, HEADER_BYTES, Kind, frame_header};
+use super::run::{PushFrame, RunHead, run_head};
 use crate::limits;
+use crate::page::PageSet;
 
 /// Where a memslot is in guest physical memory.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -15,6 +17,18 @@ pub struct MemslotLayout {
     pub gpa: u64,
     /// Its size, in bytes.
     pub bytes: u64,
+}
+
+/// How a guest is moved.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Mode {
+    /// It changes hands first, and its memory follows while it runs there.
+    Postcopy,
+    /// Its memory goes first, in rounds while it runs here, and it changes hands at the end.
+    Precopy,
+    /// Rounds first; it changes hands when they stop to pay, and the rest follows.
+    Hybrid,
 }
 
 /// A guest that wants to come.
@@ -26,6 +40,10 @@ pub struct Offer {
     pub transfer: u64,
     /// Bytes in a page.
     pub page_bytes: u32,
+    /// How it is moved.
+    pub mode: Mode,
+    /// The number of bulk channels.
+    pub connections: u8,
     /// Its memory, in address order; page indexes count over these.
     pub memslots: Vec<MemslotLayout>,
     /// How the machine is built; the VMM's own, opaque here.
@@ -43,6 +61,18 @@ impl Offer {
         match self.transfer {
             0 => Err("its transfer has no number"),
             u64::MAX => Err("its transfer is the last that can be counted"),
+            _ => Ok(()),
+        }
+    }
+
+    /// Whether the number of bulk channels is one that can be.
+    ///
+    /// # Errors
+    /// What is wrong with it.
+    pub fn check_connections(&self) -> Result<(), &'static str> {
+        match self.connections {
+            0 => Err("it has no bulk channel"),
+            n if n > limits::CONNECTIONS_MAX => Err("it has too many bulk channels"),
             _ => Ok(()),
         }
     }
@@ -99,6 +129,68 @@ pub struct Complete {
     pub guest_ended: bool,
 }
 
+impl Complete {
+    /// Of a guest that was all here and is elsewhere by now.
+    pub fn moved_on() -> Complete {
+        Complete { zero: 0, data: 0, guest_ended: true }
+    }
+}
+
+/// A part of a set of pages.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct BitmapPart {
+    /// The number of 64-page words before the part.
+    pub first: u32,
+    /// One bit a page, as in [`PageSet::words`].
+    pub words: Vec<u64>,
+}
+
+impl BitmapPart {
+    /// Most words in a part.
+    const WORDS_MAX: usize = limits::BITMAP_PART_BYTES_MAX / size_of::<u64>();
+
+    /// The parts of `set` in which pages are.
+    pub fn of(set: &PageSet) -> impl Iterator<Item = BitmapPart> {
+        let parts = set.words().chunks(BitmapPart::WORDS_MAX).enumerate();
+        let parts = parts.filter(|(_, words)| words.iter().any(|&word| word != 0));
+        parts.map(|(index, words)| {
+            let first = u32::try_from(index * BitmapPart::WORDS_MAX).expect("a word of an index");
+            BitmapPart { first, words: words.to_vec() }
+        })
+    }
+
+    /// Puts the pages of the part into `set`, whose guest has its pages.
+    pub fn add_to(&self, set: &mut PageSet) {
+        for (word, &bits) in (self.first..).zip(&self.words) {
+            set.insert_word(word, bits);
+        }
+    }
+
+    fn encode(&self, kind: Kind, out: &mut Vec<u8>) {
+        out.extend_from_slice(&frame_header(kind, 4 + self.words.len() * size_of::<u64>()));
+        out.extend_from_slice(&self.first.to_le_bytes());
+        for word in &self.words {
+            out.extend_from_slice(&word.to_le_bytes());
+        }
+    }
+
+    fn read(kind: Kind, payload: &[u8], pages: u32) -> Result<BitmapPart, WireError> {
+        let damaged = |what| WireError::Damaged { kind, what };
+        let (first, rest) = payload.split_first_chunk().ok_or(damaged("shorter than its head"))?;
+        let (words, left) = rest.as_chunks::<8>();
+        if !left.is_empty() {
+            return Err(damaged("not whole words"));
+        }
+        let first = u32::from_le_bytes(*first);
+        let words: Vec<u64> = words.iter().map(|word| u64::from_le_bytes(*word)).collect();
+        let end = u64::from(first) + words.len() as u64;
+        if end > u64::from(pages.div_ceil(u64::BITS)) {
+            return Err(damaged("it reaches outside the guest"));
+        }
+        Ok(BitmapPart { first, words })
+    }
+}
+
 /// One device's or vCPU's saved state: opaque here.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Section {
@@ -153,6 +245,35 @@ pub enum Message<'a> {
     Released,
     /// See [`Kind::Alive`].
     Alive,
+    /// See [`Kind::Discard`].
+    Discard(BitmapPart),
+    /// See [`Kind::Round`].
+    Round {
+        /// Which round, from 1.
+        number: u32,
+    },
+    /// See [`Kind::RoundReady`].
+    RoundReady {
+        /// Which round.
+        number: u32,
+    },
+    /// See [`Kind::RoundDone`].
+    RoundDone {
+        /// Which round.
+        number: u32,
+    },
+    /// See [`Kind::Received`].
+    Received(BitmapPart),
+    /// See [`Kind::Resumed`].
+    Resumed {
+        /// As in the hello that asked for it.
+        epoch: u32,
+    },
+    /// See [`Kind::Gone`].
+    Gone {
+        /// The transfer.
+        transfer: u64,
+    },
 }
 
 #[derive(Serialize, Deserialize)]
@@ -182,6 +303,13 @@ impl<'a> Message<'a> {
             Message::Complete(_) => Kind::Complete,
             Message::Released => Kind::Released,
             Message::Alive => Kind::Alive,
+            Message::Discard(_) => Kind::Discard,
+            Message::Round { .. } => Kind::Round,
+            Message::RoundReady { .. } => Kind::RoundReady,
+            Message::RoundDone { .. } => Kind::RoundDone,
+            Message::Received(_) => Kind::Received,
+            Message::Resumed { .. } => Kind::Resumed,
+            Message::Gone { .. } => Kind::Gone,
         }
     }
 
@@ -212,6 +340,13 @@ impl<'a> Message<'a> {
             Kind::Complete => Message::Complete(unpack(kind, payload)?),
             Kind::Released => Message::Released,
             Kind::Alive => Message::Alive,
+            Kind::Discard => Message::Discard(BitmapPart::read(kind, payload, pages)?),
+            Kind::Received => Message::Received(BitmapPart::read(kind, payload, pages)?),
+            Kind::Round => Message::Round { number: unpack(kind, payload)? },
+            Kind::RoundReady => Message::RoundReady { number: unpack(kind, payload)? },
+            Kind::RoundDone => Message::RoundDone { number: unpack(kind, payload)? },
+            Kind::Resumed => Message::Resumed { epoch: unpack(kind, payload)? },
+            Kind::Gone => Message::Gone { transfer: unpack(kind, payload)? },
             Kind::PushEnd => {
                 return Err(WireError::Damaged { kind, what: "not for the urgent channel" });
             }
@@ -268,9 +403,15 @@ pub fn encode(message: &Message<'_>, out: &mut Vec<u8>) {
             let packed = Packed { sections: sections.clone(), crc: sections_crc(sections) };
             pack(Kind::Package, &packed, out);
         }
-        Message::Loaded { transfer } => pack(Kind::Loaded, transfer, out),
-        Message::Grant { transfer } => pack(Kind::Grant, transfer, out),
-        Message::Owned { transfer } => pack(Kind::Owned, transfer, out),
+        Message::Loaded { transfer }
+        | Message::Grant { transfer }
+        | Message::Owned { transfer }
+        | Message::Gone { transfer } => pack(message.kind(), transfer, out),
+        Message::Round { number }
+        | Message::RoundReady { number }
+        | Message::RoundDone { number }
+        | Message::Resumed { epoch: number } => pack(message.kind(), number, out),
+        Message::Discard(part) | Message::Received(part) => part.encode(message.kind(), out),
         Message::Refused { transfer, reason } => {
             pack(Kind::Refused, &(transfer, shortened(reason)), out);
         }
@@ -326,6 +467,8 @@ mod tests {
             guest: Uuid::from_u128(5),
             transfer: 3,
             page_bytes: 4096,
+            mode: Mode::Hybrid,
+            connections: 4,
             memslots: vec![MemslotLayout { gpa: 0, bytes: 1 << 20 }],
             config: vec![1, 2],
             requirements: vec![],
@@ -341,13 +484,39 @@ mod tests {
             Message::Refused { transfer: 3, reason: "disk full".into() },
             Message::Abort(Abort { reason: "no".into() }),
             Message::Request(run),
-            Message::Pages(RunHead { run, encoding: Encoding::Raw }, &contents),
+            Message::Pages(RunHead::new(run, Encoding::Raw, &contents), &contents),
             Message::Complete(Complete { zero: 1, data: 2, guest_ended: false }),
             Message::Released,
             Message::Alive,
+            Message::Discard(BitmapPart { first: 3, words: vec![1, u64::MAX] }),
+            Message::Round { number: 1 },
+            Message::RoundReady { number: u32::MAX },
+            Message::RoundDone { number: 2 },
+            Message::Received(BitmapPart { first: 0, words: vec![] }),
+            Message::Resumed { epoch: 7 },
+            Message::Gone { transfer: 3 },
         ] {
             round_trip(&message);
         }
+    }
+
+    #[test]
+    fn a_set_survives_in_parts_and_a_part_outside_the_guest_is_refused() {
+        let pages = u32::try_from(limits::BITMAP_PART_BYTES_MAX * 8 * 3 + 5).unwrap();
+        let mut set = PageSet::empty(pages);
+        for page in [0, 77, pages - 1] {
+            set.insert(PageIndex(page));
+        }
+        let parts: Vec<BitmapPart> = BitmapPart::of(&set).collect();
+        assert_eq!(parts.len(), 2);
+        let mut again = PageSet::empty(pages);
+        parts.iter().for_each(|part| part.add_to(&mut again));
+        assert_eq!(again, set);
+        let mut bytes = Vec::new();
+        encode(&Message::Received(parts[1].clone()), &mut bytes);
+        let frame = decode(&bytes).unwrap().unwrap();
+        assert!(Message::read(&frame, pages).is_ok());
+        assert!(matches!(Message::read(&frame, pages - 64), Err(WireError::Damaged { .. })));
     }
 
     #[test]
@@ -366,6 +535,8 @@ mod tests {
             guest: Uuid::nil(),
             transfer: 1,
             page_bytes: 4096,
+            mode: Mode::Postcopy,
+            connections: 1,
             memslots: slots.iter().map(|&(gpa, bytes)| MemslotLayout { gpa, bytes }).collect(),
             config: vec![],
             requirements: vec![],
@@ -380,7 +551,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn any_payload_is_read_or_refused(kind in 1u16..15, payload: Vec<u8>) {
+        fn any_payload_is_read_or_refused(kind in 1u16..22, payload: Vec<u8>) {
             let mut bytes = vec![0; HEADER_BYTES];
             bytes[..2].copy_from_slice(&kind.to_le_bytes());
             bytes[4..8].copy_from_slice(&u32::try_from(payload.len()).unwrap().to_le_bytes());

@@ -1,14 +1,20 @@
 //! The protocol on the wire: preamble, frames, messages. `PROTOCOL.md` gives them byte by byte.
 
+mod contents;
 mod frame;
+mod hello;
 mod message;
 mod preamble;
+mod run;
 
-pub use frame::{
-    Encoding, Frame, HEADER_BYTES, Kind, PushFrame, RUN_HEAD_BYTES, RunHead, decode, run_head,
+pub use contents::{PageKind, RunBuffer, WORD_BYTES, unpack};
+pub use frame::{Frame, HEADER_BYTES, Kind, decode};
+pub use hello::{BULK_HELLO_BYTES, BulkHello, RESUME_HELLO_BYTES, ResumeHello};
+pub use message::{
+    Abort, Accept, BitmapPart, Complete, MemslotLayout, Message, Mode, Offer, Section, encode,
 };
-pub use message::{Abort, Accept, Complete, MemslotLayout, Message, Offer, Section, encode};
 pub use preamble::{Channel, PREAMBLE_BYTES, Preamble, VERSION, VERSION_MIN};
+pub use run::{Encoding, PushFrame, RUN_HEAD_BYTES, RunHead, run_head};
 
 use crate::limits;
 
@@ -58,6 +64,26 @@ pub enum WireError {
         /// What is wrong with it.
         what: &'static str,
     },
+    /// Pages that travel in a way that does not exist.
+    #[error("pages of unknown encoding {number}")]
+    Encoding {
+        /// The number of the encoding.
+        number: u32,
+    },
+    /// Pages that are not those that were sent.
+    #[error(
+        "the checksum of pages {first}..{end} is wrong: {got:#010x} came, {expected:#010x} fits"
+    )]
+    Checksum {
+        /// The first page of the run.
+        first: u32,
+        /// The page behind the last.
+        end: u64,
+        /// The checksum that came.
+        got: u32,
+        /// That of what came with it.
+        expected: u32,
+    },
     /// A run of pages that is empty, too long, or outside the guest.
     #[error("pages {first}..{end} of a guest of {pages} pages, at most {limit} at once")]
     Run {
@@ -78,6 +104,7 @@ pub(crate) const fn payload_max(kind: Kind) -> usize {
         Kind::Pages => RUN_HEAD_BYTES - HEADER_BYTES + limits::RUN_BYTES_MAX,
         Kind::Package => limits::PACKAGE_BYTES_MAX,
         Kind::Offer | Kind::Accept => limits::CONTROL_BYTES_MAX,
+        Kind::Discard | Kind::Received => 4 + limits::BITMAP_PART_BYTES_MAX,
         Kind::Refused | Kind::Abort => limits::REASON_BYTES_MAX + 64,
         Kind::Loaded
         | Kind::Grant
@@ -86,6 +113,11 @@ pub(crate) const fn payload_max(kind: Kind) -> usize {
         | Kind::PushEnd
         | Kind::Complete
         | Kind::Released
-        | Kind::Alive => 64,
+        | Kind::Alive
+        | Kind::Round
+        | Kind::RoundReady
+        | Kind::RoundDone
+        | Kind::Resumed
+        | Kind::Gone => 64,
     }
 }

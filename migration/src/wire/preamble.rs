@@ -3,9 +3,10 @@
 use super::WireError;
 
 /// The newest version of the protocol that this code speaks.
-pub const VERSION: u16 = 1;
-/// The oldest version that it accepts.
-pub const VERSION_MIN: u16 = 1;
+pub const VERSION: u16 = 2;
+/// The oldest version that it accepts. Runs of pages had other heads in version 1; from version 2
+/// on the one before the newest is accepted, too.
+pub const VERSION_MIN: u16 = 2;
 /// Bytes of a preamble.
 pub const PREAMBLE_BYTES: usize = 16;
 
@@ -18,6 +19,8 @@ pub enum Channel {
     Urgent,
     /// Pages pushed unasked.
     Bulk,
+    /// The urgent channel of a session that lost its own.
+    Resume,
 }
 
 /// The first bytes of a connection: magic, versions, channel.
@@ -42,6 +45,7 @@ impl Preamble {
         let channel: u16 = match self.channel {
             Channel::Urgent => 0,
             Channel::Bulk => 1,
+            Channel::Resume => 2,
         };
         let mut bytes = [0; PREAMBLE_BYTES];
         bytes[..8].copy_from_slice(&MAGIC);
@@ -68,6 +72,7 @@ impl Preamble {
         let channel = match number(12) {
             0 => Channel::Urgent,
             1 => Channel::Bulk,
+            2 => Channel::Resume,
             _ => return Err(WireError::NotGodwit { first }),
         };
         Ok(Preamble { version, version_min, channel })
@@ -80,7 +85,7 @@ mod tests {
 
     #[test]
     fn a_preamble_survives_the_wire() {
-        for channel in [Channel::Urgent, Channel::Bulk] {
+        for channel in [Channel::Urgent, Channel::Bulk, Channel::Resume] {
             let ours = Preamble::ours(channel);
             assert_eq!(Preamble::decode(&ours.encode()), Ok(ours));
         }

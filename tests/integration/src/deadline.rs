@@ -4,8 +4,8 @@ use std::thread::sleep;
 use std::time::{Duration, Instant};
 
 /// How long any one wait may take. Guests are slow on a busy machine, and a deadline that is hit
-/// by chance costs more than one that is long.
-pub const DEADLINE: Duration = Duration::from_secs(120);
+/// by chance costs more than one that is long. The longest patience of the protocol is a minute.
+pub const DEADLINE: Duration = Duration::from_secs(90);
 
 /// How often [`until`] looks.
 const INTERVAL: Duration = Duration::from_millis(2);

@@ -4,6 +4,7 @@
 //! it waits for takes on a busy machine. Nothing sleeps to let something happen; [`until`] looks
 //! again and again. What fails, fails with the last lines of the processes that it was about.
 
+pub mod certificates;
 mod deadline;
 pub mod device;
 mod godwit;

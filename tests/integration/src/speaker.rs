@@ -4,8 +4,8 @@ use std::io;
 
 use godwit_migration::transport::Address;
 use godwit_migration::wire::{
-    self, Abort, Accept, Channel, HEADER_BYTES, Kind, Message, Offer, PREAMBLE_BYTES, Preamble,
-    Section, encode,
+    self, Abort, Accept, BULK_HELLO_BYTES, BulkHello, Channel, HEADER_BYTES, Kind, Message, Offer,
+    PREAMBLE_BYTES, Preamble, Section, encode,
 };
 
 use crate::peer::{Peer, PeerListener};
@@ -195,7 +195,7 @@ impl Rehearsal {
             other => panic!("not an accept: {other:?}"),
         };
         let mut bulk = Speaker::dial(address, Channel::Bulk);
-        bulk.peer.send(&session).expect("takes it");
+        bulk.peer.send(&BulkHello { session, epoch: 0 }.encode()).expect("takes it");
         (urgent, bulk)
     }
 
@@ -212,13 +212,14 @@ impl Rehearsal {
     }
 }
 
-/// Waits for the bulk channel of [`SESSION`].
+/// Waits for the first bulk channel of [`SESSION`].
 ///
 /// # Panics
-/// If it does not come, or names another session.
+/// If it does not come, or names another session or a later time.
 #[track_caller]
 pub fn accept_bulk(listener: &PeerListener) -> Speaker {
     let mut bulk = Speaker::accept(listener, Channel::Bulk);
-    assert_eq!(bulk.peer.receive(SESSION.len()), SESSION);
+    let hello = bulk.peer.receive(BULK_HELLO_BYTES).try_into().expect("as many");
+    assert_eq!(BulkHello::decode(&hello), BulkHello { session: SESSION, epoch: 0 });
     bulk
 }

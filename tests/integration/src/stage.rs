@@ -133,16 +133,35 @@ impl Stage {
         node
     }
 
+    /// Kills `node`, which is called `name` and listens on a Unix socket, and starts it again with
+    /// the same records and the same address.
+    ///
+    /// # Panics
+    /// If it does not listen.
+    #[track_caller]
+    pub fn restart(&self, name: &str, mut node: Node) -> Node {
+        node.process.kill();
+        drop(node);
+        self.receive(name, Transport::Unix)
+    }
+
     /// Starts `godwit migrate` of the guest in `from`.
     ///
     /// # Panics
     /// If it cannot be started.
     #[track_caller]
     pub fn migrate(&self, from: &Node, to: &Address) -> Process {
-        let socket = from.client.path().as_os_str().to_owned();
-        let words: [OsString; 4] =
-            ["migrate".into(), "--api-socket".into(), socket, to.to_string().into()];
-        self.godwit.start("migrate", &words)
+        self.migrate_with(from, to, &[])
+    }
+
+    /// The same with more options of `godwit migrate`.
+    ///
+    /// # Panics
+    /// If it cannot be started.
+    #[track_caller]
+    pub fn migrate_with(&self, from: &Node, to: &Address, options: &[&str]) -> Process {
+        let to = to.to_string();
+        self.control("migrate", from, &[&[&*to], options].concat())
     }
 
     /// Starts one of the commands that take a control socket, for `node`.
@@ -253,6 +272,20 @@ impl Node {
         })
     }
 
+    /// Waits until the other end of its migration is lost: it keeps all that it has.
+    ///
+    /// # Panics
+    /// If its migration ends, or goes on for too long.
+    #[track_caller]
+    pub fn until_interrupted(&self) -> Status {
+        self.until("a migration without its peer", |status| {
+            let Some(migration) = &status.migration else { return false };
+            let over = migration.state.is_final();
+            assert!(!over, "{}", self.process.failure(&format!("has ended: {migration:?}")));
+            migration.state.is_interrupted()
+        })
+    }
+
     /// Waits for a report of this kind on its guest's console, from the start.
     ///
     /// # Panics
@@ -293,6 +326,9 @@ impl Node {
     pub fn verdict_from_now(&self, vcpus: u64) -> Verdict {
         let mut passes = Passes::new(vcpus, 2);
         let mut lines = self.process.new_lines(Stream::Stdout);
+        // A guest that was here before may have left in the middle of a line, and ended another
+        // one behind it when it came back.
+        lines.wait("the line under way", |_| true);
         lines.wait("whole passes from now on", |line| passes.take(line));
         passes.verdict()
     }

@@ -7,7 +7,7 @@ use std::sync::Arc;
 
 use godwit_tests::resources::Resources;
 use godwit_tests::{Process, Stream, TestDir, until};
-use godwit_vmm::api::types::{GuestState, MigrateRequest, Ownership, Role, Status};
+use godwit_vmm::api::types::{GuestState, MigrateRequest, Ownership, RecoverRequest, Role, Status};
 use godwit_vmm::api::{ClientError, Control, ControlError, Server};
 
 /// Tells this test that it is the process to look at, and where to serve.
@@ -43,6 +43,18 @@ impl Control for Empty {
 
     fn migrate(&self, _request: MigrateRequest) -> Result<(), ControlError> {
         Err(ControlError::wrong_state("migrate", "there is no guest", None))
+    }
+
+    fn cancel(&self) -> Result<(), ControlError> {
+        Err(ControlError::wrong_state("cancel", "there is no guest", None))
+    }
+
+    fn switch_over(&self) -> Result<(), ControlError> {
+        Err(ControlError::wrong_state("switch over", "there is no guest", None))
+    }
+
+    fn recover(&self, _request: RecoverRequest) -> Result<(), ControlError> {
+        Err(ControlError::wrong_state("recover", "there is no guest", None))
     }
 }
 

@@ -1,8 +1,8 @@
 //! What breaks before the switchover leaves the guest running at the source, and the receiver
 //! listening.
 
-use godwit_migration::wire::Kind;
-use godwit_tests::proxy::{Proxy, Side};
+use godwit_migration::wire::{Channel, Kind};
+use godwit_tests::proxy::{Proxy, Side, cuts_at};
 use godwit_tests::stage::{Machine, Node, SMALL, Stage, Transport};
 use godwit_tests::{Process, Stream, require_kvm, until};
 use godwit_vmm::api::types::{GuestState, MigrationState};
@@ -74,6 +74,48 @@ fn a_link_that_breaks_leaves_the_guest_at_the_source_and_the_receiver_listening(
         log.wait("that it listens again", |line| line.contains("listening again"));
         let status = destination.until("no guest", |status| status.guest == GuestState::None);
         assert!(!status.owner.owns && status.vm.is_none(), "{status:?}");
+    }
+    assert_eq!(destination.process.text(Stream::Stdout), "", "no guest ran there");
+    moves_after_all(&stage, source, &destination, 1);
+}
+
+/// The same while pages go in rounds, with several bulk channels.
+#[test]
+fn a_link_that_breaks_in_a_round_leaves_the_guest_at_the_source_and_the_receiver_listening() {
+    require_kvm!();
+    let stage = Stage::new(GODWIT);
+    let source = stage.launch_filled("source", &SMALL);
+    let destination = stage.receive("destination", Transport::Unix);
+    // Rounds go on for ever, or end when they stop to pay.
+    let precopy = ["--mode", "precopy", "--downtime-ms", "0", "--connections", "2"];
+    let hybrid = ["--mode", "hybrid", "--connections", "4", "--dirty-tracking", "write-protect"];
+    let fails_at = |options: &[&str], link: &Proxy| {
+        let mut log = destination.process.new_lines(Stream::Stderr);
+        fails(stage.migrate_with(&source, link.address(), options));
+        runs_on(&source, 1);
+        log.wait("that it listens again", |line| line.contains("listening again"));
+        destination.until("no guest", |status| status.guest == GuestState::None);
+    };
+    for number in [1, 2] {
+        let link = Proxy::plain(destination.address());
+        link.cut_at_hello(Channel::Bulk, number);
+        fails_at(&precopy, &link);
+    }
+    for (kind, number) in [
+        (Kind::Round, 1),
+        (Kind::RoundReady, 1),
+        (Kind::Pages, 1),
+        (Kind::Pages, 80),
+        (Kind::PushEnd, 2),
+        (Kind::RoundDone, 1),
+        (Kind::Discard, 1),
+        (Kind::Round, 3),
+    ] {
+        let link = Proxy::start(destination.address(), cuts_at(&[(kind, number)]));
+        fails_at(&precopy, &link);
+    }
+    for kind in [Kind::Round, Kind::PushEnd, Kind::Package, Kind::Loaded] {
+        fails_at(&hybrid, &Proxy::that_cuts_at(destination.address(), kind));
     }
     assert_eq!(destination.process.text(Stream::Stdout), "", "no guest ran there");
     moves_after_all(&stage, source, &destination, 1);

@@ -7,11 +7,12 @@ use std::thread;
 use godwit_migration::wire::{Kind, Message, decode};
 use godwit_tests::proxy::{Fate, Passing, Proxy, Side};
 use godwit_tests::stage::{Machine, Node, SMALL, Stage, Transport};
-use godwit_tests::{Process, Stream, require_kvm, until};
+use godwit_tests::{Stream, require_kvm, until};
 use godwit_vmm::api::types::{GuestState, MigrationState};
 use rustix::process::Signal;
 
 use crate::GODWIT;
+use crate::moving::{Moving, is_kept, is_refused};
 
 /// A guest that looks at the clock for some seconds and then ends itself with code 7. It needs few
 /// pages, all below [`LOW_PAGES`].
@@ -24,37 +25,6 @@ const ENDS_ITSELF: Machine<'static> = Machine {
 /// Pages below 32 MiB: more than the guest's image, bookkeeping and 4 MiB of arena.
 const LOW_PAGES: u64 = 32 << 8;
 
-/// A guest at its destination, while all that it has not got is kept on the link.
-struct Moving {
-    source: Node,
-    destination: Node,
-    link: Proxy,
-    migrate: Process,
-}
-
-impl Moving {
-    fn with_rule(
-        stage: &Stage,
-        source: Node,
-        rule: impl FnMut(&mut Passing<'_>) -> Fate + Send + 'static,
-    ) -> Moving {
-        let destination = stage.receive("destination", Transport::Unix);
-        let link = Proxy::start(destination.address(), rule);
-        let migrate = stage.migrate(&source, link.address());
-        source.until_migration(MigrationState::PostcopyActive);
-        destination.until_migration(MigrationState::PostcopyActive);
-        Moving { source, destination, link, migrate }
-    }
-
-    /// No page comes before the link is released.
-    fn without_pages(stage: &Stage, source: Node) -> Moving {
-        Moving::with_rule(stage, source, |passing| match passing.kind {
-            Kind::Pages | Kind::PushEnd => Fate::Hold,
-            _ => Fate::Forward,
-        })
-    }
-}
-
 /// Pages that end above [`LOW_PAGES`] are kept.
 fn keeps_high_pages(passing: &mut Passing<'_>) -> Fate {
     let frame = decode(passing.bytes).expect("a frame").expect("all of it");
@@ -63,13 +33,6 @@ fn keeps_high_pages(passing: &mut Passing<'_>) -> Fate {
         _ if passing.kind == Kind::PushEnd => Fate::Hold,
         _ => Fate::Forward,
     }
-}
-
-fn is_refused(stage: &Stage, verb: &str, node: &Node, why: &str) {
-    let mut command = stage.control(verb, node, &[]);
-    command.wait_failure();
-    let stderr = command.text(Stream::Stderr);
-    assert!(stderr.contains(why), "{}", command.failure(&format!("does not say {why:?}")));
 }
 
 /// The guest did not run on with zeros in the place of pages that never came.
@@ -285,12 +248,12 @@ fn a_source_that_is_shut_down_keeps_the_pages_of_a_drain_that_breaks() {
     stage.control("shutdown", &source, &[]).wait_success();
     source.wait_log("finishing the migration first");
     destination.process.kill();
-    migrate.wait_failure();
-    source.until_migration(MigrationState::PostcopyPaused);
+    is_kept(&source, &migrate);
     is_refused(&stage, "shutdown", &source, "--force");
     assert!(source.process.is_running());
     stage.control("shutdown", &source, &["--force"]).wait_success();
     source.process.wait();
+    migrate.wait_failure();
 }
 
 /// Others may look at a migration; the one who waits for it learns how it ended all the same.

@@ -162,7 +162,7 @@ const INSTEAD_OF_ACCEPT: [Case; 13] = [
     Case {
         says: "a Pages message while",
         act: |listener| {
-            let head = RunHead { run: run(0, 1), encoding: Encoding::Zero };
+            let head = RunHead::new(run(0, 1), Encoding::Zero, &[]);
             after_the_offer(listener, &Message::Pages(head, &[]));
         },
     },
@@ -250,8 +250,7 @@ const AFTER_ACCEPT: [Case; 11] = [
 ];
 
 fn begin(source: &Node, listener: &PeerListener) {
-    let request =
-        MigrateRequest { destination_url: listener.address(), mode: MigrationMode::Postcopy };
+    let request = MigrateRequest::new(listener.address(), MigrationMode::Postcopy);
     source.client().migrate(&request).expect("begins");
 }
 
@@ -363,7 +362,7 @@ fn no_destination_can_make_a_source_run_what_it_gave_away() {
         let mut source = stage.launch_filled(&format!("source {number}"), &QUICK);
         begin(&source, &listener);
         (case.act)(&listener);
-        let status = source.until_migration(MigrationState::PostcopyPaused);
+        let status = source.until_interrupted();
         let migration = status.migration.expect("a migration");
         says(&source, &migration, case.says);
         assert_eq!(migration.pages.total, u64::from(PAGES));

@@ -3,8 +3,8 @@
 
 use godwit_migration::transport::Address;
 use godwit_migration::wire::{
-    Abort, Channel, Encoding, Kind, MemslotLayout, Message, Offer, PREAMBLE_BYTES, Preamble,
-    PushFrame, RUN_HEAD_BYTES, RunHead, Section, encode,
+    Abort, BulkHello, Channel, Encoding, Kind, MemslotLayout, Message, Offer, PREAMBLE_BYTES,
+    Preamble, PushFrame, RESUME_HELLO_BYTES, RUN_HEAD_BYTES, ResumeHello, RunHead, Section, encode,
 };
 use godwit_tests::peer::Peer;
 use godwit_tests::speaker::{Rehearsal, Speaker};
@@ -22,7 +22,7 @@ use crate::hostile::{HTTP_REQUEST, frame, other_version};
 type Misdeed = fn(Speaker, Speaker);
 
 /// The pages of the guest that is offered.
-const PAGES: u32 = 64 << 8;
+pub const PAGES: u32 = 64 << 8;
 
 /// One way to misbehave, and what the receiver says about it.
 struct Case {
@@ -30,12 +30,12 @@ struct Case {
     act: fn(&Rehearsal, &Address),
 }
 
-fn run(first: u32, count: u32) -> PageRun {
+pub fn run(first: u32, count: u32) -> PageRun {
     PageRun { first: PageIndex(first), count }
 }
 
 fn zeros(first: u32, count: u32) -> [u8; RUN_HEAD_BYTES] {
-    PushFrame::Pages(RunHead { run: run(first, count), encoding: Encoding::Zero }).encode()
+    PushFrame::Pages(RunHead::new(run(first, count), Encoding::Zero, &[])).encode()
 }
 
 fn calls_with(address: &Address, bytes: &[u8]) {
@@ -65,7 +65,8 @@ fn after_accept(rehearsal: &Rehearsal, address: &Address, message: &Message<'_>)
     urgent.expect_abort();
 }
 
-fn pushes(rehearsal: &Rehearsal, address: &Address, bytes: &[u8]) {
+/// Connects both channels, says it on the bulk channel and is aborted.
+pub fn pushes(rehearsal: &Rehearsal, address: &Address, bytes: &[u8]) {
     let (mut urgent, mut bulk) = rehearsal.both_channels(address);
     // It may hang up at the first of them.
     let _ = bulk.peer.send(bytes);
@@ -73,7 +74,7 @@ fn pushes(rehearsal: &Rehearsal, address: &Address, bytes: &[u8]) {
 }
 
 /// They are turned away at the door.
-const STRANGERS: [Case; 8] = [
+const STRANGERS: [Case; 10] = [
     Case { says: "before it said what it is", act: |_, at| drop(Peer::connect(at)) },
     Case { says: "turned away", act: |_, at| Peer::connect(at).reset() },
     Case { says: "not godwit", act: |_, at| calls_with(at, &[0xa5; 4096]) },
@@ -97,11 +98,23 @@ const STRANGERS: [Case; 8] = [
         says: "a bulk channel of no session",
         act: |_, at| {
             let mut bulk = Speaker::dial(at, Channel::Bulk);
-            bulk.peer.send(&[7; 16]).expect("takes it");
+            let hello = BulkHello { session: [7; 16], epoch: 0 };
+            bulk.peer.send(&hello.encode()).expect("takes it");
             bulk.peer.receive_to_end();
         },
     },
     Case { says: "before it said what it is", act: |_, at| drop(Speaker::dial(at, Channel::Bulk)) },
+    Case {
+        says: "before it said what it is",
+        act: |_, at| drop(Speaker::dial(at, Channel::Resume)),
+    },
+    Case {
+        says: "turned away",
+        act: |_, at| {
+            let mut resumed = Speaker::dial(at, Channel::Resume);
+            resumed.peer.send(&[7; RESUME_HELLO_BYTES - 1]).expect("takes it");
+        },
+    },
 ];
 
 /// They come in, and no guest comes with them.
@@ -153,7 +166,7 @@ const AFTER_ACCEPT: [Case; 17] = [
     Case {
         says: "a Pages message while",
         act: |rehearsal, at| {
-            let head = RunHead { run: run(5, 1), encoding: Encoding::Zero };
+            let head = RunHead::new(run(5, 1), Encoding::Zero, &[]);
             after_accept(rehearsal, at, &Message::Pages(head, &[]));
         },
     },
@@ -226,7 +239,8 @@ const AFTER_ACCEPT: [Case; 17] = [
         },
     },
     Case {
-        says: "pages never sent",
+        // No round has begun that could end.
+        says: "a PushEnd message while waiting for the guest's state",
         act: |rehearsal, at| pushes(rehearsal, at, &PushFrame::End.encode()),
     },
     Case {
@@ -283,7 +297,7 @@ const AFTER_LOADED: [Case; 6] = [
 ];
 
 /// Does it, and waits until the receiver has come to an `end` and said why.
-fn ends(receiver: &Node, end: &str, says: &str, act: impl FnOnce()) {
+pub fn ends(receiver: &Node, end: &str, says: &str, act: impl FnOnce()) {
     let mut log = receiver.process.new_lines(Stream::Stderr);
     act();
     let line = log.wait(end, |line| line.contains(end));
@@ -292,7 +306,7 @@ fn ends(receiver: &Node, end: &str, says: &str, act: impl FnOnce()) {
 }
 
 /// A real guest comes after all.
-fn still_receives(stage: &Stage, receiver: &Node) {
+pub fn still_receives(stage: &Stage, receiver: &Node) {
     assert_eq!(receiver.process.text(Stream::Stdout), "", "no guest ran there");
     let mut source = stage.launch_filled("source", &SMALL);
     stage.migrate(&source, receiver.address()).wait_success();
@@ -317,6 +331,34 @@ fn no_source_can_keep_a_receiver_from_listening() {
     for receiver in &receivers {
         still_receives(&stage, receiver);
     }
+}
+
+/// A source that resumes a session of which nobody here knows learns that, and nothing is recorded.
+#[test]
+fn a_session_that_nobody_knows_is_not_resumed() {
+    require_kvm!();
+    let stage = Stage::new(GODWIT);
+    let rehearsal = Rehearsal::of(&stage, &SMALL);
+    let receiver = stage.receive("receiver", Transport::Tcp);
+    let hello = |epoch| ResumeHello {
+        guest: rehearsal.offer.guest,
+        transfer: rehearsal.offer.transfer,
+        session: [7; 16],
+        epoch,
+    };
+    for epoch in [0, 1, u32::MAX] {
+        let mut resumed = Speaker::dial(receiver.address(), Channel::Resume);
+        resumed.peer.send(&hello(epoch).encode()).expect("takes it");
+        assert!(resumed.expect_abort().contains("no record of the guest here"));
+    }
+    // By a wrong session of a guest that is on its way it is refused for good, before its grant.
+    let (mut urgent, _bulk) = rehearsal.until_loaded(receiver.address());
+    let mut resumed = Speaker::dial(receiver.address(), Channel::Resume);
+    resumed.peer.send(&hello(1).encode()).expect("takes it");
+    resumed.expect(Kind::Refused);
+    urgent.say(&Message::Grant { transfer: rehearsal.offer.transfer }).expect("takes it");
+    urgent.expect(Kind::Refused);
+    still_receives(&stage, &receiver);
 }
 
 fn config(cpus: u8, memory_bytes: u64) -> Vec<u8> {
@@ -429,7 +471,7 @@ fn a_source_that_misbehaves_after_the_grant_is_reported() {
         }),
         // What has not come whole is not installed.
         ("it ended inside a run", |mut urgent, mut bulk| {
-            let head = RunHead { run: run(64, 64), encoding: Encoding::Raw };
+            let head = RunHead::new(run(64, 64), Encoding::Raw, &[0x11; 64 * 4096]);
             bulk.peer.send(&PushFrame::Pages(head).encode()).expect("takes it");
             drop(bulk);
             urgent.peer.receive_to_end();
@@ -475,9 +517,9 @@ fn a_guest_whose_memory_is_nonsense_crashes_alone() {
     let transfer = rehearsal.offer.transfer;
     let (mut urgent, mut bulk) = rehearsal.until_loaded(receiver.address());
     bulk.peer.send(&zeros(0, PAGES)).expect("takes it");
-    bulk.peer.send(&PushFrame::End.encode()).expect("takes it");
     urgent.say(&Message::Grant { transfer }).expect("takes it");
     urgent.expect(Kind::Owned);
+    bulk.peer.send(&PushFrame::End.encode()).expect("takes it");
     while urgent.hear().kind() != Kind::Complete {}
     urgent.say(&Message::Released).expect("takes it");
     receiver.process.wait_failure();

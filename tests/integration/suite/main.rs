@@ -5,17 +5,24 @@ mod api;
 mod bad_input;
 mod before_switchover;
 mod binary;
+mod cancel;
 mod control;
 mod demo;
 mod doctor;
 mod hostile;
 mod hostile_destination;
+mod hostile_pages;
 mod hostile_source;
 mod matrix;
+mod modes;
 mod moves;
+mod moving;
 mod no_device;
+mod packing;
 mod records;
+mod recovery;
 mod silence;
+mod tls;
 
 use godwit_tests::Godwit;
 

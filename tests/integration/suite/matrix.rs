@@ -1,34 +1,13 @@
 //! Post-copy of every workload, over both kinds of sockets and of memory, with one and two vCPUs:
 //! each guest verifies all of its memory at the destination.
 
-use godwit_tests::guest::Report;
 use godwit_tests::resources::descriptors;
 use godwit_tests::stage::{Machine, Node, Stage, Transport};
 use godwit_tests::{Process, require_kvm};
 use godwit_vmm::api::types::{GuestState, MigrationState, Role, Status};
 
 use crate::GODWIT;
-
-/// What a guest says of its memory, from its first lines.
-struct Arena {
-    /// Pages that one pass of all vCPUs verifies.
-    pages: u64,
-    /// vCPUs that make passes.
-    vcpus: u64,
-}
-
-impl Arena {
-    fn of(start: &Report) -> Arena {
-        let (arena, owned) = (start.number("arena_pages"), start.number("owned_pages"));
-        let vcpus = start.number("vcpus");
-        match start.get("workload").expect("a workload") {
-            "halt" => Arena { pages: arena, vcpus: 1 },
-            "smp" => Arena { pages: owned * vcpus + (arena - owned), vcpus },
-            "clock" => Arena { pages: 0, vcpus },
-            _ => Arena { pages: arena, vcpus },
-        }
-    }
-}
+use crate::moving::is_whole;
 
 /// Launches `machine`, moves it once it has filled its memory, and lets it verify that. Returns
 /// the source and the destination.
@@ -37,11 +16,7 @@ fn moves(machine: &Machine<'_>, transport: Transport) -> (Stage, Process, Node) 
     let mut source = stage.launch_filled("source", machine);
     let destination = stage.receive("destination", transport);
     stage.migrate(&source, destination.address()).wait_success();
-    let start = Report::parse(&source.wait_report("start")).expect("a report");
-    let arena = Arena::of(&start);
-    let verdict = destination.verdict(arena.vcpus);
-    assert_eq!(verdict.corrupt, 0, "{}", destination.process.failure("has corrupt pages"));
-    assert!(verdict.verified >= arena.pages, "{verdict:?} of {} pages", arena.pages);
+    is_whole(&destination, &source);
     source.process.wait_success();
     check_destination(&destination, machine);
     (stage, source.process, destination)

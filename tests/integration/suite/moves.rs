@@ -15,7 +15,7 @@ use crate::GODWIT;
 const TOLERANCE_BYTES: u64 = 12 << 20;
 
 /// Waits until `node` holds no more than it held at `before`.
-fn holds_as_much(node: &Node, before: Resources) {
+pub fn holds_as_much(node: &Node, before: Resources) {
     let mut now = before;
     let settled = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| {
         until("descriptors, threads and memory to be as before", || {
@@ -30,7 +30,7 @@ fn holds_as_much(node: &Node, before: Resources) {
 }
 
 /// Waits until `node` has no threads and descriptors of a migration any more, and counts.
-fn resources_at_rest(node: &Node) -> Resources {
+pub fn resources_at_rest(node: &Node) -> Resources {
     let mut last = Resources::of(node.process.pid());
     let mut same = 0;
     until("a process at rest", || {
@@ -139,7 +139,7 @@ fn a_hundred_failed_attempts_leave_a_source_as_it_was() {
         let there = attempt % 2 == 0;
         let destination_url = if there { listener.address() } else { nobody.clone() };
         let mode = MigrationMode::Postcopy;
-        source.client().migrate(&MigrateRequest { destination_url, mode }).expect("begins");
+        source.client().migrate(&MigrateRequest::new(destination_url, mode)).expect("begins");
         if there {
             let mut urgent = Speaker::accept(&listener, Channel::Urgent);
             urgent.expect(godwit_migration::wire::Kind::Offer);

@@ -1,6 +1,7 @@
 //! The records of who owns a guest, which outlive the processes.
 
-use godwit_migration::driver::{Ownership, Records};
+use godwit_migration::driver::Records;
+use godwit_migration::proto::Ownership;
 use godwit_tests::proxy::Proxy;
 use godwit_tests::speaker::Rehearsal;
 use godwit_tests::stage::{Machine, SMALL, Stage, Transport};
@@ -74,9 +75,10 @@ fn a_guest_that_was_lost_is_not_run_from_the_start() {
     let mut migrate = stage.migrate(&source, link.address());
     source.until_migration(MigrationState::PostcopyActive);
     destination.process.kill();
-    migrate.wait_failure();
+    source.until_interrupted();
     source.client().shutdown(true).expect("ends");
     source.process.wait();
+    migrate.wait_failure();
     let there = link.address().to_string();
     is_refused(run_again(&stage, "source.state", &[]), &[ID, &there, "--override-grant"]);
 }

@@ -13,6 +13,7 @@ pub mod protect;
 pub mod space;
 #[cfg(test)]
 mod tests;
+mod written;
 
 pub use change::Change;
 pub use fallback::Methods;

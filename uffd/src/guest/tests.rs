@@ -17,7 +17,7 @@ use crate::kernel::{KernelUffd, Staging, trials};
 use crate::memory::MemoryKind;
 use crate::page::{Gpa, Hva, PageIndex, PageRun, PageSize};
 use crate::trial::{Operation, Trial, Trials};
-use crate::uffd::{Holes, Mode, Range, Wake};
+use crate::uffd::{Holes, Mode, Range, Uffd, Wake};
 
 const PAGE: usize = 4096;
 const HIGH: u64 = 1 << 32;
@@ -323,6 +323,98 @@ fn an_operation_leaves_the_rest_to_its_caller_while_the_map_changes() {
     assert_eq!(low.bytes_of_pages(), [1, 2, 0, 4]);
 }
 
+/// A guest of `low` and, behind a hole, `high`, whose written pages can be asked for.
+fn followed(low: &Memory, high: &Memory) -> Option<GuestUffd<KernelUffd>> {
+    open()?;
+    let uffd = KernelUffd::open_with(Features::WP_ASYNC | Features::WP_UNPOPULATED).unwrap();
+    let enabled = uffd.enabled();
+    if !enabled.contains(Features::WP_ASYNC) {
+        println!("skipped: the kernel lacks WP_ASYNC");
+        return None;
+    }
+    let space = GuestSpace::of([region(0, low), region(HIGH, high)]).unwrap();
+    low.lend(&uffd);
+    high.lend(&uffd);
+    let mode = RegisterMode::WRITE_PROTECT;
+    let guest = GuestUffd::register(uffd, space, mode, enabled, trials).unwrap();
+    assert_eq!(guest.protect(guest.space().all()).unwrap(), Protected::All);
+    Some(guest)
+}
+
+/// What is told of `asked`, page by page.
+fn taken(guest: &GuestUffd<KernelUffd>, asked: PageRun) -> Result<Vec<u32>, Error> {
+    let mut told: Vec<u32> = Vec::new();
+    let result = guest.take_written(asked, |run| told.extend(run.pages().map(|page| page.0)));
+    result.map(|taken| {
+        assert_eq!(taken, Protected::All);
+        told
+    })
+}
+
+#[test]
+fn written_pages_are_told_once_whoever_writes_them() {
+    let (low, high) = (Memory::anonymous(40), Memory::memfd(40));
+    let Some(guest) = followed(&low, &high) else { return };
+    let all = run(0, 80);
+    assert_eq!(taken(&guest, all).unwrap(), []);
+    // With and without others between them, and the last of one memslot before the first of the
+    // other.
+    for page in [3, 4, 9, 30, 39] {
+        low.write(page, 1);
+    }
+    high.write(0, 1);
+    low.read(20);
+    high.read(20);
+    assert_eq!(taken(&guest, run(4, 30)).unwrap(), [4, 9, 30]);
+    assert_eq!(taken(&guest, all).unwrap(), [3, 39, 40]);
+    assert_eq!(taken(&guest, all).unwrap(), []);
+    low.write(3, 2);
+    assert_eq!(taken(&guest, all).unwrap(), [3]);
+    assert_eq!((low.read(3), high.read(0)), (2, 1));
+}
+
+#[test]
+fn more_runs_than_one_scan_tells_are_told_all() {
+    const PAGES: u32 = 8 * 1024;
+    let memory = Memory::anonymous(PAGES as usize);
+    let Some(guest) = followed(&memory, &Memory::memfd(1)) else { return };
+    // Close to each other, so that they are taken together, and apart.
+    for stride in [2, 9] {
+        let pages: Vec<u32> = (1..PAGES).step_by(stride).collect();
+        pages.iter().for_each(|&page| memory.write(page as usize, 1));
+        assert_eq!(taken(&guest, run(0, PAGES)).unwrap(), pages);
+        assert_eq!(taken(&guest, run(0, PAGES)).unwrap(), []);
+    }
+}
+
+#[test]
+fn pages_that_may_be_protected_again_are_told_before_a_failure() {
+    let (low, high) = (Memory::anonymous(40), Memory::memfd(4));
+    let Some(guest) = followed(&low, &high) else { return };
+    [2, 30, 35].iter().for_each(|&page| low.write(page, 1));
+    high.write(1, 1);
+    guest.uffd().unregister(low.range_of(32, 8)).unwrap();
+    let mut told = Vec::new();
+    let error = guest.take_written(run(0, 44), |run| told.extend(run.pages())).unwrap_err();
+    assert_eq!(source_errno(&error), Some(libc::EPERM), "{error}");
+    for page in [2, 30, 35] {
+        assert!(told.contains(&PageIndex(page)), "{page} of {told:?}");
+    }
+    assert_eq!(taken(&guest, run(40, 4)).unwrap(), [41]);
+}
+
+#[test]
+fn only_asynchronously_protected_memory_tells_what_was_written() {
+    let (low, high) = (Memory::anonymous(4), Memory::memfd(2));
+    let Some(guest) = guest_of(&low, &high, RegisterMode::WRITE_PROTECT) else { return };
+    let error = taken(&guest, run(0, 6)).unwrap_err();
+    assert_eq!(source_errno(&error), Some(libc::EPERM), "{error}");
+    drop(guest);
+    let Some(guest) = guest_of(&low, &high, RegisterMode::MISSING) else { return };
+    let error = taken(&guest, run(0, 6)).unwrap_err();
+    assert!(matches!(error, Error::NotRegisteredFor { .. }), "{error}");
+}
+
 /// A backend that notes calls and gives the answers that a test has put there; then success.
 #[derive(Default)]
 struct Scripted {
@@ -364,6 +456,11 @@ impl Backend for Scripted {
 
     fn give_up(&self, staged: &mut [u8]) {
         staged.fill(0);
+    }
+
+    fn scan_written(&self, range: Range, each: &mut dyn FnMut(Range)) -> Result<(), Errno> {
+        each(range.first(PAGE as u64));
+        Ok(())
     }
 
     fn enabled(&self) -> Features {

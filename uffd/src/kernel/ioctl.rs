@@ -207,7 +207,7 @@ pub(super) fn close_child(fd: u32) {
     }
 }
 
-fn last_errno() -> Errno {
+pub(super) fn last_errno() -> Errno {
     Errno(io::Error::last_os_error().raw_os_error().expect("an error of the system"))
 }
 

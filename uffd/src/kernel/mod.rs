@@ -9,6 +9,7 @@
 
 mod ioctl;
 mod lent;
+mod pagemap;
 mod probe;
 mod staging;
 #[cfg(test)]
@@ -31,9 +32,10 @@ use crate::message;
 use crate::page::{Hva, PageSize};
 use crate::uffd::{Range, Uffd};
 
-pub use probe::{Doors, Survey, doors, survey, trials};
+pub use probe::{Doors, Survey, doors, follows_writes, survey, trials};
 
 use lent::Lent;
+use pagemap::Pagemap;
 
 pub use staging::{Populator, Staging};
 
@@ -46,6 +48,8 @@ pub struct KernelUffd {
     inner: userfaultfd::Uffd,
     offered: Features,
     enabled: Features,
+    /// Open where writes are resolved in the kernel, which tells of them only there.
+    pagemap: Option<Pagemap>,
     /// What calls may do more to than fill pages that are missing.
     lent: RwLock<Lent>,
     /// Of the memory that was lent; dropped last.
@@ -71,7 +75,8 @@ impl KernelUffd {
     /// # Errors
     ///
     /// [`Error::Forbidden`] says how to get the permission, [`Error::Unsupported`] that the kernel
-    /// has no userfaultfd; [`Error::Open`] and [`Error::Handshake`] are all else.
+    /// has no userfaultfd; [`Error::Open`] and [`Error::Handshake`] are all else. With
+    /// [`WP_ASYNC`](Features::WP_ASYNC) also [`Error::Pagemap`].
     pub fn open_with(wanted: Features) -> Result<KernelUffd, Error> {
         let offered = offered_features()?;
         let enabled = wanted & offered;
@@ -87,10 +92,13 @@ impl KernelUffd {
             Err(userfaultfd::Error::OpenDevUserfaultfd(_)) => open_without_crate(enabled)?,
             Err(error) => return Err(open_error(crate_error(error))),
         };
+        let asynchronous = enabled.contains(Features::WP_ASYNC);
+        let pagemap = asynchronous.then(Pagemap::open).transpose().map_err(Error::Pagemap)?;
         Ok(KernelUffd {
             inner,
             offered,
             enabled,
+            pagemap,
             lent: RwLock::default(),
             owners: Mutex::default(),
         })
@@ -236,6 +244,11 @@ impl Backend for KernelUffd {
             }
         }
         understood
+    }
+
+    fn scan_written(&self, range: Range, each: &mut dyn FnMut(Range)) -> Result<(), Errno> {
+        let pagemap = self.pagemap.as_ref().ok_or(Errno(libc::EPERM))?;
+        pagemap.take_written(range, each)
     }
 
     fn enabled(&self) -> Features {

@@ -88,6 +88,40 @@ pub fn trials(kind: MemoryKind) -> Trials {
     *KNOWN[kind as usize].get_or_init(|| survey(kind).map_or(Trials::NONE, |s| s.trials))
 }
 
+/// Tries whether the kernel tells the pages of such memory that are written while they are
+/// asynchronously protected: PAGEMAP_SCAN.
+pub fn follows_writes(kind: MemoryKind) -> Trial {
+    match try_to_follow(kind) {
+        Ok(trial) => trial,
+        Err(Error::Operation { source, .. }) => Trial::Fails(errno_of_io(&source)),
+        Err(_) => Trial::Untried,
+    }
+}
+
+fn try_to_follow(kind: MemoryKind) -> Result<Trial, Error> {
+    let uffd = KernelUffd::open_with(Features::WP_ASYNC | Features::WP_UNPOPULATED)?;
+    if !uffd.enabled().contains(Features::WP_ASYNC) {
+        return Ok(Trial::Fails(Errno(libc::EOPNOTSUPP)));
+    }
+    let scratch = Scratch::map(kind)?;
+    let written = scratch.page(1);
+    if scratch.populate(written).is_err() {
+        return Ok(Trial::Untried);
+    }
+    // SAFETY: the memory is only ever touched by operations and by a volatile write.
+    unsafe { uffd.register(scratch.all(), RegisterMode::WRITE_PROTECT) }?;
+    // Nobody changes the map, so there is no other answer.
+    let _ = uffd.protect(scratch.all())?;
+    let first: *mut u8 = ptr::with_exposed_provenance_mut(word(written.start.0));
+    // SAFETY: inside of the mapping, whose page is there.
+    unsafe { first.write_volatile(1) };
+    let mut told = Vec::new();
+    for _ in 0..2 {
+        uffd.take_written(scratch.all(), &mut |range| told.push(range))?;
+    }
+    Ok(if told == [written] { Trial::Works } else { Trial::Fails(Errno(libc::EIO)) })
+}
+
 /// Memory to try operations on. A page is what the kind installs at once.
 struct Scratch {
     kind: MemoryKind,
@@ -135,6 +169,13 @@ impl Scratch {
     fn all(&self) -> Range {
         let page = self.page(0);
         Range { start: page.start, bytes: PAGES * page.bytes }
+    }
+
+    /// Puts a page of zeros in place, if there is one to be had.
+    fn populate(&self, page: Range) -> rustix::io::Result<()> {
+        let start = ptr::with_exposed_provenance_mut(word(page.start.0));
+        // SAFETY: inside of the mapping, whose pages keep what they hold.
+        unsafe { madvise(start, word(page.bytes), Advice::LinuxPopulateWrite) }
     }
 
     /// What a registration reports. It is undone.
@@ -213,7 +254,11 @@ fn trial(answer: Answer) -> Trial {
 
 fn errno_of(error: &Error) -> Errno {
     match error {
-        Error::Operation { source, .. } => Errno(source.raw_os_error().unwrap_or(libc::EIO)),
+        Error::Operation { source, .. } => errno_of_io(source),
         _ => Errno(libc::EIO),
     }
+}
+
+fn errno_of_io(error: &io::Error) -> Errno {
+    Errno(error.raw_os_error().unwrap_or(libc::EIO))
 }

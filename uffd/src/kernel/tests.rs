@@ -733,3 +733,16 @@ fn impossible_ranges_are_refused_by_name() {
     assert_eq!(source_errno(&uffd.wake(none).unwrap_err()), Some(libc::EINVAL));
     assert_eq!(source_errno(&uffd.zero(none, Wake::Now).unwrap_err()), Some(libc::EINVAL));
 }
+
+#[test]
+fn a_kernel_that_offers_to_follow_writes_does() {
+    let Some(uffd) = open() else { return };
+    let offers = uffd.offered().contains(Features::WP_ASYNC);
+    for kind in [MemoryKind::Anonymous, MemoryKind::Memfd] {
+        assert_eq!(follows_writes(kind) == Trial::Works, offers, "{kind}");
+    }
+    for kind in MemoryKind::ALL.into_iter().filter(|kind| kind.is_hugetlb()) {
+        let trial = follows_writes(kind);
+        assert!(trial == Trial::Untried || (trial == Trial::Works) == offers, "{kind}: {trial:?}");
+    }
+}

@@ -43,7 +43,7 @@ impl Machine {
 
     /// Ends a migration: the page is back wherever its entries are by now, in children that were
     /// forked meanwhile too, and whoever sleeps for it goes on.
-    pub fn end_migration(&self, migration: Migration) {
+    pub fn end_migration(&self, migration: &Migration) {
         self.each_entry(|entry| match std::mem::take(entry) {
             Entry::Migration(migrating) if migration.is_of(&migrating.page) => {
                 let Migrating { page, sleeper } = *migrating;

@@ -30,8 +30,8 @@ pub struct Profile {
     /// mremap to memory whose context has not asked for REMAP events takes the write-protection
     /// off.
     pub remap_clears_protection: bool,
-    /// Memory that has had a guard marker is known for it (`VM_MAYBE_GUARD`): a fork copies its page
-    /// tables. Before, a guard makes it memory with anonymous pages, which mremap can end.
+    /// Memory that has had a guard marker is known for it (`VM_MAYBE_GUARD`): a fork copies its
+    /// page tables. Before, a guard makes it memory with anonymous pages, which mremap can end.
     pub remembers_guards: bool,
     /// Memory-failure support is built in: poison is told as such (BUS_MCEERR_AR), not as a bad
     /// address. It depends on how a kernel was configured, not on its version.

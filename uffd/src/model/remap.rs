@@ -106,11 +106,10 @@ fn remap_one(
             call.len = call.new_len;
         }
     }
-    if call.to.is_none() && !call.dont_unmap {
-        if call.new_len <= call.len || grow_in_place(map, &call) {
-            events.extend(late);
-            return Ok(call.from);
-        }
+    let may_stay = call.to.is_none() && !call.dont_unmap;
+    if may_stay && (call.new_len <= call.len || grow_in_place(map, &call)) {
+        events.extend(late);
+        return Ok(call.from);
     }
     let to = call.to.unwrap_or_else(|| place(space, call.new_len));
     let len = call.len.min(call.new_len);

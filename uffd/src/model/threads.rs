@@ -4,6 +4,7 @@ use std::io;
 
 use super::context::Context;
 use super::machine::Machine;
+use super::scan::{self, Categories, Scan};
 use super::sync::Arc;
 use super::task::{Outcome, Progress};
 use super::{ContextId, Placement, Thread, Touch};
@@ -12,6 +13,7 @@ use crate::backend::Backend;
 use crate::error::Error;
 use crate::features::Features;
 use crate::page::Hva;
+use crate::uffd::Range;
 
 /// A userfaultfd of a [`Machine`] as a backend of [`Uffd`](crate::Uffd). Addresses are those of the
 /// process that it was opened for; bytes to copy come from outside of the machine.
@@ -98,6 +100,17 @@ impl Backend for ModelUffd {
                 self.machine.close(ContextId(fd));
             }
             each(message);
+        }
+        Ok(())
+    }
+
+    fn scan_written(&self, range: Range, each: &mut dyn FnMut(Range)) -> Result<(), Errno> {
+        let (start, end) = (range.start.0, range.start.0 + range.bytes);
+        let (protect, check_async, mask) = (true, true, Categories::WRITTEN);
+        let call = Scan { start, end, protect, check_async, mask };
+        let written = scan::scan(&self.context.space, &call).inspect_err(|_| each(range))?;
+        for region in written {
+            each(Range { start: Hva(region.start), bytes: region.end - region.start });
         }
         Ok(())
     }

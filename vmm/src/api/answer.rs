@@ -13,7 +13,7 @@ use tokio::time::timeout;
 
 use super::route::{self, Call, NoRoute};
 use super::types::{ErrorBody, Ping, Problem};
-use super::{Control, ControlError};
+use super::{Control, ControlError, metrics};
 
 /// The longest body of a request, in bytes.
 pub(super) const BODY_BYTES_MAX: usize = 64 << 10;
@@ -75,7 +75,7 @@ impl Desk {
     async fn perform(&self, call: Call) -> Result<Response<Full<Bytes>>, Refusal> {
         let step = call.step();
         let slots = match call {
-            Call::Ping | Call::Status => &self.queries,
+            Call::Ping | Call::Status | Call::Metrics => &self.queries,
             _ => &self.commands,
         };
         let permit = Arc::clone(slots).try_acquire_owned().map_err(|_| Refusal::busy(step))?;
@@ -100,12 +100,16 @@ fn perform(call: Call, control: &dyn Control) -> Result<Response<Full<Bytes>>, C
     match call {
         Call::Ping => Ok(json(StatusCode::OK, &ping())),
         Call::Status => Ok(json(StatusCode::OK, &control.status())),
+        Call::Metrics => Ok(open_metrics(metrics::render(&control.status()))),
         Call::Pause => control.pause().map(|()| empty(StatusCode::NO_CONTENT)),
         Call::Resume => control.resume().map(|()| empty(StatusCode::NO_CONTENT)),
         Call::Shutdown(request) => {
             control.shutdown(request.force).map(|()| empty(StatusCode::ACCEPTED))
         }
         Call::Migrate(request) => control.migrate(request).map(|()| empty(StatusCode::ACCEPTED)),
+        Call::Cancel => control.cancel().map(|()| empty(StatusCode::ACCEPTED)),
+        Call::SwitchOver => control.switch_over().map(|()| empty(StatusCode::ACCEPTED)),
+        Call::Recover(request) => control.recover(request).map(|()| empty(StatusCode::ACCEPTED)),
     }
 }
 
@@ -162,8 +166,8 @@ impl Refusal {
         match why {
             NoRoute::Path => {
                 let message = format!("there is no `{path}` here");
-                let hint = "the commands are ping, status, pause, resume, shutdown and migrate, \
-                            under /api/v1/";
+                let hint = "the commands are ping, status, metrics, pause, resume, shutdown, \
+                            migrate, cancel, switch-over and recover, under /api/v1/";
                 let problem = Problem::new(step, &message, Some(hint));
                 Refusal::new(StatusCode::NOT_FOUND, problem)
             }
@@ -217,6 +221,13 @@ fn json<T: Serialize>(status: StatusCode, body: &T) -> Response<Full<Bytes>> {
     let mut response = Response::new(Full::new(Bytes::from(bytes)));
     *response.status_mut() = status;
     response.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));
+    response
+}
+
+fn open_metrics(text: String) -> Response<Full<Bytes>> {
+    let mut response = Response::new(Full::new(Bytes::from(text)));
+    let kind = "application/openmetrics-text; version=1.0.0; charset=utf-8";
+    response.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static(kind));
     response
 }
 

@@ -15,7 +15,9 @@ use serde::de::DeserializeOwned;
 use tokio::net::UnixStream;
 use tokio::time::timeout;
 
-use super::types::{ErrorBody, MigrateRequest, Ping, Problem, ShutdownRequest, Status};
+use super::types::{
+    ErrorBody, MigrateRequest, Ping, Problem, RecoverRequest, ShutdownRequest, Status,
+};
 
 /// The longest answer that is read, in bytes.
 const ANSWER_BYTES_MAX: usize = 1 << 20;
@@ -191,6 +193,30 @@ impl Client {
     /// [`ClientError`], as for every call.
     pub fn migrate(&self, request: &MigrateRequest) -> Result<(), ClientError> {
         self.put("migrate", "/api/v1/migrate", to_json(request)?)
+    }
+
+    /// Ends a migration before its switchover.
+    ///
+    /// # Errors
+    /// [`ClientError`], as for every call.
+    pub fn cancel(&self) -> Result<(), ClientError> {
+        self.put("cancel", "/api/v1/cancel", Bytes::new())
+    }
+
+    /// Ends the rounds of a migration.
+    ///
+    /// # Errors
+    /// [`ClientError`], as for every call.
+    pub fn switch_over(&self) -> Result<(), ClientError> {
+        self.put("switch over", "/api/v1/switch-over", Bytes::new())
+    }
+
+    /// Finds a lost peer again.
+    ///
+    /// # Errors
+    /// [`ClientError`], as for every call.
+    pub fn recover(&self, request: &RecoverRequest) -> Result<(), ClientError> {
+        self.put("recover", "/api/v1/recover", to_json(request)?)
     }
 
     fn get<T: DeserializeOwned>(&self, step: &'static str, at: &str) -> Result<T, ClientError> {

@@ -10,6 +10,7 @@
 mod answer;
 mod client;
 mod error;
+mod metrics;
 mod route;
 mod server;
 mod socket;
@@ -22,7 +23,7 @@ pub use client::{Client, ClientError};
 pub use error::{ControlError, ServerError};
 pub use server::Server;
 
-use types::{MigrateRequest, Status};
+use types::{MigrateRequest, RecoverRequest, Status};
 
 /// What the API can do to a guest: implemented by the process that holds it.
 ///
@@ -57,4 +58,24 @@ pub trait Control: Send + Sync + 'static {
     /// [`ControlError::WrongState`] if there is no guest to move or it is already moving,
     /// [`ControlError::BadRequest`] if the request makes no sense here.
     fn migrate(&self, request: MigrateRequest) -> Result<(), ControlError>;
+
+    /// Ends the migration that is under way, before its switchover: the guest stays.
+    ///
+    /// # Errors
+    /// [`ControlError::WrongState`] if none leaves here, or it is too late.
+    fn cancel(&self) -> Result<(), ControlError>;
+
+    /// Ends the rounds of the migration that is under way: the guest changes hands now.
+    ///
+    /// # Errors
+    /// [`ControlError::WrongState`] if there are none.
+    fn switch_over(&self) -> Result<(), ControlError>;
+
+    /// At the source: dials the lost destination at once, perhaps at a new address. At the
+    /// destination: listens at another address as well.
+    ///
+    /// # Errors
+    /// [`ControlError::WrongState`] if no peer is lost, [`ControlError::Failed`] if the address
+    /// cannot be listened at.
+    fn recover(&self, request: RecoverRequest) -> Result<(), ControlError>;
 }

@@ -4,27 +4,35 @@ use hyper::Method;
 use serde::Deserialize;
 use serde::de::DeserializeOwned;
 
-use super::types::{MigrateRequest, Problem, ShutdownRequest};
+use super::types::{MigrateRequest, Problem, RecoverRequest, ShutdownRequest};
 
 /// A path of the API, with the one method that it takes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Command {
     Ping,
     Status,
+    Metrics,
     Pause,
     Resume,
     Shutdown,
     Migrate,
+    Cancel,
+    SwitchOver,
+    Recover,
 }
 
 /// All that the API has.
-pub(super) const ROUTES: [(Method, &str, Command); 6] = [
+pub(super) const ROUTES: [(Method, &str, Command); 10] = [
     (Method::GET, "/api/v1/ping", Command::Ping),
     (Method::GET, "/api/v1/status", Command::Status),
+    (Method::GET, "/api/v1/metrics", Command::Metrics),
     (Method::PUT, "/api/v1/pause", Command::Pause),
     (Method::PUT, "/api/v1/resume", Command::Resume),
     (Method::PUT, "/api/v1/shutdown", Command::Shutdown),
     (Method::PUT, "/api/v1/migrate", Command::Migrate),
+    (Method::PUT, "/api/v1/cancel", Command::Cancel),
+    (Method::PUT, "/api/v1/switch-over", Command::SwitchOver),
+    (Method::PUT, "/api/v1/recover", Command::Recover),
 ];
 
 /// A command with its arguments, checked.
@@ -32,10 +40,14 @@ pub(super) const ROUTES: [(Method, &str, Command); 6] = [
 pub(super) enum Call {
     Ping,
     Status,
+    Metrics,
     Pause,
     Resume,
     Shutdown(ShutdownRequest),
     Migrate(MigrateRequest),
+    Cancel,
+    SwitchOver,
+    Recover(RecoverRequest),
 }
 
 impl Call {
@@ -44,10 +56,14 @@ impl Call {
         match self {
             Call::Ping => "ping",
             Call::Status => "status",
+            Call::Metrics => "metrics",
             Call::Pause => "pause",
             Call::Resume => "resume",
             Call::Shutdown(_) => "shutdown",
             Call::Migrate(_) => "migrate",
+            Call::Cancel => "cancel",
+            Call::SwitchOver => "switch over",
+            Call::Recover(_) => "recover",
         }
     }
 }
@@ -78,10 +94,16 @@ pub(super) fn read(command: Command, body: &[u8]) -> Result<Call, Problem> {
     match command {
         Command::Ping => optional::<Empty>("ping", body).map(|Empty {}| Call::Ping),
         Command::Status => optional::<Empty>("status", body).map(|Empty {}| Call::Status),
+        Command::Metrics => optional::<Empty>("metrics", body).map(|Empty {}| Call::Metrics),
         Command::Pause => optional::<Empty>("pause", body).map(|Empty {}| Call::Pause),
         Command::Resume => optional::<Empty>("resume", body).map(|Empty {}| Call::Resume),
         Command::Shutdown => optional("shutdown", body).map(Call::Shutdown),
         Command::Migrate => required("migrate", body).map(Call::Migrate),
+        Command::Cancel => optional::<Empty>("cancel", body).map(|Empty {}| Call::Cancel),
+        Command::SwitchOver => {
+            optional::<Empty>("switch over", body).map(|Empty {}| Call::SwitchOver)
+        }
+        Command::Recover => optional("recover", body).map(Call::Recover),
     }
 }
 
@@ -128,10 +150,12 @@ mod tests {
     #[test]
     fn a_migration_names_its_destination_and_mode() {
         let body = br#"{"destination_url": "tcp:host-2:7070", "mode": "postcopy"}"#;
-        let request = MigrateRequest {
-            destination_url: "tcp:host-2:7070".parse().expect("an endpoint"),
-            mode: MigrationMode::Postcopy,
-        };
+        let address = "tcp:host-2:7070".parse().expect("an endpoint");
+        let mut request = MigrateRequest::new(address, MigrationMode::Postcopy);
+        assert_eq!(read(Command::Migrate, body), Ok(Call::Migrate(request.clone())));
+        let body =
+            br#"{"destination_url": "tcp:host-2:7070", "mode": "postcopy", "tls_dir": "/tls"}"#;
+        request.tls_dir = Some("/tls".into());
         assert_eq!(read(Command::Migrate, body), Ok(Call::Migrate(request)));
     }
 

@@ -4,11 +4,14 @@
 //! the ones users know from QEMU and libvirt, times are microseconds, sizes are bytes.
 
 use std::fmt;
+use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
+pub use godwit_migration::driver::DirtyTracking;
 pub use godwit_migration::proto::MigrationState;
+pub use godwit_migration::schedule::Compression;
 use godwit_migration::transport::Address;
 
 /// Who answers: the reply to `GET /api/v1/ping`.
@@ -39,6 +42,15 @@ pub struct Status {
     pub memory: Option<MemoryMethods>,
     /// The latest migration of this guest in this process, under way or over; absent if none.
     pub migration: Option<MigrationStatus>,
+}
+
+impl Status {
+    /// Whether the guest is lost: granted by this process or owned by it, and it runs nowhere.
+    pub fn lost(&self) -> bool {
+        self.migration.as_ref().is_some_and(|m| {
+            m.state == MigrationState::Failed && m.timeline.granted_us.is_some() && !self.owner.owns
+        })
+    }
 }
 
 /// What a process was started to do.
@@ -143,6 +155,9 @@ pub struct MigrationStatus {
     pub state: MigrationState,
     /// How it was asked to move the guest.
     pub mode: MigrationMode,
+    /// How often the other end was lost after the switchover.
+    #[serde(default)]
+    pub interruptions: u32,
     /// The other end, as an endpoint or as the address that connected.
     pub peer: String,
     /// What ended or paused it: absent while all is well, and once completed.
@@ -151,6 +166,9 @@ pub struct MigrationStatus {
     pub timeline: Timeline,
     /// Where the pages are.
     pub pages: Pages,
+    /// How the pages that have travelled did.
+    #[serde(default)]
+    pub classes: Classes,
     /// Page contents and headers that crossed the link, in bytes.
     pub bytes: u64,
     /// Bytes of page contents that moved per second, from the switchover to the last page or to
@@ -158,6 +176,9 @@ pub struct MigrationStatus {
     pub drain_bytes_per_s: Option<u64>,
     /// The faults that the guest took; absent at the source, which sees requests and not faults.
     pub faults: Option<FaultReport>,
+    /// How long each vCPU has waited for missing pages, in microseconds; absent at the source.
+    #[serde(default)]
+    pub blocktime_us: Option<Vec<u64>>,
     /// Microseconds in which no vCPU ran anywhere, as the source measured it: from telling its
     /// vCPUs to stop to hearing that they run again. Absent until then, and at the destination.
     pub blackout_us: Option<u64>,
@@ -176,11 +197,29 @@ pub enum Direction {
 }
 
 /// How a guest is moved.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum MigrationMode {
-    /// It changes hands first, and its memory follows while it runs.
+    /// It changes hands first, and its memory follows while it runs there.
+    #[default]
     Postcopy,
+    /// Its memory goes first, in rounds while it runs here, and it changes hands at the end.
+    Precopy,
+    /// Rounds first; it changes hands when they stop to pay, and the rest follows.
+    Hybrid,
+}
+
+/// What happens to a pre-copy that takes longer than it may.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum TimeoutStrategy {
+    /// The guest stays where it is.
+    #[default]
+    Cancel,
+    /// Rounds go on until what is left fits the downtime.
+    Ignore,
+    /// The guest changes hands, and what is left follows.
+    Switch,
 }
 
 /// When a migration passed each of its marks, in microseconds since it began at this end; a mark
@@ -193,6 +232,8 @@ pub struct Timeline {
     pub began_monotonic_us: Option<u64>,
     /// The destination has checked that it can run the guest, and has its memory ready.
     pub prepared_us: Option<u64>,
+    /// The first round of pages begins, while the guest runs at the source.
+    pub first_round_us: Option<u64>,
     /// The source tells its vCPUs to stop: the blackout begins.
     pub paused_us: Option<u64>,
     /// The state of vCPUs and devices is saved (source) or has come (destination).
@@ -204,6 +245,8 @@ pub struct Timeline {
     /// The destination's ownership is durable and its vCPUs enter the guest: the blackout ends.
     /// The source sees it when it is told.
     pub first_instruction_us: Option<u64>,
+    /// A lost peer came back, for the first time.
+    pub resumed_us: Option<u64>,
     /// The source has pushed everything that nobody asked for.
     pub pushed_us: Option<u64>,
     /// The last page is in place at the destination.
@@ -225,8 +268,35 @@ pub struct Pages {
     pub zero: u64,
     /// Those that moved with their bytes.
     pub data: u64,
+    /// Those that the source could not read: they are lost.
+    #[serde(default)]
+    pub poisoned: u64,
     /// Those that moved because a fault asked for them.
     pub requested: u64,
+}
+
+/// The pages that have travelled, counted by how they did.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Classes {
+    /// Pages of zeros, without contents.
+    pub zero: ClassCount,
+    /// Pages of one repeated word of eight bytes.
+    pub word: ClassCount,
+    /// Pages that were packed with lz4.
+    pub lz4: ClassCount,
+    /// Pages as they are.
+    pub raw: ClassCount,
+    /// Pages that the source could not read, without contents.
+    pub poisoned: ClassCount,
+}
+
+/// What travelled in one way.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ClassCount {
+    /// Pages.
+    pub pages: u64,
+    /// Bytes on the link, headers included.
+    pub bytes: u64,
 }
 
 /// The faults that a guest took at the destination. Latency runs from reading the fault to waking
@@ -245,6 +315,32 @@ pub struct FaultReport {
     pub p99_us: u64,
     /// The slowest.
     pub max_us: u64,
+    /// Where that time went, for pages that came because they were asked for.
+    #[serde(default)]
+    pub stages: FaultStages,
+}
+
+/// The latency of faults by stage.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct FaultStages {
+    /// From reading the fault to its request being on its way.
+    pub queue: StageLatency,
+    /// To the source and back, without the time that the source took.
+    pub wire: StageLatency,
+    /// In the source.
+    pub service: StageLatency,
+    /// From reading the answer to the page being in place and the vCPU woken.
+    pub install: StageLatency,
+}
+
+/// How long one stage of faults took, in microseconds.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct StageLatency {
+    /// The median.
+    pub p50_us: u64,
+    /// Ninety-nine of a hundred were faster.
+    pub p99_us: u64,
 }
 
 /// The body of `PUT /api/v1/migrate`.
@@ -255,6 +351,74 @@ pub struct MigrateRequest {
     pub destination_url: Address,
     /// How to move the guest.
     pub mode: MigrationMode,
+    /// The number of bulk channels.
+    #[serde(default = "one")]
+    pub connections: u8,
+    /// How long the guest may stand still for the last pages of pre-copy, in milliseconds.
+    #[serde(default = "default_downtime_ms")]
+    pub downtime_ms: u32,
+    /// How long rounds may take, in seconds.
+    #[serde(default = "default_timeout_s")]
+    pub timeout_s: u32,
+    /// What happens then, in pre-copy; hybrid switches.
+    #[serde(default)]
+    pub timeout_strategy: TimeoutStrategy,
+    /// How writes are noted during rounds.
+    #[serde(default = "default_tracking")]
+    pub dirty_tracking: DirtyTracking,
+    /// Whether pages are packed before they are sent.
+    #[serde(default)]
+    pub compression: Compression,
+    /// The most bytes a second for pages that no fault asks for; absent for no cap.
+    #[serde(default)]
+    pub bandwidth_bytes_per_s: Option<u64>,
+    /// The directory with `ca-cert.pem`, `client-cert.pem` and `client-key.pem`, as the process of
+    /// the guest sees it; without one, no TLS.
+    #[serde(default)]
+    pub tls_dir: Option<PathBuf>,
+}
+
+impl MigrateRequest {
+    /// To `destination_url` by `mode`, with the defaults of all else.
+    pub fn new(destination_url: Address, mode: MigrationMode) -> MigrateRequest {
+        MigrateRequest {
+            destination_url,
+            mode,
+            connections: one(),
+            downtime_ms: default_downtime_ms(),
+            timeout_s: default_timeout_s(),
+            timeout_strategy: TimeoutStrategy::default(),
+            dirty_tracking: default_tracking(),
+            compression: Compression::default(),
+            bandwidth_bytes_per_s: None,
+            tls_dir: None,
+        }
+    }
+}
+
+fn one() -> u8 {
+    1
+}
+
+/// As Cloud Hypervisor and QEMU have it.
+fn default_downtime_ms() -> u32 {
+    300
+}
+
+fn default_timeout_s() -> u32 {
+    3600
+}
+
+fn default_tracking() -> DirtyTracking {
+    DirtyTracking::KvmLog
+}
+
+/// The body of `PUT /api/v1/recover`; an empty body means the address that is known.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct RecoverRequest {
+    /// At the source: where the destination is now. At the destination: where to listen as well.
+    pub url: Option<Address>,
 }
 
 /// The body of `PUT /api/v1/shutdown`; an empty body means the default.

@@ -3,9 +3,10 @@
 use std::io::{Read, Seek};
 use std::path::Path;
 
+use godwit_migration::provider::GuestRam;
 use linux_loader::loader::elf::PvhBootCapability;
 use linux_loader::loader::{BzImage, Elf, KernelLoader, KernelLoaderResult};
-use vm_memory::{Address, Bytes, GuestAddress, GuestMemoryMmap, ReadVolatile};
+use vm_memory::{Address, Bytes, GuestAddress, ReadVolatile};
 
 use super::image::{Kind, Source};
 use super::{
@@ -63,7 +64,7 @@ fn load_kernel(
 }
 
 fn load_from<F: Read + ReadVolatile + Seek>(
-    memory: &GuestMemoryMmap,
+    memory: &GuestRam,
     source: &mut F,
     kind: Kind,
 ) -> Result<KernelLoaderResult, linux_loader::loader::Error> {

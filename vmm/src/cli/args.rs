@@ -4,16 +4,19 @@
 use std::path::PathBuf;
 
 use clap::{Args as ClapArgs, Parser, Subcommand, ValueEnum};
+use godwit_migration::limits::CONNECTIONS_MAX;
+use godwit_migration::schedule::Compression;
 use godwit_migration::transport::Address;
 use uuid::Uuid;
 
+use crate::api::types::{DirtyTracking, MigrationMode, TimeoutStrategy};
 use crate::memory::Backing;
 
 const DEMO_EXAMPLES: &str = "\
 Examples:
   godwit demo                                  1 GiB, 2 vCPUs, straight over loopback
   godwit demo --memory 256M --link 1G,2ms      as between two hosts on a gigabit network
-  godwit demo --corrupt-page                   how a wrong byte would show
+  godwit demo --corrupt-page                   how a wrong page would show
   godwit demo --json | jq .verdict             for scripts";
 
 const DOCTOR_STATUS: &str = "\
@@ -60,6 +63,17 @@ pub enum Command {
     Migrate(Migrate),
     /// Show a guest, who owns it, and its migration
     Status(Status),
+    /// End a migration before its switchover; the guest stays
+    Cancel(At),
+    /// End the rounds of a migration: the guest changes hands now, and the rest follows
+    SwitchOver(At),
+    /// Find a peer again that was lost after the switchover
+    ///
+    /// The source dials a lost destination by itself, until it answers. This makes it dial at
+    /// once, at another address if one is given. With the control socket of the destination, it
+    /// listens at the address as well.
+    #[command(verbatim_doc_comment)]
+    Recover(Recover),
     /// Stop the vCPUs of a guest
     Pause(At),
     /// Let the vCPUs of a paused guest run on
@@ -120,6 +134,14 @@ pub struct Receive {
     /// Where to listen: tcp:HOST:PORT or unix:PATH
     #[arg(value_name = "ADDRESS")]
     pub address: Address,
+    /// Let in only sources that have a certificate of the CA: a directory with ca-cert.pem,
+    /// server-cert.pem and server-key.pem
+    #[arg(long, value_name = "DIR")]
+    pub tls_dir: Option<PathBuf>,
+    /// Let in everybody, also from other hosts, without TLS. Without this and without --tls-dir
+    /// only the loopback and Unix sockets can be listened on
+    #[arg(long, conflicts_with = "tls_dir")]
+    pub insecure: bool,
     /// Control socket to make
     #[arg(long, value_name = "PATH")]
     pub api_socket: Option<PathBuf>,
@@ -142,12 +164,48 @@ pub struct Migrate {
     /// How to move it
     #[arg(long, value_enum, default_value_t = Mode::Postcopy)]
     pub mode: Mode,
+    /// Number of bulk channels
+    #[arg(long, value_name = "N", default_value_t = 1, value_parser = connections())]
+    pub connections: u8,
+    /// How long the guest may stand still for the last pages of pre-copy, in milliseconds
+    #[arg(long, value_name = "MS", default_value_t = 300)]
+    pub downtime_ms: u32,
+    /// How long rounds may take, in seconds; hybrid switches then
+    #[arg(long, value_name = "S", default_value_t = 3600)]
+    pub timeout_s: u32,
+    /// What happens to a pre-copy that takes longer
+    #[arg(long, value_enum, default_value_t = OnTimeout::Cancel)]
+    pub timeout_strategy: OnTimeout,
+    /// How writes of the guest are noted during rounds
+    #[arg(long, value_enum, default_value_t = Tracking::KvmLog)]
+    pub dirty_tracking: Tracking,
+    /// Whether to pack pages before they are sent; those that a fault asks for never are
+    #[arg(long, value_name = "HOW", value_enum, default_value_t = Compress::Auto)]
+    pub compression: Compress,
+    /// Send at most so many bytes a second of pages that no fault asks for
+    ///
+    /// A number of bytes, with K, M or G (powers of 1024). Without it, as many as go.
+    #[arg(long, value_name = "RATE", value_parser = size)]
+    pub bandwidth: Option<u64>,
+    /// Use TLS: a directory with ca-cert.pem, client-cert.pem and client-key.pem
+    #[arg(long, value_name = "DIR")]
+    pub tls_dir: Option<PathBuf>,
     /// Return as soon as the migration has begun
     #[arg(long)]
     pub detach: bool,
     /// Print the outcome as one JSON object on stdout
     #[arg(long)]
     pub json: bool,
+}
+
+/// `godwit recover`.
+#[derive(Debug, ClapArgs)]
+pub struct Recover {
+    /// Where the destination is now, or where to listen as well: tcp:HOST:PORT or unix:PATH
+    #[arg(value_name = "ADDRESS")]
+    pub address: Option<Address>,
+    #[command(flatten)]
+    pub at: At,
 }
 
 /// `godwit status`.
@@ -199,7 +257,7 @@ pub struct Demo {
     /// is in us, ms or s.
     #[arg(long, value_name = "RATE,RTT")]
     pub link: Option<crate::demo::Link>,
-    /// Change one byte of one page on the way: the guest must notice, and the demo fails
+    /// Change one page on the way, as no checksum can see: the guest must, and the demo fails
     #[arg(long)]
     pub corrupt_page: bool,
     /// Print the outcome as one JSON object on stdout and nothing else there
@@ -238,8 +296,86 @@ impl From<MemoryBacking> for Backing {
 /// How a guest is moved.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 pub enum Mode {
-    /// It changes hands first, and its memory follows while it runs
+    /// It changes hands first, and its memory follows while it runs there
     Postcopy,
+    /// Its memory goes first, in rounds while it runs here, and it changes hands at the end
+    Precopy,
+    /// Rounds first; it changes hands when they stop to pay, and the rest follows
+    Hybrid,
+}
+
+impl From<Mode> for MigrationMode {
+    fn from(mode: Mode) -> MigrationMode {
+        match mode {
+            Mode::Postcopy => MigrationMode::Postcopy,
+            Mode::Precopy => MigrationMode::Precopy,
+            Mode::Hybrid => MigrationMode::Hybrid,
+        }
+    }
+}
+
+/// What happens to a pre-copy that takes longer than it may.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum OnTimeout {
+    /// The guest stays where it is
+    Cancel,
+    /// Rounds go on until what is left fits the downtime
+    Ignore,
+    /// The guest changes hands, and what is left follows
+    Switch,
+}
+
+impl From<OnTimeout> for TimeoutStrategy {
+    fn from(on_timeout: OnTimeout) -> TimeoutStrategy {
+        match on_timeout {
+            OnTimeout::Cancel => TimeoutStrategy::Cancel,
+            OnTimeout::Ignore => TimeoutStrategy::Ignore,
+            OnTimeout::Switch => TimeoutStrategy::Switch,
+        }
+    }
+}
+
+/// How writes are noted.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum Tracking {
+    /// The dirty log of KVM
+    KvmLog,
+    /// Asynchronous write-protection of userfaultfd, read by PAGEMAP_SCAN
+    WriteProtect,
+}
+
+impl From<Tracking> for DirtyTracking {
+    fn from(tracking: Tracking) -> DirtyTracking {
+        match tracking {
+            Tracking::KvmLog => DirtyTracking::KvmLog,
+            Tracking::WriteProtect => DirtyTracking::WriteProtect,
+        }
+    }
+}
+
+fn connections() -> clap::builder::RangedI64ValueParser<u8> {
+    clap::value_parser!(u8).range(1..=i64::from(CONNECTIONS_MAX))
+}
+
+/// Whether pages are packed before they are sent.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum Compress {
+    /// While that moves more pages a second
+    Auto,
+    /// Whatever gets shorter
+    Lz4,
+    /// Never
+    None,
+}
+
+impl From<Compress> for Compression {
+    fn from(compress: Compress) -> Compression {
+        match compress {
+            Compress::Auto => Compression::Auto,
+            Compress::Lz4 => Compression::Lz4,
+            Compress::None => Compression::None,
+        }
+    }
 }
 
 /// A number of vCPUs; how many are possible is up to the host.

@@ -7,10 +7,10 @@ use std::time::Duration;
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 
 use super::Failure;
-use super::args::{At, Migrate, Mode, Shutdown, Status};
+use super::args::{At, Migrate, Recover, Shutdown, Status};
 use crate::api::types::{
-    GuestState, MemoryMethods, MigrateRequest, MigrationMode, MigrationState, MigrationStatus,
-    Status as Told,
+    Classes, GuestState, MemoryMethods, MigrateRequest, MigrationState, MigrationStatus,
+    RecoverRequest, Status as Told,
 };
 use crate::api::{Client, ClientError};
 
@@ -34,6 +34,25 @@ pub fn pause(at: &At) -> Result<ExitCode, Failure> {
 /// `godwit resume`.
 pub fn resume(at: &At) -> Result<ExitCode, Failure> {
     client(at).resume().map_err(|e| failed(&e))?;
+    Ok(ExitCode::SUCCESS)
+}
+
+/// `godwit cancel`.
+pub fn cancel(at: &At) -> Result<ExitCode, Failure> {
+    client(at).cancel().map_err(|e| failed(&e))?;
+    Ok(ExitCode::SUCCESS)
+}
+
+/// `godwit switch-over`.
+pub fn switch_over(at: &At) -> Result<ExitCode, Failure> {
+    client(at).switch_over().map_err(|e| failed(&e))?;
+    Ok(ExitCode::SUCCESS)
+}
+
+/// `godwit recover`.
+pub fn recover(args: &Recover) -> Result<ExitCode, Failure> {
+    let request = RecoverRequest { url: args.address.clone() };
+    client(&args.at).recover(&request).map_err(|e| failed(&e))?;
     Ok(ExitCode::SUCCESS)
 }
 
@@ -114,9 +133,10 @@ fn print_migration(migration: &MigrationStatus) {
         migration.peer
     );
     println!(
-        "pages      {} of {} remain; {} zero, {} data, {} asked for",
-        pages.remaining, pages.total, pages.zero, pages.data, pages.requested
+        "pages      {} of {} remain; {} zero, {} data, {} lost, {} asked for",
+        pages.remaining, pages.total, pages.zero, pages.data, pages.poisoned, pages.requested
     );
+    print_classes(&migration.classes);
     if let Some(faults) = &migration.faults {
         println!(
             "faults     {} served, {} wait; p50 {} us, p90 {} us, p99 {} us, max {} us",
@@ -128,11 +148,36 @@ fn print_migration(migration: &MigrationStatus) {
             faults.max_us
         );
     }
+    if let Some(faults) = migration.faults.filter(|faults| faults.count > 0) {
+        let stages = faults.stages;
+        println!(
+            "stages     queue {} us, wire {} us, source {} us, install {} us (medians)",
+            stages.queue.p50_us, stages.wire.p50_us, stages.service.p50_us, stages.install.p50_us
+        );
+    }
+    if let Some(blocked) = &migration.blocktime_us {
+        let blocked: Vec<String> = blocked.iter().map(|us| format!("{us} us")).collect();
+        println!("blocktime  {} (by vCPU)", blocked.join(", "));
+    }
     if let Some(blackout) = migration.blackout_us {
         println!("blackout   {blackout} us");
     }
+    if migration.interruptions > 0 {
+        println!("lost peer  {} times after the switchover", migration.interruptions);
+    }
     if let Some(error) = &migration.error {
         println!("error      {error}");
+    }
+}
+
+/// The ways in which pages have travelled, one a line.
+fn print_classes(classes: &Classes) {
+    let Classes { zero, word, lz4, raw, poisoned } = classes;
+    let named = [("zero", zero), ("word", word), ("lz4", lz4), ("raw", raw), ("lost", poisoned)];
+    let mut title = "travelled";
+    for (name, count) in named.into_iter().filter(|(_, count)| count.pages > 0) {
+        println!("{title:10} {name:4} {} pages in {} bytes", count.pages, count.bytes);
+        title = "";
     }
 }
 
@@ -145,10 +190,20 @@ fn state_word(state: MigrationState) -> String {
 /// `godwit migrate`.
 pub fn migrate(args: &Migrate) -> Result<ExitCode, Failure> {
     let client = client(&args.at);
-    let mode = match args.mode {
-        Mode::Postcopy => MigrationMode::Postcopy,
+    // The process of the guest reads it, and that may have another working directory.
+    let tls_dir = args.tls_dir.as_ref().map(std::path::absolute).transpose();
+    let request = MigrateRequest {
+        destination_url: args.address.clone(),
+        mode: args.mode.into(),
+        connections: args.connections,
+        downtime_ms: args.downtime_ms,
+        timeout_s: args.timeout_s,
+        timeout_strategy: args.timeout_strategy.into(),
+        dirty_tracking: args.dirty_tracking.into(),
+        compression: args.compression.into(),
+        bandwidth_bytes_per_s: args.bandwidth,
+        tls_dir: tls_dir.map_err(|e| Failure::new(&e))?,
     };
-    let request = MigrateRequest { destination_url: args.address.clone(), mode };
     client.migrate(&request).map_err(|e| failed(&e))?;
     if args.detach {
         return Ok(ExitCode::SUCCESS);
@@ -161,16 +216,16 @@ pub fn migrate(args: &Migrate) -> Result<ExitCode, Failure> {
     let reason = || migration.error.as_ref().map_or(String::new(), |error| error.message.clone());
     match migration.state {
         MigrationState::Completed => Ok(ExitCode::SUCCESS),
-        MigrationState::PostcopyPaused => Err(Failure {
-            message: format!(
-                "the destination {} was lost after the switchover: {}",
-                args.address,
-                reason()
-            ),
+        MigrationState::Cancelled => Err(Failure {
+            message: format!("migration to {} was cancelled", args.address),
+            hint: Some(format!("the guest is {} here", guest_line(&status.guest))),
+        }),
+        _ if status.lost() => Err(Failure {
+            message: format!("the guest is lost: {}", reason()),
             hint: Some(format!(
-                "the guest is paused; its source keeps all {} pages and does not run it; \
-                 look at `godwit status` on both hosts",
-                migration.pages.total
+                "it was granted to {} and is never run here again; `godwit run --override-grant` \
+                 starts it anew",
+                args.address
             )),
         }),
         _ => Err(Failure {
@@ -214,7 +269,16 @@ fn show_progress(bar: &ProgressBar, migration: &MigrationStatus, args: &Migrate)
     bar.set_length(pages.total * 4096);
     bar.set_position((pages.total - pages.remaining) * 4096);
     let state = state_word(migration.state);
-    if bar.message() != state && !std::io::stderr().is_terminal() && !args.json {
+    if bar.message() != state && migration.state.is_interrupted() && !args.json {
+        let why = migration.error.as_ref().map_or("", |error| error.message.as_str());
+        bar.suspend(|| {
+            eprintln!(
+                "{state}: {} is lost after the switchover ({why}); the guest is kept safe on both \
+                 sides and the source dials until it is back",
+                args.address
+            );
+        });
+    } else if bar.message() != state && !std::io::stderr().is_terminal() && !args.json {
         eprintln!("{state}: {} of {} pages remain", pages.remaining, pages.total);
     }
     bar.set_message(state);

@@ -3,7 +3,8 @@
 use std::process::ExitCode;
 use std::sync::Arc;
 
-use godwit_migration::driver::Receiver;
+use godwit_migration::driver::{Receiver, Trust};
+use godwit_migration::transport::TlsAcceptor;
 
 use super::Failure;
 use super::args::Receive;
@@ -16,14 +17,29 @@ use crate::migrate::{Host, serve, watch_signals};
 /// away.
 pub fn receive(args: &Receive) -> Result<ExitCode, Failure> {
     end_with(args.end_with)?;
+    let trust = trust(args)?;
     let records = open_records(args.state_dir.as_deref())?;
-    let host = Host::new(Role::Receive, records).map_err(|e| Failure::new(&e))?;
+    let receiver = Receiver::bind(&args.address, trust, records.clone());
+    let receiver = Arc::new(receiver.map_err(|e| Failure::new(&e))?);
+    let host = Host::new(Role::Receive, records, Some(Arc::clone(&receiver)));
+    let host = host.map_err(|e| Failure::new(&e))?;
     let server = start_api(args.api_socket.as_deref(), &host)?;
     watch_signals(&host).map_err(|e| Failure::new(&e))?;
-    let receiver = Receiver::bind(&args.address).map_err(|e| Failure::new(&e))?;
     tracing::info!("listening at {}", receiver.address());
-    let receiver = Arc::new(receiver);
-    let end = serve(&host, Some(&receiver)).map_err(|e| Failure::new(&e))?;
+    let end = serve(&host).map_err(|e| Failure::new(&e))?;
     drop(server);
     Ok(exit_code(&end))
+}
+
+/// Whom the words let in. Certificates are read here, so that what is wrong with them shows before
+/// anybody comes.
+fn trust(args: &Receive) -> Result<Trust, Failure> {
+    match &args.tls_dir {
+        Some(dir) => {
+            let tls = TlsAcceptor::load(dir).map_err(|e| Failure::new(&e))?;
+            Ok(Trust::Certificates(tls))
+        }
+        None if args.insecure => Ok(Trust::Everybody),
+        None => Ok(Trust::ThisHost),
+    }
 }

@@ -36,7 +36,7 @@ fn run_guest(args: &Run, records: Records, id: Uuid, transfer: u64) -> Result<Ex
         memory_bytes: args.memory,
         backing: args.memory_backing.into(),
     };
-    let host = Host::new(Role::Run, records).map_err(|e| Failure::new(&e))?;
+    let host = Host::new(Role::Run, records, None).map_err(|e| Failure::new(&e))?;
     let server = start_api(args.api_socket.as_deref(), &host)?;
     watch_signals(&host).map_err(|e| Failure::new(&e))?;
     let vm = Vm::create(&config, Box::new(std::io::stdout())).map_err(|e| Failure::new(&e))?;
@@ -47,7 +47,7 @@ fn run_guest(args: &Run, records: Records, id: Uuid, transfer: u64) -> Result<Ex
     tracing::info!(%id, "the guest starts");
     vm.start();
     drop(vm);
-    let end = serve(&host, None).map_err(|e| Failure::new(&e))?;
+    let end = serve(&host).map_err(|e| Failure::new(&e))?;
     drop(server);
     Ok(exit_code(&end))
 }

@@ -84,7 +84,7 @@ fn conclude(report: &Report) -> Result<ExitCode, Failure> {
             "the guest found {pages} corrupt page(s) at the destination; its complaint: {complaint}"
         ))),
         Verdict::Unnoticed => {
-            Err(Failure::text("one byte was changed on the way and the guest did not notice"))
+            Err(Failure::text("a page was changed on the way and the guest did not notice"))
         }
         Verdict::None => Err(Failure::text("the guest came to no verdict")),
     }

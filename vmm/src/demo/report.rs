@@ -40,7 +40,7 @@ pub struct Report {
     pub memory_backing: &'static str,
     /// The link between the two processes, if it was limited.
     pub link: Option<LinkReport>,
-    /// The page of which one byte was changed on the way.
+    /// The page that was changed on the way.
     pub page_changed: Option<u32>,
     /// Pages that the guest verifies: all but its image, its tables and its stacks.
     pub pages_to_verify: Option<u64>,

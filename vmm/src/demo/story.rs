@@ -18,7 +18,9 @@ use super::show::Show;
 use super::signals;
 use super::verdict::Witness;
 use crate::api::Client;
-use crate::api::types::{MigrateRequest, MigrationMode, MigrationState, MigrationStatus, Status};
+use crate::api::types::{
+    Compression, MigrateRequest, MigrationMode, MigrationState, MigrationStatus, Status,
+};
 use crate::cli::Demo;
 
 /// What was found out, as far as it went.
@@ -295,13 +297,17 @@ impl Story<'_> {
             None => format!("migrating to {address} while the guest runs"),
             Some(link) => format!("migrating to {address} while the guest runs, over {link}"),
         });
-        let request = MigrateRequest { destination_url: address, mode: MigrationMode::Postcopy };
+        let mut request = MigrateRequest::new(address, MigrationMode::Postcopy);
+        if self.args.corrupt_page {
+            // What is packed has no bytes of a page that could be changed.
+            request.compression = Compression::None;
+        }
         let asked = self.source.client.migrate(&request);
         asked.map_err(|source| DemoError::Client { side: Side::Source, source })?;
         self.drain()?;
         if self.args.corrupt_page {
             let page = self.findings.corrupted.page().ok_or(DemoError::NothingToCorrupt)?;
-            self.show.step(&format!("one byte of page {page} was changed on the way"));
+            self.show.step(&format!("page {page} was changed on the way, as no checksum can see"));
         }
         Ok(())
     }

@@ -93,7 +93,7 @@ fn verdict(report: &Report) -> Vec<String> {
     lines.push(match report.verdict {
         Verdict::Verified => row("VERIFIED", &counts),
         Verdict::Corrupt => row("CORRUPT", &counts),
-        Verdict::Unnoticed => row("UNNOTICED", &format!("{counts}, and one byte was changed")),
+        Verdict::Unnoticed => row("UNNOTICED", &format!("{counts}, and a page was changed")),
         Verdict::None => row("NONE", &counts),
     });
     lines

@@ -235,7 +235,7 @@ const DESCRIPTORS_ENOUGH: u64 = 300;
 const MAPPINGS_ENOUGH: u64 = 65530;
 
 /// Capabilities of KVM whose lack costs something, what, and where they come from.
-const CAPABILITIES: [(&str, Weight, &str, &str); 5] = [
+const CAPABILITIES: [(&str, Weight, &str, &str); 6] = [
     (
         "KVM_CAP_SYNC_MMU",
         Weight::Move,
@@ -259,6 +259,12 @@ const CAPABILITIES: [(&str, Weight, &str, &str); 5] = [
         Weight::Cost,
         "guests with more than 4 KiB of extended state (AMX) cannot come",
         "Linux 5.17",
+    ),
+    (
+        "KVM_CAP_MANUAL_DIRTY_LOG_PROTECT2",
+        Weight::Cost,
+        "a guest is held up longer each time that its written pages are asked for",
+        "Linux 5.2",
     ),
     (
         "KVM_CAP_EXIT_ON_EMULATION_FAILURE",
@@ -286,7 +292,7 @@ const FEATURES: [(&str, &str, &str); 5] = [
 ];
 
 /// Operations of userfaultfd whose lack costs something, what, and since when Linux has them.
-const OPERATIONS: [(&str, &str, Weight, &str, &str); 9] = [
+const OPERATIONS: [(&str, &str, Weight, &str, &str); 11] = [
     ("anonymous", "COPY", Weight::Move, "no page can be put in place", "Linux 4.3"),
     ("anonymous", "WAKE", Weight::Move, "no vCPU that waits can be told", "Linux 4.3"),
     (
@@ -317,6 +323,13 @@ const OPERATIONS: [(&str, &str, Weight, &str, &str); 9] = [
         "writes cannot be caught while a guest runs: no live snapshot",
         "Linux 5.7",
     ),
+    (
+        "anonymous",
+        "PAGEMAP_SCAN",
+        Weight::Cost,
+        "only KVM's log tells which pages a guest writes while it is moved",
+        "Linux 6.7",
+    ),
     ("memfd", "COPY", Weight::Cost, "guests of memfd memory cannot come", "Linux 4.11"),
     (
         "memfd",
@@ -331,5 +344,12 @@ const OPERATIONS: [(&str, &str, Weight, &str, &str); 9] = [
         Weight::Cost,
         "writes to memfd memory cannot be caught while a guest runs",
         "Linux 5.19",
+    ),
+    (
+        "memfd",
+        "PAGEMAP_SCAN",
+        Weight::Cost,
+        "only KVM's log tells which pages of a memfd a guest writes while it is moved",
+        "Linux 6.7",
     ),
 ];

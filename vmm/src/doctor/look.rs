@@ -89,7 +89,7 @@ fn look_at_userfaultfd() -> Userfaultfd {
         user_mode_only: access(doors.user_mode_only),
         unprivileged: line("/proc/sys/vm/unprivileged_userfaultfd").map(|line| line == "1"),
         features: features.collect(),
-        memory: MemoryKind::ALL.map(look_at_memory).into(),
+        memory: MemoryKind::ALL.map(|kind| look_at_memory(kind, offered)).into(),
     }
 }
 
@@ -102,7 +102,7 @@ fn access(door: Result<Features, Errno>) -> Access {
     }
 }
 
-fn look_at_memory(kind: MemoryKind) -> Memory {
+fn look_at_memory(kind: MemoryKind, offered: Features) -> Memory {
     let name = kind.name().to_owned();
     let survey = match uffd::survey(kind) {
         Ok(survey) => survey,
@@ -118,13 +118,24 @@ fn look_at_memory(kind: MemoryKind) -> Memory {
     let operations = Tries::ALL.map(|operation| Operation {
         name: operation.name().to_owned(),
         reported: reported.contains(operation.ioctl()),
-        tried: match survey.trials.get(operation) {
-            Trial::Works => Tried::Works,
-            Trial::Fails(errno) => Tried::Fails { reason: reason(errno) },
-            Trial::Untried => Tried::Untried,
-        },
+        tried: tried(survey.trials.get(operation)),
     });
-    Memory { kind: name, unknown: None, modes: modes.collect(), operations: operations.into() }
+    // Not a call of userfaultfd, and of use only together with it.
+    let scan = Operation {
+        name: "PAGEMAP_SCAN".to_owned(),
+        reported: offered.contains(Features::WP_ASYNC),
+        tried: tried(uffd::follows_writes(kind)),
+    };
+    let operations = operations.into_iter().chain([scan]).collect();
+    Memory { kind: name, unknown: None, modes: modes.collect(), operations }
+}
+
+fn tried(trial: Trial) -> Tried {
+    match trial {
+        Trial::Works => Tried::Works,
+        Trial::Fails(errno) => Tried::Fails { reason: reason(errno) },
+        Trial::Untried => Tried::Untried,
+    }
 }
 
 fn look_at_huge_pages() -> HugePages {
@@ -200,7 +211,7 @@ mod tests {
         assert_eq!(facts.userfaultfd.memory.len(), MemoryKind::ALL.len());
         assert_eq!(facts.userfaultfd.features.len(), 17);
         for memory in &facts.userfaultfd.memory {
-            assert!(memory.unknown.is_some() || memory.operations.len() == Tries::ALL.len());
+            assert!(memory.unknown.is_some() || memory.operations.len() == Tries::ALL.len() + 1);
         }
     }
 }

@@ -4,11 +4,16 @@ use super::facts::*;
 use super::findings::Weight;
 use super::*;
 
-const OPERATIONS: [&str; 7] =
-    ["WAKE", "COPY", "ZEROPAGE", "MOVE", "WRITEPROTECT", "CONTINUE", "POISON"];
+const OPERATIONS: [&str; 8] =
+    ["WAKE", "COPY", "ZEROPAGE", "MOVE", "WRITEPROTECT", "CONTINUE", "POISON", "PAGEMAP_SCAN"];
 const FEATURES: [&str; 5] =
     ["EVENT_REMOVE", "THREAD_ID", "EXACT_ADDRESS", "WP_UNPOPULATED", "WP_ASYNC"];
-const CAPABILITIES: [&str; 3] = ["KVM_CAP_SYNC_MMU", "KVM_CAP_TSC_CONTROL", "KVM_CAP_XSAVE2"];
+const CAPABILITIES: [&str; 4] = [
+    "KVM_CAP_SYNC_MMU",
+    "KVM_CAP_TSC_CONTROL",
+    "KVM_CAP_XSAVE2",
+    "KVM_CAP_MANUAL_DIRTY_LOG_PROTECT2",
+];
 
 fn memory(kind: &str) -> Memory {
     let operation =
@@ -137,9 +142,12 @@ fn software_virtualisation_is_told_with_its_price() {
 
 #[test]
 fn each_operation_that_is_lacking_says_what_stands_in_for_it() {
-    for (name, cost, remedy) in
-        [("MOVE", "allocated", "6.8"), ("POISON", "marked", "6.6"), ("WRITEPROTECT", "live", "5.7")]
-    {
+    for (name, cost, remedy) in [
+        ("MOVE", "allocated", "6.8"),
+        ("POISON", "marked", "6.6"),
+        ("WRITEPROTECT", "live", "5.7"),
+        ("PAGEMAP_SCAN", "KVM's log", "6.7"),
+    ] {
         let report = without(|facts| {
             let operations = &mut facts.userfaultfd.memory[0].operations;
             let operation = operations.iter_mut().find(|had| had.name == name).unwrap();
@@ -147,6 +155,32 @@ fn each_operation_that_is_lacking_says_what_stands_in_for_it() {
         });
         one(&report, Weight::Cost, [name, cost, remedy]);
     }
+}
+
+#[test]
+fn the_ways_to_follow_writes_are_told() {
+    // A paragraph: its first line, and those that are indented behind it.
+    let line = |report: &Report| {
+        let text = text::text(report);
+        let mut lines = text.lines().skip_while(|line| !line.starts_with("writes "));
+        let first = lines.next().unwrap();
+        let rest = lines.take_while(|line| line.starts_with(' ')).map(str::trim);
+        [first].into_iter().chain(rest).collect::<Vec<_>>().join(" ")
+    };
+    let all = line(&Report::of(perfect()));
+    assert!(all.contains("KVM's log, cleared in parts"), "{all}");
+    assert!(all.contains("write-protection: anonymous, memfd, hugetlb"), "{all}");
+    let report = without(|facts| {
+        facts.kvm.capabilities[3].value = 0;
+        for memory in &mut facts.userfaultfd.memory {
+            memory.operations[7].tried = Tried::Fails { reason: "Not supported".to_owned() };
+        }
+    });
+    let none = line(&report);
+    assert!(none.contains("cleared at once; by write-protection: no memory"), "{none}");
+    let costs: Vec<_> = report.findings.iter().map(|finding| finding.cost.as_str()).collect();
+    assert!(costs.iter().any(|cost| cost.contains("held up longer")), "{costs:?}");
+    assert_eq!(costs.iter().filter(|cost| cost.contains("KVM's log tells")).count(), 2);
 }
 
 #[test]

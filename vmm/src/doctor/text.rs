@@ -1,7 +1,9 @@
 //! The report for people.
 
 use super::Report;
-use super::facts::{Access, Facts, Kvm, Memory, Tried, Userfaultfd, Virtualisation};
+use super::facts::{
+    Access, Capability, Facts, Kvm, Memory, Operation, Tried, Userfaultfd, Virtualisation,
+};
 use super::findings::{Finding, Verdict, Weight};
 
 /// The whole report, as lines.
@@ -14,6 +16,7 @@ pub fn text(report: &Report) -> String {
     lines.extend(capabilities(&facts.kvm));
     lines.extend(userfaultfd(&facts.userfaultfd));
     lines.extend(table(&facts.userfaultfd.memory));
+    lines.push(writes(facts));
     lines.push(huge_pages(facts));
     lines.push(limits(facts));
     if !report.findings.is_empty() {
@@ -156,6 +159,24 @@ fn table(memory: &[Memory]) -> Vec<String> {
     });
     lines.extend(unknown);
     lines
+}
+
+/// How the pages that a guest writes while it runs can be found out.
+fn writes(facts: &Facts) -> String {
+    let manual = |capability: &&Capability| capability.name == "KVM_CAP_MANUAL_DIRTY_LOG_PROTECT2";
+    let log = match facts.kvm.capabilities.iter().find(manual) {
+        Some(Capability { value: 1.., .. }) => "by KVM's log, cleared in parts",
+        Some(_) => "by KVM's log, cleared at once",
+        None => "not by KVM's log",
+    };
+    let works = |memory: &&Memory| {
+        let scans = |had: &Operation| had.name == "PAGEMAP_SCAN" && had.tried == Tried::Works;
+        memory.operations.iter().any(scans)
+    };
+    let kinds = facts.userfaultfd.memory.iter().filter(works);
+    let kinds: Vec<&str> = kinds.map(|memory| memory.kind.as_str()).collect();
+    let kinds = if kinds.is_empty() { "no memory".to_owned() } else { kinds.join(", ") };
+    format!("writes       followed {log};\n             by write-protection: {kinds}")
 }
 
 fn huge_pages(facts: &Facts) -> String {

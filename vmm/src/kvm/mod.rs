@@ -1,6 +1,7 @@
 //! Everything that needs unsafe code around KVM: ioctls that `kvm-ioctls` lacks or marks unsafe,
 //! the shared page of a vCPU, memslots, and the signal that kicks a vCPU out of the guest.
 
+mod dirty_log;
 mod exit;
 mod kick;
 mod latency;
@@ -9,6 +10,7 @@ mod open;
 mod survey;
 mod vcpu;
 
+pub use dirty_log::{KvmLog, Reading};
 pub use exit::{Exit, IoDirection};
 pub use kick::{ImmediateExit, Tid, install_kick_handler, kick, prepare_vcpu_thread};
 pub use latency::prefer_short_delays;

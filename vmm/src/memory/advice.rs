@@ -6,7 +6,9 @@
 use std::ffi::c_void;
 use std::ptr::with_exposed_provenance_mut;
 
-use super::{MemoryError, Region};
+use godwit_uffd::page::Hva;
+
+use super::{Backing, MemoryError, Region};
 
 /// The advices that keep what memory holds.
 #[derive(Clone, Copy)]
@@ -39,6 +41,27 @@ pub(super) fn revoke(region: &Region) -> Result<(), rustix::io::Errno> {
     // SAFETY: the range is a mapping of ours. Nobody holds a reference to its bytes, and the caller
     // ends all who would access it.
     unsafe { rustix::mm::mprotect(start, bytes, rustix::mm::MprotectFlags::empty()) }
+}
+
+/// Empties `bytes` bytes of a region from `offset` on: they are missing until they are installed
+/// again, or zero where the memory is not registered.
+pub(super) fn empty(
+    region: &Region,
+    offset: u64,
+    bytes: u64,
+    backing: Backing,
+) -> Result<(), MemoryError> {
+    let part = Region { hva: Hva(region.hva.0 + offset), bytes, ..*region };
+    let (start, bytes) = extent(&part);
+    let (name, advice) = match backing {
+        Backing::Anon => ("MADV_DONTNEED", rustix::mm::Advice::LinuxDontNeed),
+        // Of a file the page must go, too, and not just our mapping of it.
+        Backing::Memfd => ("MADV_REMOVE", rustix::mm::Advice::LinuxRemove),
+    };
+    // SAFETY: the range is a part of a mapping of ours. Nobody holds a reference to its bytes, and
+    // no vCPU runs on it: what it holds came from a source that sends it again.
+    unsafe { rustix::mm::madvise(start, bytes, advice) }
+        .map_err(|errno| MemoryError::Advise { advice: name, source: errno.into() })
 }
 
 fn extent(region: &Region) -> (*mut c_void, usize) {

@@ -2,21 +2,30 @@
 
 mod advice;
 mod available;
+mod hold;
 mod layout;
 mod register;
+mod watch;
+mod written;
 
 use std::fs::File;
 use std::io;
 use std::sync::atomic::{AtomicBool, Ordering};
 
+use godwit_migration::provider::GuestRam;
 use godwit_uffd::page::{Gpa, Hva};
 use serde::{Deserialize, Serialize};
+use vm_memory::bitmap::{AtomicBitmap, NewBitmap};
 use vm_memory::mmap::{FromRangesError, MmapRegion, MmapRegionBuilder, MmapRegionError};
 use vm_memory::region::GuestRegionCollectionError;
-use vm_memory::{FileOffset, GuestAddress, GuestMemoryMmap, GuestRegionMmap};
+use vm_memory::{FileOffset, GuestAddress, GuestRegionMmap};
 
 pub use available::available_bytes;
+pub use hold::HeldWrites;
 pub use layout::{HOLE_END, HOLE_START, MEMORY_BYTES_MAX, MEMORY_BYTES_MIN, ranges};
+
+pub(crate) use watch::WriteWatch;
+pub(crate) use written::{WORD_PAGES, insert_words};
 
 use advice::Advice;
 
@@ -81,6 +90,18 @@ pub enum MemoryError {
     /// There is no userfaultfd, or it refused the memory.
     #[error(transparent)]
     Uffd(#[from] godwit_uffd::Error),
+    /// Pages are still somewhere else.
+    #[error("pages of the guest are still on their way here")]
+    Incomplete,
+    /// Another userfaultfd has the memory.
+    #[error("writes to guest memory are being followed or held already")]
+    AlreadyProtected,
+    /// The kernel cannot tell which pages were written.
+    #[error(
+        "this kernel cannot follow writes by write-protection (WP_ASYNC and PAGEMAP_SCAN, \
+         Linux 6.7); use the dirty log of KVM"
+    )]
+    CannotWatch(#[source] Option<godwit_uffd::Error>),
     /// The kernel refused an advice.
     #[error("madvise({advice}) failed on guest memory")]
     Advise {
@@ -104,10 +125,11 @@ pub struct Region {
 
 /// All memory of a guest.
 pub struct GuestMemory {
-    inner: GuestMemoryMmap,
+    inner: GuestRam,
     regions: Vec<Region>,
     backing: Backing,
     incomplete: AtomicBool,
+    held: AtomicBool,
 }
 
 impl GuestMemory {
@@ -139,8 +161,9 @@ impl GuestMemory {
                 bytes: range.bytes,
             })
             .collect();
-        let inner = GuestMemoryMmap::from_regions(mapped).map_err(MemoryError::Collect)?;
-        let memory = GuestMemory { inner, regions, backing, incomplete: AtomicBool::new(false) };
+        let inner = GuestRam::from_regions(mapped).map_err(MemoryError::Collect)?;
+        let (incomplete, held) = (AtomicBool::new(false), AtomicBool::new(false));
+        let memory = GuestMemory { inner, regions, backing, incomplete, held };
         // What a guest holds is nobody's business: keep it out of core dumps.
         memory.advise(Advice::DontDump)?;
         memory.allow_huge_pages()?;
@@ -163,7 +186,7 @@ impl GuestMemory {
     }
 
     /// Access by guest physical address. A thread that touches a missing page waits for it.
-    pub fn inner(&self) -> &GuestMemoryMmap {
+    pub fn inner(&self) -> &GuestRam {
         &self.inner
     }
 
@@ -180,6 +203,17 @@ impl GuestMemory {
     /// [`GuestMemory::set_complete`].
     pub fn is_incomplete(&self) -> bool {
         self.incomplete.load(Ordering::Acquire)
+    }
+
+    /// Whether an access may wait for somebody: for a page that is missing, or to be allowed to
+    /// write.
+    pub fn may_wait(&self) -> bool {
+        self.is_incomplete() || self.held.load(Ordering::Acquire)
+    }
+
+    /// Says whether writes are held, and returns whether they were.
+    fn set_held(&self, held: bool) -> bool {
+        self.held.swap(held, Ordering::AcqRel)
     }
 
     /// Says that every page is there, so that the memory is ordinary again, and allows huge pages.
@@ -232,9 +266,10 @@ fn memfd(bytes: u64) -> Result<File, MemoryError> {
     Ok(File::from(fd))
 }
 
-fn map(bytes: u64, file: Option<(&File, u64)>) -> Result<MmapRegion, MemoryError> {
+fn map(bytes: u64, file: Option<(&File, u64)>) -> Result<MmapRegion<AtomicBitmap>, MemoryError> {
     let size = usize::try_from(bytes).map_err(|_| MemoryError::Size { bytes })?;
-    let builder = MmapRegionBuilder::new(size).with_mmap_prot(libc::PROT_READ | libc::PROT_WRITE);
+    let builder = MmapRegionBuilder::new_with_bitmap(size, AtomicBitmap::with_len(size))
+        .with_mmap_prot(libc::PROT_READ | libc::PROT_WRITE);
     let builder = match file {
         Some((file, offset)) => {
             let file = file.try_clone().map_err(|source| MemoryError::Memfd { bytes, source })?;

@@ -27,6 +27,16 @@ impl GuestMemory {
         let uffd = KernelUffd::open_with(Features::THREAD_ID)?;
         self.forbid_huge_pages()?;
         self.incomplete.store(true, Ordering::Release);
+        self.lend_to(&uffd);
+        let enabled = uffd.enabled();
+        let memory =
+            GuestUffd::register(uffd, self.space()?, RegisterMode::MISSING, enabled, trials)?;
+        tracing::debug!("pages of the guest: {}", memory.methods(self.kind()));
+        Ok(memory)
+    }
+
+    /// Lends all guest memory, and keeps it mapped as long as the userfaultfd.
+    pub(super) fn lend_to(&self, uffd: &KernelUffd) {
         uffd.keep(Arc::new(self.inner().clone()));
         for region in self.regions() {
             let range = Range { start: region.hva, bytes: region.bytes };
@@ -34,11 +44,6 @@ impl GuestMemory {
             // nobody holds a reference to its bytes, and it stays mapped as long as it is kept.
             unsafe { uffd.lend(range) };
         }
-        let enabled = uffd.enabled();
-        let memory =
-            GuestUffd::register(uffd, self.space()?, RegisterMode::MISSING, enabled, trials)?;
-        tracing::debug!("pages of the guest: {}", memory.methods(self.kind()));
-        Ok(memory)
     }
 
     /// What the memory is made of, as userfaultfd tells it apart.
@@ -49,7 +54,7 @@ impl GuestMemory {
         }
     }
 
-    fn space(&self) -> Result<GuestSpace, MemoryError> {
+    pub(super) fn space(&self) -> Result<GuestSpace, MemoryError> {
         let memory = self.kind();
         let regions = self.regions().iter().map(|region| {
             let (gpa, hva, bytes) = (region.gpa, region.hva, region.bytes);

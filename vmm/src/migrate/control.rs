@@ -2,10 +2,12 @@
 
 use std::sync::Arc;
 
+use godwit_migration::driver::Command;
 use godwit_migration::proto::MigrationState;
+use godwit_migration::transport::Address;
 
 use super::{Guest, Host, HostEvent, Levers, Migration};
-use crate::api::types::{Direction, MigrateRequest, Status};
+use crate::api::types::{Direction, MigrateRequest, RecoverRequest, Status};
 use crate::api::{Control, ControlError};
 use crate::vm::Vm;
 
@@ -49,9 +51,80 @@ impl Control for Controlled {
     fn migrate(&self, request: MigrateRequest) -> Result<(), ControlError> {
         self.0.start_migration(request)
     }
+
+    fn cancel(&self) -> Result<(), ControlError> {
+        self.0.command_outgoing("cancel", Command::Cancel, |state| {
+            use MigrationState::{Active, Device, Setup};
+            matches!(state, Setup | Active | Device)
+        })
+    }
+
+    fn switch_over(&self) -> Result<(), ControlError> {
+        self.0.command_outgoing("switch over", Command::SwitchNow, |state| {
+            matches!(state, MigrationState::Setup | MigrationState::Active)
+        })
+    }
+
+    fn recover(&self, request: RecoverRequest) -> Result<(), ControlError> {
+        self.0.recover(request.url)
+    }
 }
 
 impl Host {
+    /// Gives the migration that leaves here a command, if its state is one that takes it.
+    fn command_outgoing(
+        &self,
+        step: &str,
+        command: Command,
+        takes: impl Fn(MigrationState) -> bool,
+    ) -> Result<(), ControlError> {
+        let state = self.state();
+        let migration = state.migration.as_ref().filter(|migration| migration.active());
+        let Some(Migration { levers: Some(Levers::Outgoing { command: give }), .. }) = migration
+        else {
+            let hint = Some("`godwit status` shows the last one");
+            return Err(ControlError::wrong_state(step, "no migration leaves here", hint));
+        };
+        let migration = migration.expect("it has levers");
+        let stands = migration.state();
+        if let Some(peer) = migration.granted_to() {
+            let why = format!("it is too late: the guest was granted to {peer}");
+            let hint = Some("`godwit status` on both hosts tells which of them has it");
+            if step != "recover" {
+                return Err(ControlError::wrong_state(step, &why, hint));
+            }
+        }
+        if !takes(stands) {
+            let word = serde_json::to_value(stands).unwrap_or_default();
+            let why = format!("the migration is in state {word}");
+            return Err(ControlError::wrong_state(step, &why, None));
+        }
+        give(command);
+        Ok(())
+    }
+
+    fn recover(&self, url: Option<Address>) -> Result<(), ControlError> {
+        let incoming = self.state().migration.as_ref().is_some_and(|migration| {
+            migration.active() && migration.direction == Direction::Incoming
+        });
+        match (incoming, url) {
+            (false, url) => self.command_outgoing("recover", Command::Recover(url), |state| {
+                state.is_interrupted() || state == MigrationState::PostcopyActive
+            }),
+            (true, None) => {
+                let hint = Some("give an address to listen at as well, or recover at the source");
+                Err(ControlError::wrong_state("recover", "the source dials, not this end", hint))
+            }
+            (true, Some(url)) => {
+                let receiver = self.receiver.as_ref().expect("guests come in by it");
+                let failed = |e| ControlError::failed("recover", &e, Some("choose another"));
+                let address = receiver.listen_also(&url).map_err(failed)?;
+                tracing::info!("listening at {address} as well");
+                Ok(())
+            }
+        }
+    }
+
     /// Calls `act` with the guest, if this process may run it and is not handing it over.
     fn with_own_guest<T>(
         &self,
@@ -102,15 +175,13 @@ impl Host {
         let state = self.state();
         let migration = state.migration.as_ref()?;
         let report = migration.progress.report();
-        if migration.direction != Direction::Outgoing
-            || report.state != MigrationState::PostcopyPaused
-        {
+        if migration.direction != Direction::Outgoing || !report.state.is_interrupted() {
             return None;
         }
         let (pages, peer) = (report.pages.total, &report.peer);
         Some(format!(
-            "the guest was granted to {peer}, which was lost; all {pages} pages are kept here, \
-             and those that {peer} lacks are nowhere else"
+            "the guest was granted to {peer}, which is lost; all {pages} pages are kept here until \
+             it is back, and those that {peer} lacks are nowhere else"
         ))
     }
 
@@ -129,11 +200,18 @@ impl Host {
 
     /// Pulls the lever that ends the migration under way for `reason`: before its switchover at
     /// the source, at any time at the destination.
-    pub(super) fn end_migration(&self, reason: &str) {
+    /// With `force` also at a source that keeps pages of a lost peer.
+    pub(super) fn end_migration(&self, reason: &str, force: bool) {
         let state = self.state();
         if let Some(migration) = state.migration.as_ref().filter(|m| Migration::active(m)) {
             match &migration.levers {
-                Some(Levers::Outgoing { give_up }) => give_up(reason.to_owned()),
+                Some(Levers::Outgoing { command }) => {
+                    command(match migration.granted_to() {
+                        // The guest ended elsewhere, or nobody wants what is left of it.
+                        Some(_) if force => Command::Abandon(reason.to_owned()),
+                        _ => Command::GiveUp(reason.to_owned()),
+                    });
+                }
                 Some(Levers::Incoming { guest_ended, stop }) => {
                     guest_ended();
                     stop();

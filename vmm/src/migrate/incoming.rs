@@ -8,7 +8,7 @@ use godwit_migration::wire::{MemslotLayout, Offer, Section};
 use godwit_uffd::guest::GuestUffd;
 use godwit_uffd::guest::fallback::Moving;
 use godwit_uffd::kernel::KernelUffd;
-use godwit_uffd::page::PageSize;
+use godwit_uffd::page::{PageRun, PageSize};
 
 use super::outgoing::{OPERATOR_SECTION, OPERATOR_VERSION, OperatorState};
 use super::{Guest, Host, HostEvent, Levers, in_full};
@@ -110,6 +110,10 @@ impl IncomingVm for Arriving {
         // more is staged than half of what the host has beyond the guest.
         let spare = available_bytes().unwrap_or(0).saturating_sub(memory.bytes());
         usize::try_from(spare / 2).unwrap_or(usize::MAX)
+    }
+
+    fn empty(&self, pages: PageRun) -> Result<(), String> {
+        self.vm.memory().empty(pages).map_err(|e| in_full(&e))
     }
 
     fn load(&self, mut sections: Vec<Section>) -> Result<(), String> {

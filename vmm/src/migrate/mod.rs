@@ -4,6 +4,7 @@
 //! for moments only, and never while a vCPU, a disk or a peer is waited for.
 
 mod control;
+mod dirty;
 mod events;
 mod incoming;
 mod outgoing;
@@ -15,7 +16,7 @@ use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
-use godwit_migration::driver::{Notifier, Records};
+use godwit_migration::driver::{Command, Notifier, Receiver, Records};
 use godwit_migration::limits::PEER_TIMEOUT;
 use godwit_migration::metrics::Progress;
 use godwit_migration::proto::{MigrationState, Outcome, Phase};
@@ -57,6 +58,8 @@ pub struct Host {
     role: Role,
     records: Records,
     events: Notifier<HostEvent>,
+    /// Where guests come in; none in a process that only launched one.
+    receiver: Option<Arc<Receiver>>,
     state: Mutex<State>,
     /// A migration is over.
     over: Condvar,
@@ -112,7 +115,7 @@ struct Migration {
 
 /// What can be done to a migration from outside.
 enum Levers {
-    Outgoing { give_up: Box<dyn Fn(String) + Send> },
+    Outgoing { command: Box<dyn Fn(Command) + Send> },
     Incoming { guest_ended: Box<dyn Fn() + Send>, stop: Box<dyn Fn() + Send> },
 }
 
@@ -130,14 +133,15 @@ impl Migration {
     /// To whom the guest was granted, from the record of that until the destination has all of it
     /// or has refused: until then the destination may run it, and this process must not.
     fn granted_to(&self) -> Option<String> {
-        use MigrationState::{Completed, Failed};
         let granted = self.progress.reached_at(Phase::Granted).is_some();
+        // A guest that is lost must not be run here either.
+        let lost = self.progress.reached_at(Phase::Lost).is_some();
         let report = self.progress.report();
-        let open = !matches!(report.state, Completed | Failed);
+        let open = lost || !report.state.is_final();
         (self.direction == Direction::Outgoing && granted && open).then_some(report.peer)
     }
 
-    /// It has not ended, or has lost its peer and keeps the faults.
+    /// It has not ended.
     fn active(&self) -> bool {
         !self.over
     }
@@ -146,8 +150,7 @@ impl Migration {
     fn ending(&self) -> bool {
         let all_here = self.direction == Direction::Incoming
             && self.progress.reached_at(Phase::LastPage).is_some();
-        let lost = self.state() == MigrationState::PostcopyPaused;
-        self.active() && !lost && (all_here || self.progress.has_ended())
+        self.active() && !self.state().is_interrupted() && (all_here || self.progress.has_ended())
     }
 }
 
@@ -156,10 +159,15 @@ impl Host {
     ///
     /// # Errors
     /// No descriptor to be had.
-    pub fn new(role: Role, records: Records) -> std::io::Result<Arc<Host>> {
+    pub fn new(
+        role: Role,
+        records: Records,
+        receiver: Option<Arc<Receiver>>,
+    ) -> std::io::Result<Arc<Host>> {
         Ok(Arc::new(Host {
             role,
             records,
+            receiver,
             events: Notifier::new()?,
             state: Mutex::new(State::default()),
             over: Condvar::new(),

@@ -1,16 +1,19 @@
 //! The guest as the source of a migration.
 
 use std::sync::Arc;
+use std::time::Duration;
 
-use godwit_migration::driver::{Outgoing, OutgoingVm};
+use godwit_migration::driver::{DirtyLog, Outgoing, OutgoingVm, Plan, PushOptions};
+use godwit_migration::limits::BANDWIDTH_MIN;
 use godwit_migration::metrics::Progress;
 use godwit_migration::provider::GuestPages;
-use godwit_migration::transport::Address;
-use godwit_migration::wire::{MemslotLayout, Offer, Section};
+use godwit_migration::schedule::{OnTimeout, RoundLimits};
+use godwit_migration::transport::TlsConnector;
+use godwit_migration::wire::{MemslotLayout, Mode, Offer, Section};
 
 use super::{Guest, Host, Levers, Migration, in_full};
 use crate::api::ControlError;
-use crate::api::types::{Direction, MigrateRequest};
+use crate::api::types::{Direction, MigrateRequest, MigrationMode, Problem, TimeoutStrategy};
 use crate::vm::Vm;
 
 /// What travels beside the sections of the VM: what its operator wants of it.
@@ -68,6 +71,10 @@ impl OutgoingVm for Leaving {
     fn pages(&self) -> GuestPages {
         GuestPages::new(Arc::new(self.vm.memory().inner().clone()))
     }
+
+    fn dirty_log(&self) -> &dyn DirtyLog {
+        &*self.vm
+    }
 }
 
 impl Host {
@@ -76,6 +83,14 @@ impl Host {
         self: &Arc<Host>,
         request: MigrateRequest,
     ) -> Result<(), ControlError> {
+        check_bandwidth(request.bandwidth_bytes_per_s)?;
+        let tls = match &request.tls_dir {
+            Some(dir) => Some(TlsConnector::load(dir).map_err(|e| {
+                let hint = Some("the guest runs on here; nothing was sent");
+                ControlError::failed("migrate", &e, hint)
+            })?),
+            None => None,
+        };
         let mut state = self.state_after_ending();
         if state.migration.as_ref().is_some_and(Migration::active) {
             let hint = Some("wait for it; `godwit status` shows how it goes");
@@ -91,37 +106,75 @@ impl Host {
             ControlError::wrong_state("migrate", "this process has no guest to move", None)
         })?;
         guest.transfer += 1;
-        let offer = offer(guest).map_err(|e| ControlError::failed("migrate", &e, None))?;
+        let offer = offer(guest, &request);
+        offer.check_connections().map_err(|why| {
+            let hint = Some("choose from 1 to 32 connections");
+            ControlError::BadRequest(Problem::new("migrate", why, hint))
+        })?;
         let leaving = Leaving { host: Arc::clone(self), vm: Arc::clone(&guest.vm) };
         drop(state);
-        let address = request.destination_url;
-        self.spawn_outgoing(&address, offer, leaving)
+        self.spawn_outgoing(plan(request, tls), offer, leaving)
             .map_err(|e| ControlError::failed("migrate", &e, None))
     }
 
     fn spawn_outgoing(
         self: &Arc<Host>,
-        address: &Address,
+        plan: Plan,
         offer: Offer,
         leaving: Leaving,
     ) -> std::io::Result<()> {
-        let progress = Arc::new(Progress::new(address.to_string()));
+        let progress = Arc::new(Progress::new(plan.address.to_string()));
         let records = self.records.clone();
-        let outgoing = Outgoing::new(address.clone(), offer, records, Arc::clone(&progress))?;
-        let levers = Levers::Outgoing { give_up: Box::new(outgoing.give_up()) };
+        let outgoing = Outgoing::new(plan, offer, records, Arc::clone(&progress))?;
+        let levers = Levers::Outgoing { command: Box::new(outgoing.commands()) };
         self.begin_migration(Direction::Outgoing, progress, levers, move || outgoing.run(&leaving))
     }
 }
 
-fn offer(guest: &Guest) -> Result<Offer, crate::Error> {
+/// A cap must let a run of pages pass while the peer still has patience.
+fn check_bandwidth(bytes_per_s: Option<u64>) -> Result<(), ControlError> {
+    match bytes_per_s {
+        Some(rate) if rate < BANDWIDTH_MIN => {
+            let why = format!("a bandwidth of {rate} bytes a second: the least is {BANDWIDTH_MIN}");
+            Err(ControlError::BadRequest(Problem::new("migrate", &why, None)))
+        }
+        _ => Ok(()),
+    }
+}
+
+fn plan(request: MigrateRequest, tls: Option<TlsConnector>) -> Plan {
+    let limits = RoundLimits {
+        downtime: Duration::from_millis(request.downtime_ms.into()),
+        timeout: Duration::from_secs(request.timeout_s.into()),
+        on_timeout: match request.timeout_strategy {
+            TimeoutStrategy::Cancel => OnTimeout::Cancel,
+            TimeoutStrategy::Ignore => OnTimeout::Ignore,
+            TimeoutStrategy::Switch => OnTimeout::Switch,
+        },
+    };
+    let push = PushOptions {
+        compression: request.compression,
+        bandwidth_bytes_per_s: request.bandwidth_bytes_per_s,
+    };
+    let (address, tracking) = (request.destination_url, request.dirty_tracking);
+    Plan { address, tls, limits, tracking, push }
+}
+
+fn offer(guest: &Guest, request: &MigrateRequest) -> Offer {
     let slot =
         |region: &crate::memory::Region| MemslotLayout { gpa: region.gpa.0, bytes: region.bytes };
-    Ok(Offer {
+    Offer {
         guest: guest.id,
         transfer: guest.transfer,
         page_bytes: 4096,
+        mode: match request.mode {
+            MigrationMode::Postcopy => Mode::Postcopy,
+            MigrationMode::Precopy => Mode::Precopy,
+            MigrationMode::Hybrid => Mode::Hybrid,
+        },
+        connections: request.connections,
         memslots: guest.vm.memory().regions().iter().map(slot).collect(),
         config: postcard::to_stdvec(guest.vm.config()).expect("plain data serializes"),
         requirements: guest.vm.requirements(),
-    })
+    }
 }

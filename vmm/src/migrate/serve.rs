@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use godwit_migration::driver::Receiver;
-use godwit_migration::proto::{MigrationState, Outcome};
+use godwit_migration::proto::{Outcome, Phase};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 
 use super::status::vm_info;
@@ -46,8 +46,9 @@ struct Intent {
 ///
 /// # Errors
 /// The descriptors cannot be polled.
-pub fn serve(host: &Arc<Host>, receiver: Option<&Arc<Receiver>>) -> std::io::Result<End> {
+pub fn serve(host: &Arc<Host>) -> std::io::Result<End> {
     let mut intent = Intent::default();
+    let receiver = host.receiver.as_ref();
     loop {
         let vm = host.state().guest.as_ref().map(|guest| Arc::clone(&guest.vm));
         let watch_exit = vm.as_ref().filter(|_| intent.exit.is_none());
@@ -103,7 +104,7 @@ impl Host {
         if let Some(guest) = &mut self.state().guest {
             guest.exit = Some(exit.clone());
         }
-        self.end_migration(&format!("the guest {exit}"));
+        self.end_migration(&format!("the guest {exit}"), false);
         intent.exit = Some(exit);
     }
 
@@ -168,15 +169,14 @@ impl Host {
             (Direction::Outgoing, Outcome::Aborted { reason }) => {
                 tracing::warn!(peer, reason, "migration failed; the guest runs on here");
             }
-            (Direction::Outgoing, Outcome::Paused { reason }) => {
-                // Whoever wanted it to end after the drain did not want to lose the guest.
-                intent.end = intent.force;
-                tracing::error!(
-                    peer,
-                    reason,
-                    "the destination was lost after the switchover: the guest is not run here, \
-                     and all its pages are kept until this process is shut down by force"
-                );
+            (Direction::Outgoing, Outcome::Cancelled) => {
+                tracing::info!(peer, "migration cancelled; the guest runs on here");
+            }
+            (Direction::Outgoing, Outcome::Lost { reason }) => {
+                tracing::error!(peer, reason, "the guest is lost; it is not run here again");
+            }
+            (Direction::Incoming, Outcome::Cancelled) => {
+                unreachable!("a destination is told of an abort")
             }
             (Direction::Incoming, Outcome::Aborted { reason }) => {
                 // Before it is said: whoever reads it may come at once.
@@ -194,8 +194,8 @@ impl Host {
                     receiver.close(format!("guest {id} runs here already"));
                 }
             }
-            (Direction::Incoming, Outcome::Paused { reason }) => {
-                tracing::error!(peer, reason, "the guest ends without all its pages");
+            (Direction::Incoming, Outcome::Lost { reason }) => {
+                tracing::error!(peer, reason, "the guest is lost: it ends without all its pages");
             }
         }
     }
@@ -235,7 +235,7 @@ impl Host {
     fn end(&self, force: bool, intent: &mut Intent) {
         if force {
             (intent.end, intent.force) = (true, true);
-            return self.end_migration("the operator ends this process");
+            return self.end_migration("the operator ends this process", true);
         }
         if let Some(reason) = self.keeps_pages_of_a_lost_peer() {
             return tracing::warn!("{reason}; ask again to give the guest up for good");
@@ -247,7 +247,7 @@ impl Host {
                  ask again to end at once and lose the guest"
             );
         }
-        self.end_migration("the operator ends this process");
+        self.end_migration("the operator ends this process", false);
     }
 
     /// Whether nothing is left to do. The guest is put away then.
@@ -281,6 +281,9 @@ impl Host {
 
     fn lost(&self) -> bool {
         let state = self.state();
-        state.migration.as_ref().is_some_and(|m| m.state() == MigrationState::PostcopyPaused)
+        let lost = |m: &Migration| {
+            m.state().is_interrupted() || m.progress.reached_at(Phase::Lost).is_some()
+        };
+        state.migration.as_ref().is_some_and(lost)
     }
 }

@@ -2,14 +2,15 @@
 
 use std::sync::atomic::Ordering;
 
-use godwit_migration::driver::{Ownership as Recorded, Record};
-use godwit_migration::metrics::{Report, monotonic_us};
-use godwit_migration::proto::Phase;
+use godwit_migration::metrics::{self, Report, Stage, monotonic_us};
+use godwit_migration::proto::{Ownership as Recorded, Phase, Record};
+use godwit_migration::wire::Mode;
 
 use super::{Guest, Host, HostEvent, Migration};
 use crate::api::types::{
-    Direction, FaultReport, GuestState, MemoryBacking, MemoryMethods, MigrationMode,
-    MigrationStatus, Ownership, Pages, Problem, Status, Timeline, VmInfo,
+    ClassCount, Classes, Direction, FaultReport, FaultStages, GuestState, MemoryBacking,
+    MemoryMethods, MigrationMode, MigrationStatus, Ownership, Pages, Problem, StageLatency, Status,
+    Timeline, VmInfo,
 };
 use crate::memory::Backing;
 use crate::vm::GuestExit;
@@ -20,7 +21,7 @@ impl Host {
         let (guest, moved) = (state.guest.as_ref(), state.moved.as_ref());
         let elsewhere =
             moved.map_or(GuestState::None, |moved| GuestState::Moved { to: moved.to.clone() });
-        let migration = state.migration.as_ref().map(migration_status);
+        let migration = state.migration.as_ref().map(|m| migration_status(m, guest));
         let ended = migration.as_ref().is_some_and(|migration| migration.state.is_final());
         let granted_away = state.migration.as_ref().is_some_and(|m| m.granted_to().is_some());
         let status = Status {
@@ -52,6 +53,7 @@ impl Host {
 
 fn record_line(record: &Record) -> String {
     let word = match record.ownership {
+        Recorded::Expected => "expected",
         Recorded::Granted => "granted",
         Recorded::Owned => "owned",
         Recorded::Refused => "refused",
@@ -93,7 +95,7 @@ fn memory_methods(guest: &Guest) -> Option<MemoryMethods> {
     Some(MemoryMethods { kind, copy, zero, r#continue, poison, r#move, protect })
 }
 
-fn migration_status(migration: &Migration) -> MigrationStatus {
+fn migration_status(migration: &Migration, guest: Option<&Guest>) -> MigrationStatus {
     let report = migration.progress.report();
     let at = |phase| report.reached_us.get(&phase).copied();
     let blackout_us = match (migration.direction, at(Phase::Paused), at(Phase::Running)) {
@@ -107,14 +109,21 @@ fn migration_status(migration: &Migration) -> MigrationStatus {
     MigrationStatus {
         direction: migration.direction,
         state: report.state,
-        mode: MigrationMode::Postcopy,
+        mode: match report.mode {
+            None | Some(Mode::Postcopy) => MigrationMode::Postcopy,
+            Some(Mode::Precopy) => MigrationMode::Precopy,
+            Some(Mode::Hybrid) => MigrationMode::Hybrid,
+        },
+        interruptions: report.interruptions,
         peer: report.peer.clone(),
         error: report.error.as_ref().map(|error| Problem::new(step, error, None)),
         timeline: timeline(&report),
         pages: pages(&report),
+        classes: classes(&report),
         bytes: report.bytes,
         drain_bytes_per_s: drain_rate(&report),
-        faults: report.faults.map(fault_report),
+        blocktime_us: report.faults.as_ref().and_then(|faults| blocktime(faults, guest?)),
+        faults: report.faults.as_ref().map(fault_report),
         blackout_us,
         paused_tsc: migration.paused_tsc.clone(),
     }
@@ -129,6 +138,8 @@ fn timeline(report: &Report) -> Timeline {
     Timeline {
         began_monotonic_us: began,
         prepared_us: since(Phase::Prepared),
+        first_round_us: since(Phase::FirstRound),
+        resumed_us: since(Phase::Resumed),
         paused_us: since(Phase::Paused),
         package_us: since(Phase::Package),
         loaded_us: since(Phase::Loaded),
@@ -148,22 +159,57 @@ fn pages(report: &Report) -> Pages {
         remaining: pages.remaining.into(),
         zero: pages.zero.into(),
         data: pages.data.into(),
+        poisoned: pages.poisoned.into(),
         requested: pages.urgent.into(),
     }
 }
 
-fn fault_report(faults: godwit_migration::metrics::FaultReport) -> FaultReport {
-    // Microseconds of a latency fit, and the digits behind the point mean nothing to a user.
-    #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss)]
-    let us = |us: f64| us.round() as u64;
+fn classes(report: &Report) -> Classes {
+    let count = |count: godwit_migration::metrics::ClassCount| ClassCount {
+        pages: count.pages,
+        bytes: count.bytes,
+    };
+    let classes = report.classes;
+    Classes {
+        zero: count(classes.zero),
+        word: count(classes.word),
+        lz4: count(classes.lz4),
+        raw: count(classes.raw),
+        poisoned: count(classes.poisoned),
+    }
+}
+
+/// How long each vCPU of `guest` was kept waiting.
+fn blocktime(faults: &metrics::FaultReport, guest: &Guest) -> Option<Vec<u64>> {
+    let of = |thread: Option<u32>| faults.blocked_us.get(&thread?).copied();
+    Some(guest.vm.vcpu_threads().into_iter().map(|thread| of(thread).unwrap_or(0)).collect())
+}
+
+fn fault_report(faults: &metrics::FaultReport) -> FaultReport {
+    let stage = |stage| {
+        let latency = faults.stages.get(&stage).copied().unwrap_or_default();
+        StageLatency { p50_us: us(latency.p50_us), p99_us: us(latency.p99_us) }
+    };
     FaultReport {
         count: faults.count,
         outstanding: faults.outstanding,
-        p50_us: us(faults.p50_us),
-        p90_us: us(faults.p90_us),
-        p99_us: us(faults.p99_us),
-        max_us: us(faults.max_us),
+        p50_us: us(faults.latency.p50_us),
+        p90_us: us(faults.latency.p90_us),
+        p99_us: us(faults.latency.p99_us),
+        max_us: us(faults.latency.max_us),
+        stages: FaultStages {
+            queue: stage(Stage::Queue),
+            wire: stage(Stage::Wire),
+            service: stage(Stage::Service),
+            install: stage(Stage::Install),
+        },
     }
+}
+
+/// Microseconds of a latency fit, and the digits behind the point mean nothing to a user.
+#[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss)]
+fn us(us: f64) -> u64 {
+    us.round() as u64
 }
 
 fn drain_rate(report: &Report) -> Option<u64> {

@@ -96,6 +96,11 @@ impl Control {
         self.lock().cpus[cpu].tid = Some(tid);
     }
 
+    /// The kernel's ids of the vCPU threads, by vCPU; none for one that has ended or not begun.
+    pub(crate) fn threads(&self) -> Vec<Option<Tid>> {
+        self.lock().cpus.iter().map(|cpu| cpu.tid).collect()
+    }
+
     /// A vCPU thread is out of the guest and waits until something else is wanted.
     pub(crate) fn park(&self, cpu: usize) -> Wanted {
         let mut state = self.lock();

@@ -54,6 +54,7 @@ impl Vm {
             profile: Mutex::new(profile),
             threads: Mutex::new(Vec::new()),
             started: AtomicBool::new(false),
+            tracker: Mutex::new(None),
         };
         vm.spawn_threads()?;
         Ok(vm)

@@ -8,11 +8,12 @@ use std::time::{Duration, Instant};
 
 use kvm_ioctls::VmFd;
 
+use super::dirty::Tracker;
 use super::{Exits, VmConfig};
 use crate::arch::x86_64::msr;
 use crate::boot::KernelImage;
 use crate::devices::Devices;
-use crate::kvm::{Capabilities, Vcpu};
+use crate::kvm::{Capabilities, Tid, Vcpu};
 use crate::memory::GuestMemory;
 use crate::state::Requirements;
 use crate::vcpu::{Control, CpuShared};
@@ -35,6 +36,8 @@ pub struct Vm {
     pub(super) profile: Mutex<Requirements>,
     pub(super) threads: Mutex<Vec<JoinHandle<()>>>,
     pub(super) started: AtomicBool,
+    /// On while somebody follows the guest's writes.
+    pub(super) tracker: Mutex<Option<Tracker>>,
 }
 
 impl Vm {
@@ -109,6 +112,12 @@ impl Vm {
         self.control.is_parked()
     }
 
+    /// The kernel's ids of the vCPU threads, by vCPU; none for one that is not there.
+    pub fn vcpu_threads(&self) -> Vec<Option<u32>> {
+        let id = |tid: Tid| u32::try_from(tid.0).ok();
+        self.control.threads().into_iter().map(|tid| tid.and_then(id)).collect()
+    }
+
     /// How the guest ended, and a descriptor to wait for that.
     pub fn exits(&self) -> &Exits {
         &self.exits
@@ -147,14 +156,14 @@ impl Vm {
     /// the userfaultfd.
     pub fn shutdown(&self) {
         let mut dismissed = Ok(());
-        if self.memory.is_incomplete() {
+        if self.memory.may_wait() {
             let soon = Instant::now() + Duration::from_millis(LATE_AFTER_MS);
             dismissed = self.control.dismiss(soon);
             if dismissed.is_err() {
                 self.memory.revoke();
             }
         }
-        if dismissed.is_err() || !self.memory.is_incomplete() {
+        if dismissed.is_err() || !self.memory.may_wait() {
             dismissed = self.control.dismiss(Instant::now() + SHUTDOWN_WITHIN);
         }
         let mut threads = self.threads.lock().unwrap_or_else(PoisonError::into_inner);

@@ -2,6 +2,7 @@
 
 mod config;
 mod create;
+mod dirty;
 mod ending;
 mod machine;
 mod save;

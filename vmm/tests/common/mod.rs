@@ -2,6 +2,8 @@
 
 #![allow(dead_code, reason = "each test file uses a part of this")]
 
+pub mod puppet;
+
 use std::io;
 use std::io::Write;
 use std::sync::{Arc, Mutex};
@@ -103,10 +105,14 @@ pub fn tiny_vm(code: &[u8], protocol: Protocol) -> (Vm, Screen) {
 
 /// Waits for the end of a guest.
 pub fn wait_for_end(vm: &Vm) -> GuestExit {
-    let mut fds = [PollFd::new(vm.exits(), PollFlags::IN)];
-    let limit = Timespec { tv_sec: 120, tv_nsec: 0 };
-    assert_eq!(poll(&mut fds, Some(&limit)).unwrap(), 1, "the guest did not end");
+    assert!(ends_within(vm, Duration::from_secs(120)), "the guest did not end");
     vm.exits().take().unwrap()
+}
+
+/// Waits for the end of a guest, at most for `limit`. Returns whether it has ended.
+pub fn ends_within(vm: &Vm, limit: Duration) -> bool {
+    let mut fds = [PollFd::new(vm.exits(), PollFlags::IN)];
+    poll(&mut fds, Some(&Timespec::try_from(limit).unwrap())).unwrap() == 1
 }
 
 /// Runs a guest to its end and returns it with all that the guest wrote.

@@ -8,8 +8,8 @@ pub struct Histogram {
     counts: Vec<u64>,
 }
 
-/// Percentiles in microseconds. A latency is taken as the middle of its bucket, which is at most
-/// 6.3 % from it.
+/// Percentiles in microseconds. The latencies of a bucket are taken as spread evenly over it,
+/// because a bucket is an eighth wide and two medians that are compared may be closer.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct Latencies {
     /// How many there were.
@@ -34,37 +34,43 @@ impl Histogram {
         self.counts[bucket] += count;
     }
 
-    /// The percentiles of those latencies that are at least `least_us`.
+    /// The percentiles of those latencies that are in buckets whose middle is at least `least_us`.
     pub fn latencies(&self, least_us: f64, tsc_khz: u64) -> Latencies {
-        let micros = |bucket: usize| middle(bucket) * 1000.0 / tsc_khz as f64;
-        let slow: Vec<(f64, u64)> = self
+        let micros = |cycles: f64| cycles * 1000.0 / tsc_khz as f64;
+        let slow: Vec<(usize, u64)> = self
             .counts
             .iter()
+            .copied()
             .enumerate()
-            .filter(|(_, count)| **count > 0)
-            .map(|(bucket, count)| (micros(bucket), *count))
-            .filter(|(us, _)| *us >= least_us)
+            .filter(|(bucket, count)| *count > 0 && micros(middle(*bucket)) >= least_us)
             .collect();
         let count: u64 = slow.iter().map(|(_, count)| count).sum();
-        let at = |percent: u64| percentile(&slow, (count * percent).div_ceil(100));
+        let at = |percent: u64| micros(percentile(&slow, (count * percent).div_ceil(100)));
         Latencies { count, p50_us: at(50), p90_us: at(90), p99_us: at(99), max_us: at(100) }
     }
 }
 
-/// The value that the first `rank` of the sorted values reach.
-fn percentile(sorted: &[(f64, u64)], rank: u64) -> f64 {
-    let mut seen = 0;
-    let reached = sorted.iter().find(|(_, count)| {
-        seen += count;
-        seen >= rank
-    });
-    reached.map_or(0.0, |(value, _)| *value)
+/// The cycles of the latency that is number `rank`, from 1, in sorted buckets; 0 without any.
+fn percentile(sorted: &[(usize, u64)], rank: u64) -> f64 {
+    let mut before = 0;
+    for (bucket, count) in sorted {
+        if before + count >= rank {
+            let part = ((rank - before) as f64 - 0.5) / *count as f64;
+            return start(*bucket) + part * (start(bucket + 1) - start(*bucket));
+        }
+        before += count;
+    }
+    0.0
 }
 
-/// The middle of a bucket in cycles: bucket 0 starts at 64 cycles, and 8 make an octave.
-fn middle(bucket: usize) -> f64 {
+/// The cycles at which a bucket starts: bucket 0 at 64, and 8 make an octave.
+fn start(bucket: usize) -> f64 {
     let step = f64::from(2_u32).powf((bucket / 8) as f64 + 3.0);
-    (8.5 + (bucket % 8) as f64) * step
+    (8 + bucket % 8) as f64 * step
+}
+
+fn middle(bucket: usize) -> f64 {
+    f64::midpoint(start(bucket), start(bucket + 1))
 }
 
 /// The guest's last bucket, for what takes seconds.
@@ -90,10 +96,10 @@ mod tests {
         histogram.add(104, 1);
         let found = histogram.latencies(40.0, 1_000_000);
         assert_eq!(found.count, 100);
-        assert!((found.p50_us - 69.632).abs() < 1e-6);
-        assert!((found.p90_us - 69.632).abs() < 1e-6);
-        assert!((found.p99_us - 278.528).abs() < 1e-6);
-        assert!((found.max_us - 557.056).abs() < 1e-6);
+        assert!((found.p50_us - (65.536 + 8.192 * 49.5 / 90.0)).abs() < 1e-6, "inside its bucket");
+        assert!((found.p90_us - (65.536 + 8.192 * 89.5 / 90.0)).abs() < 1e-6);
+        assert!((found.p99_us - (262.144 + 32.768 * 8.5 / 9.0)).abs() < 1e-6);
+        assert!((found.max_us - 557.056).abs() < 1e-6, "the middle of a bucket that holds one");
     }
 
     #[test]

@@ -15,7 +15,14 @@ fn run(first: u32, count: u32) -> PageRun {
 
 /// Two memslots of four and two pages with a hole between them; where they begin.
 fn guest() -> (Arc<Machine>, Process, GuestUffd<ModelUffd>, [u64; 2]) {
-    let features = Features::EVENT_REMOVE;
+    guest_for(Features::EVENT_REMOVE, RegisterMode::MISSING | RegisterMode::WRITE_PROTECT)
+}
+
+/// The same with other features, registered for another mode.
+fn guest_for(
+    features: Features,
+    mode: RegisterMode,
+) -> (Arc<Machine>, Process, GuestUffd<ModelUffd>, [u64; 2]) {
     let rig = Rig::new(Profile::V6_18, features.bits());
     let starts = [rig.map(4), rig.map(2)];
     let [low, high] = starts;
@@ -26,7 +33,6 @@ fn guest() -> (Arc<Machine>, Process, GuestUffd<ModelUffd>, [u64; 2]) {
     let Rig { machine, process, caller, context } = rig;
     let machine = Arc::new(machine);
     let uffd = ModelUffd::new(machine.clone(), caller, context);
-    let mode = RegisterMode::MISSING | RegisterMode::WRITE_PROTECT;
     let guest = GuestUffd::register(uffd, space, mode, features, |_| Trials::NONE);
     (machine, process, guest.expect("it registers"), starts)
 }
@@ -68,4 +74,26 @@ fn a_guest_range_waits_for_events_of_the_model() {
     assert_eq!(events, [Event::Remove { start: Hva(low), end: Hva(low + PAGE) }]);
     assert_eq!(ended(parked), Outcome::Returned(Ok(0)));
     assert_eq!(guest.zero(run(2, 2), Wake::Now).expect("zeroes"), Filled::All);
+}
+
+#[test]
+fn written_pages_of_a_guest_are_told_once_over_the_model() {
+    let (machine, process, guest, [low, high]) =
+        guest_for(Features::WP_ASYNC, RegisterMode::WRITE_PROTECT);
+    assert_eq!(guest.protect(run(0, 6)).expect("protects"), Protected::All);
+    let store = |address| touch(&machine, machine.thread(process), address, Touch::Store(1));
+    let take = |asked| {
+        let mut told = Vec::new();
+        let taken = guest.take_written(asked, |run| told.push(run)).expect("scans");
+        assert_eq!(taken, Protected::All);
+        told
+    };
+    for address in [low + PAGE, low + 2 * PAGE, high] {
+        assert_eq!(store(address), Outcome::Stored);
+    }
+    assert_eq!(take(run(2, 4)), [run(2, 1), run(4, 1)]);
+    assert_eq!(take(run(0, 6)), [run(1, 1)]);
+    assert_eq!(take(run(0, 6)), []);
+    assert_eq!(store(high + PAGE), Outcome::Stored);
+    assert_eq!(take(run(0, 6)), [run(5, 1)]);
 }

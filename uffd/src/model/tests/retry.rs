@@ -120,7 +120,7 @@ fn a_move_waits_for_a_migration_and_goes_on() {
     let reader = sleeping(rig.touch(src + PAGE, Touch::Load));
     let moving = rig.start(moving(dst, src, 3));
     assert_eq!((rig.load(dst), rig.entry(src + PAGE)), (1, Observed::Migration));
-    rig.machine.end_migration(migration);
+    rig.machine.end_migration(&migration);
     assert_eq!(ended(reader), Outcome::Loaded(2));
     assert_eq!(ended(moving), Outcome::Ioctl(done(3)));
     assert_eq!((rig.load(dst + PAGE), rig.load(dst + 2 * PAGE)), (2, 3));
@@ -140,7 +140,7 @@ fn a_migration_ends_in_a_child_and_at_a_new_place_too() {
     let moved = rig.machine.remap(rig.caller, remap);
     assert!(matches!(moved, Progress::Done(Outcome::Returned(Ok(_)))), "{moved:?}");
     assert_eq!(rig.entry(elsewhere), Observed::Migration);
-    rig.machine.end_migration(migration);
+    rig.machine.end_migration(&migration);
     assert_eq!(ended(reader), Outcome::Loaded(1));
     assert_eq!(rig.load(elsewhere), 1);
 }

@@ -326,7 +326,7 @@ impl Player {
             }
             Operation::EndMigration { which } => {
                 if let Some(place) = usize::from(which).checked_rem(self.migrations.len()) {
-                    self.machine.end_migration(self.migrations.swap_remove(place));
+                    self.machine.end_migration(&self.migrations.swap_remove(place));
                 }
             }
             _ => unreachable!("sorted out above"),
@@ -446,7 +446,7 @@ impl Player {
     /// Ends all in order: nobody may be left.
     fn end(mut self) {
         for migration in std::mem::take(&mut self.migrations) {
-            self.machine.end_migration(migration);
+            self.machine.end_migration(&migration);
         }
         self.settle();
         for _ in 0..RESUMPTIONS_MAX {

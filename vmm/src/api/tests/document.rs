@@ -50,8 +50,9 @@ fn the_document_has_every_path_with_its_method_and_no_other() {
 fn the_document_has_every_field() {
     let ping = Ping { name: String::new(), version: String::new(), pid: 1 };
     let request = MigrateRequest {
-        destination_url: "unix:/s".parse().expect("an endpoint"),
-        mode: MigrationMode::Postcopy,
+        bandwidth_bytes_per_s: Some(1 << 20),
+        tls_dir: Some("/certificates".into()),
+        ..MigrateRequest::new("unix:/s".parse().expect("an endpoint"), MigrationMode::Postcopy)
     };
     let problem = Problem::new("", "", Some(""));
     let samples = [
@@ -62,6 +63,7 @@ fn the_document_has_every_field() {
         serde_json::to_value(ping),
         serde_json::to_value(request),
         serde_json::to_value(ShutdownRequest { force: true }),
+        serde_json::to_value(RecoverRequest { url: Some("unix:/s".parse().expect("one")) }),
         serde_json::to_value(ErrorBody { error: problem }),
     ];
     let mut wanted = BTreeSet::new();
@@ -86,7 +88,14 @@ fn the_document_has_every_word_and_no_other() {
     ours.extend([Role::Run, Role::Receive].map(word));
     ours.extend([MemoryBacking::Anon, MemoryBacking::Memfd].map(word));
     ours.extend([Direction::Outgoing, Direction::Incoming].map(word));
-    ours.insert(word(MigrationMode::Postcopy));
+    use MigrationMode::{Hybrid, Postcopy, Precopy};
+    ours.extend([Postcopy, Precopy, Hybrid].map(word));
+    use TimeoutStrategy::{Cancel, Ignore, Switch};
+    ours.extend([Cancel, Ignore, Switch].map(word));
+    ours.extend([DirtyTracking::KvmLog, DirtyTracking::WriteProtect].map(word));
+    use MigrationState::{Active, Cancelled, PostcopyRecover, PostcopyRecoverSetup};
+    ours.extend([Active, Cancelled, PostcopyRecover, PostcopyRecoverSetup].map(word));
+    ours.extend([Compression::Auto, Compression::Lz4, Compression::None].map(word));
     ours.extend([MigrationState::Setup, MigrationState::Device].map(word));
     ours.extend([MigrationState::PostcopyActive, MigrationState::PostcopyPaused].map(word));
     ours.extend([MigrationState::Completed, MigrationState::Failed].map(word));

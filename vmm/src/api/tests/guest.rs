@@ -86,6 +86,18 @@ impl Control for FakeGuest {
     fn migrate(&self, request: MigrateRequest) -> Result<(), ControlError> {
         self.note(format!("migrate {} {:?}", request.destination_url, request.mode))
     }
+
+    fn cancel(&self) -> Result<(), ControlError> {
+        self.note("cancel".into())
+    }
+
+    fn switch_over(&self) -> Result<(), ControlError> {
+        self.note("switch over".into())
+    }
+
+    fn recover(&self, request: RecoverRequest) -> Result<(), ControlError> {
+        self.note(format!("recover {:?}", request.url.map(|url| url.to_string())))
+    }
 }
 
 /// A served guest and a client of it.
@@ -138,6 +150,7 @@ fn full_migration() -> MigrationStatus {
         direction: Direction::Incoming,
         state: MigrationState::PostcopyPaused,
         mode: MigrationMode::Postcopy,
+        interruptions: 1,
         peer: "tcp:10.0.0.7:7070".to_owned(),
         error: Some(Problem::new("receive pages", "the peer is gone", Some("see the source"))),
         timeline: Timeline {
@@ -147,13 +160,29 @@ fn full_migration() -> MigrationStatus {
             loaded_us: Some(400),
             granted_us: Some(500),
             package_us: Some(350),
+            first_round_us: Some(150),
+            resumed_us: Some(750),
             first_instruction_us: Some(700),
             pushed_us: Some(750),
             last_page_us: Some(800),
             released_us: Some(900),
             ended_us: Some(1000),
         },
-        pages: Pages { total: 262_144, remaining: 12, zero: 200_000, data: 62_132, requested: 40 },
+        pages: Pages {
+            total: 262_144,
+            remaining: 12,
+            zero: 200_000,
+            data: 62_130,
+            poisoned: 2,
+            requested: 40,
+        },
+        classes: Classes {
+            zero: ClassCount { pages: 200_000, bytes: 4_000 },
+            word: ClassCount { pages: 130, bytes: 400 },
+            lz4: ClassCount { pages: 60_000, bytes: 90_000_000 },
+            raw: ClassCount { pages: 2_000, bytes: 8_200_000 },
+            poisoned: ClassCount { pages: 2, bytes: 32 },
+        },
         bytes: 254_492_672,
         drain_bytes_per_s: Some(2_000_000_000),
         faults: Some(FaultReport {
@@ -163,7 +192,14 @@ fn full_migration() -> MigrationStatus {
             p90_us: 60,
             p99_us: 200,
             max_us: 900,
+            stages: FaultStages {
+                queue: StageLatency { p50_us: 1, p99_us: 2 },
+                wire: StageLatency { p50_us: 20, p99_us: 150 },
+                service: StageLatency { p50_us: 4, p99_us: 30 },
+                install: StageLatency { p50_us: 5, p99_us: 18 },
+            },
         }),
+        blocktime_us: Some(vec![700, 800]),
         blackout_us: Some(4_000),
         paused_tsc: Some(vec![1, 2]),
     }

@@ -2,5 +2,5 @@
 
 mod client;
 mod document;
-mod guest;
+pub(super) mod guest;
 mod server;

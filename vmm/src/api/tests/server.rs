@@ -12,7 +12,7 @@ use serde_json::Value;
 
 use super::guest::{DEADLINE, FakeGuest, Served, full_status, serve};
 use crate::api::answer::{BODY_BYTES_MAX, COMMANDS_MAX};
-use crate::api::types::{MigrateRequest, MigrationMode, Problem};
+use crate::api::types::{Compression, MigrateRequest, MigrationMode, Problem};
 use crate::api::{Client, ClientError, ControlError, Server, ServerError};
 
 /// Sends bytes as they are and returns all that comes back.
@@ -40,9 +40,11 @@ fn problem(answer: &str) -> Problem {
 }
 
 fn migrate_request() -> MigrateRequest {
+    let address = "tcp:host-2:7070".parse().expect("an endpoint");
     MigrateRequest {
-        destination_url: "tcp:host-2:7070".parse().expect("an endpoint"),
-        mode: MigrationMode::Postcopy,
+        compression: Compression::Lz4,
+        bandwidth_bytes_per_s: Some(125_000_000),
+        ..MigrateRequest::new(address, MigrationMode::Postcopy)
     }
 }
 

@@ -2,7 +2,7 @@
 //! one that sends what has arrived.
 
 use std::io;
-use std::os::fd::AsFd;
+use std::os::fd::BorrowedFd;
 use std::sync::Arc;
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
@@ -54,12 +54,12 @@ impl Connection {
         let (to_destination, to_source) = (queue(&lanes[0]), queue(&lanes[1]));
         for stream in [&source, &destination] {
             // A side that does not read holds up the other one, for as long as it likes.
-            sockopt::set_socket_timeout(stream.as_fd(), sockopt::Timeout::Send, None)?;
+            sockopt::set_socket_timeout(socket(stream), sockopt::Timeout::Send, None)?;
             // What waits in a socket has not reached the link, or has left it: little, but more
             // than a segment of loopback, or TCP stalls until its timers fire.
             let bytes = (2 * lanes[0].wire.chunk_bytes()).max(SOCKET_BYTES_MIN);
-            sockopt::set_socket_recv_buffer_size(stream.as_fd(), bytes)?;
-            sockopt::set_socket_send_buffer_size(stream.as_fd(), bytes)?;
+            sockopt::set_socket_recv_buffer_size(socket(stream), bytes)?;
+            sockopt::set_socket_send_buffer_size(socket(stream), bytes)?;
         }
         let ends = Arc::new(Ends { source, destination, to_destination, to_source });
         let mut connection = Connection { ends, threads: Vec::new() };
@@ -157,11 +157,16 @@ impl Ends {
                 }
                 Item::End => {
                     // A side that is gone already has closed the other direction as well.
-                    let _ = shutdown(to.as_fd(), Shutdown::Write);
+                    let _ = shutdown(socket(to), Shutdown::Write);
                     return;
                 }
                 Item::Cut => return self.cut(),
             }
         }
     }
+}
+
+/// Both ends of the proxy are plain, even if what it passes on is TLS.
+fn socket(stream: &Stream) -> BorrowedFd<'_> {
+    stream.plain_socket().expect("made without TLS")
 }

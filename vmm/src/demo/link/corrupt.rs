@@ -1,20 +1,22 @@
-//! A tap that changes one byte of one page: the proof that the guest would notice.
+//! A tap that changes one page: the proof that the guest would notice what a checksum does not.
 
 use std::sync::{Arc, OnceLock};
 
 use godwit_migration::wire::{
-    Channel, Encoding, PREAMBLE_BYTES, Preamble, PushFrame, RUN_HEAD_BYTES, RunHead,
+    BULK_HELLO_BYTES, Channel, Encoding, PREAMBLE_BYTES, Preamble, PushFrame, RUN_HEAD_BYTES,
+    RunHead,
 };
 use godwit_uffd::page::{PageIndex, PageSize};
 
 use super::tap::{Fate, Tap};
 
 /// Bytes by which a bulk channel says to which migration it belongs.
-const SESSION_BYTES: usize = 16;
-/// The byte of the page that is changed: somewhere in the middle.
+const SESSION_BYTES: usize = BULK_HELLO_BYTES;
+/// The first byte of the page that is changed: somewhere in the middle.
 const BYTE_IN_PAGE: usize = 2025;
-/// Bits of it that are.
-const CHANGE: u8 = 0x40;
+/// The bits that are changed from there on: the polynomial of CRC-32C itself, as it is on the wire.
+/// Whatever it is added to keeps its checksum, so that only the guest can notice.
+const CHANGE: [u8; 5] = [0xf1, 0x76, 0xec, 0x05, 0x01];
 
 /// The page that was changed, once one was. Shared by the taps of all connections.
 #[derive(Debug, Clone, Default)]
@@ -27,8 +29,8 @@ impl Corrupted {
     }
 }
 
-/// Follows the frames of a bulk channel to the first page with contents from a given one on, and
-/// changes one byte of it. Other channels pass as they are.
+/// Follows the frames of a bulk channel to the first page that travels as it is, from a given one
+/// on, and changes a few bytes of it. Other channels pass as they are.
 #[derive(Debug)]
 pub struct Corrupter {
     corrupted: Corrupted,
@@ -45,8 +47,8 @@ enum State {
     Head(Vec<u8>),
     Contents {
         left: usize,
-        /// Bytes before the one to change.
-        target: Option<usize>,
+        /// Bytes before those to change, and those that are left of the change.
+        target: Option<(usize, &'static [u8])>,
     },
     /// Nothing more is to be done here.
     Done,
@@ -86,12 +88,8 @@ impl Corrupter {
             }
             State::Contents { left, target } => {
                 let taken = bytes.len().min(*left);
-                if let Some(byte) = target.and_then(|at| bytes[..taken].get_mut(at)) {
-                    *byte ^= CHANGE;
-                    self.state = State::Done;
-                    return taken;
-                }
-                *target = target.map(|at| at - taken);
+                *target =
+                    target.and_then(|(at, change)| change_at(&mut bytes[..taken], at, change));
                 *left -= taken;
                 if *left == 0 {
                     self.state = State::Head(Vec::new());
@@ -106,19 +104,19 @@ impl Corrupter {
         let Ok(PushFrame::Pages(head)) = PushFrame::decode(head, self.page_count) else {
             return State::Done;
         };
-        match (head.encoding, self.choose(head)) {
-            (Encoding::Zero, _) => State::Head(Vec::new()),
-            (Encoding::Raw, target) => State::Contents { left: head.content_bytes(), target },
+        match head.content_bytes() {
+            0 => State::Head(Vec::new()),
+            left => State::Contents { left, target: self.choose(&head) },
         }
     }
 
-    /// The byte of the run to change, if it has a page to change and none was before.
-    fn choose(&self, head: RunHead) -> Option<usize> {
+    /// What to change in the run and where, if it has a page to change and none was before.
+    fn choose(&self, head: &RunHead) -> Option<(usize, &'static [u8])> {
         let page = head.run.first.max(self.first);
         let has = head.encoding == Encoding::Raw && u64::from(page.0) < head.run.end();
         let chosen = has && self.corrupted.0.set(page).is_ok();
         let pages = (page.0 - head.run.first.0) as usize;
-        chosen.then_some(pages * PageSize::BASE.bytes() + BYTE_IN_PAGE)
+        chosen.then_some((pages * PageSize::BASE.bytes() + BYTE_IN_PAGE, &CHANGE[..]))
     }
 }
 
@@ -130,6 +128,15 @@ impl Tap for Corrupter {
         }
         Fate::Pass
     }
+}
+
+/// Adds `change` to `bytes` from `at` on; where and what is left of it behind them.
+fn change_at<'a>(bytes: &mut [u8], at: usize, change: &'a [u8]) -> Option<(usize, &'a [u8])> {
+    let within = bytes.get_mut(at..).unwrap_or_default();
+    let (now, later) = change.split_at(within.len().min(change.len()));
+    within.iter_mut().zip(now).for_each(|(byte, bits)| *byte ^= bits);
+    let at = at.saturating_sub(bytes.len());
+    (!later.is_empty()).then_some((at, later))
 }
 
 /// Moves bytes from the front of `bytes` to `seen` until that has `wanted`; says how many.
@@ -148,21 +155,31 @@ mod tests {
     const PAGES: u32 = 1000;
 
     fn run(first: u32, count: u32, encoding: Encoding) -> Vec<u8> {
-        let head = RunHead { run: PageRun { first: PageIndex(first), count }, encoding };
+        let contents = match encoding {
+            Encoding::Raw => vec![0x55; count as usize * 4096],
+            Encoding::Word => vec![0x55; 8],
+            Encoding::Lz4 => vec![0x55; 4000],
+            Encoding::Zero | Encoding::Poison => Vec::new(),
+        };
+        let head = RunHead::new(PageRun { first: PageIndex(first), count }, encoding, &contents);
         let mut bytes = PushFrame::Pages(head).encode().to_vec();
-        bytes.resize(bytes.len() + head.content_bytes(), 0x55);
+        bytes.extend(contents);
         bytes
     }
 
     fn channel(channel: Channel) -> Vec<u8> {
         let mut bytes = Preamble::ours(channel).encode().to_vec();
         bytes.extend([7; SESSION_BYTES]);
-        for (first, count, encoding) in
-            [(0, 64, Encoding::Raw), (64, 400, Encoding::Zero), (490, 20, Encoding::Raw)]
-        {
+        for (first, count, encoding) in [
+            (0, 64, Encoding::Raw),
+            (64, 400, Encoding::Zero),
+            (480, 60, Encoding::Lz4),
+            (540, 10, Encoding::Word),
+            (490, 20, Encoding::Raw),
+            (600, 3, Encoding::Raw),
+        ] {
             bytes.extend(run(first, count, encoding));
         }
-        bytes.extend(run(600, 3, Encoding::Raw));
         bytes.extend(PushFrame::End.encode());
         bytes
     }
@@ -178,15 +195,28 @@ mod tests {
     }
 
     #[test]
-    fn one_byte_of_the_first_page_from_there_on_changes_however_the_bytes_come() {
+    fn the_first_page_from_there_on_changes_however_the_bytes_come() {
         let sent = channel(Channel::Bulk);
-        let third_run = PREAMBLE_BYTES + SESSION_BYTES + 3 * RUN_HEAD_BYTES + 64 * 4096;
-        let wanted = third_run + 10 * 4096 + BYTE_IN_PAGE;
+        let before = PREAMBLE_BYTES + SESSION_BYTES + 5 * RUN_HEAD_BYTES + 64 * 4096 + 4000 + 8;
+        let first = before + 10 * 4096 + BYTE_IN_PAGE;
+        let wanted: Vec<_> = (first..first + CHANGE.len()).collect();
         for piece in [1, 7, 4096, 65536, usize::MAX] {
             let corrupted = Corrupted::default();
-            assert_eq!(changed(&sent, piece, &corrupted), vec![wanted], "pieces of {piece}");
+            assert_eq!(changed(&sent, piece, &corrupted), wanted, "pieces of {piece}");
             assert_eq!(corrupted.page(), Some(PageIndex(500)));
             assert!(changed(&sent, piece, &corrupted).is_empty(), "a second channel");
+        }
+    }
+
+    #[test]
+    fn no_checksum_sees_the_change() {
+        for at in [0, 1, 4095, 2 * 4096 - CHANGE.len()] {
+            let (run, mut contents) = (PageRun { first: PageIndex(7), count: 2 }, vec![0x55; 8192]);
+            let head = RunHead::new(run, Encoding::Raw, &contents);
+            assert_eq!(change_at(&mut contents, at, &CHANGE), None);
+            assert_eq!(head.verify(&contents), Ok(()), "at {at}");
+            contents[at] ^= 1;
+            assert!(head.verify(&contents).is_err());
         }
     }
 

@@ -138,7 +138,7 @@ impl Shared {
     }
 
     fn connect(&self, source: Stream, number: usize) -> io::Result<Connection> {
-        let destination = Stream::connect(&self.destination, CONNECT_TIMEOUT)?;
+        let destination = Stream::connect(&self.destination, CONNECT_TIMEOUT, None)?;
         let lane = |direction, wire: &Arc<Wire>| {
             let tap = self.taps.as_ref().and_then(|make| make(number, direction));
             Lane { direction, wire: Arc::clone(wire), tap }

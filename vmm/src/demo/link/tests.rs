@@ -28,7 +28,7 @@ impl Setting {
     }
 
     fn connect(&self) -> (Stream, Stream) {
-        let source = Stream::connect(self.proxy.address(), PATIENCE).unwrap();
+        let source = Stream::connect(self.proxy.address(), PATIENCE, None).unwrap();
         let destination = self.destination.accept().unwrap();
         for stream in [&source, &destination] {
             stream.set_receive_timeout(Some(PATIENCE)).unwrap();
@@ -51,8 +51,8 @@ fn receive_all(stream: &Stream) -> Vec<u8> {
 }
 
 fn end_of_sending(stream: &Stream) {
-    use std::os::fd::AsFd;
-    rustix::net::shutdown(stream.as_fd(), rustix::net::Shutdown::Write).unwrap();
+    let socket = stream.plain_socket().unwrap();
+    rustix::net::shutdown(socket, rustix::net::Shutdown::Write).unwrap();
 }
 
 fn noise(bytes: usize) -> Vec<u8> {
@@ -147,7 +147,7 @@ fn a_side_that_is_gone_ends_the_other() {
     drop(source);
     assert!(receive_all(&destination).is_empty());
     drop(setting.destination);
-    let source = Stream::connect(setting.proxy.address(), PATIENCE).unwrap();
+    let source = Stream::connect(setting.proxy.address(), PATIENCE, None).unwrap();
     source.set_receive_timeout(Some(PATIENCE)).unwrap();
     assert!(receive_all(&source).is_empty(), "nobody listens behind the proxy");
 }
@@ -182,7 +182,8 @@ fn a_cut_at_a_byte_delivers_exactly_those_before_it() {
             scope.spawn(|| {
                 // It may break under the sender's hands.
                 let _ = source.send(&sent, false);
-                let _ = rustix::net::shutdown(&source, rustix::net::Shutdown::Write);
+                let socket = source.plain_socket().unwrap();
+                let _ = rustix::net::shutdown(socket, rustix::net::Shutdown::Write);
             });
             assert!(receive_all(&destination) == sent[..arrive], "connection {number}");
         });

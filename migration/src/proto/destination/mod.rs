@@ -1,14 +1,19 @@
 //! The destination's side.
 
+mod recovery;
+mod rounds;
+mod state;
+
 use std::collections::VecDeque;
 use std::sync::Arc;
 use std::time::Instant;
 
 use godwit_uffd::page::{PageIndex, PageRun};
 
+use self::state::State;
 use super::patience::{Due, Patience};
-use super::{Outcome, PeerError, Phase};
-use crate::limits::{PEER_TIMEOUT, SETUP_TIMEOUT, SWITCHOVER_TIMEOUT};
+use super::{MigrationState, Outcome, PeerError, Phase};
+use crate::limits::{PEER_TIMEOUT, RECORD_RETRY, SETUP_TIMEOUT, SWITCHOVER_TIMEOUT};
 use crate::page::{Claims, Class, Requested};
 use crate::wire::{Abort, Accept, Complete, Kind, Message, Offer, RunHead, Section};
 
@@ -27,12 +32,24 @@ pub enum Input<'a> {
     RefusedRecorded(Result<(), String>),
     /// A vCPU or a device touched a page that is not there.
     Fault(PageIndex),
+    /// The channel that resumes the session is in use, and nothing is installed any more from those
+    /// that were.
+    Adopted,
     /// The last page was installed.
     AllInstalled,
-    /// The bulk channel has ended as it should.
+    /// A bulk channel of this session and epoch has come.
+    BulkJoined,
+    /// One bulk channel has read the end of the push, or of the round.
     PushEnded,
+    /// A channel has come that resumes this session; it replaces the one that was.
+    Resume {
+        /// What it said: larger than that of any channel before, or it comes too late.
+        epoch: u32,
+    },
     /// The guest powered off, or the operator ended it.
     GuestEnded,
+    /// The operator gives up the guest, whose missing pages do not come.
+    Abandon(String),
     /// The peer broke the protocol, or one of its connections did.
     PeerFailed(PeerError),
 }
@@ -65,49 +82,23 @@ pub enum Output {
     Install(RunHead),
     /// Wake whoever waits on this page, which is there.
     Wake(PageIndex),
+    /// What these pages hold is old: empty them. Nobody installs any meanwhile.
+    Discard(PageRun),
+    /// Close all channels, and wait until nothing is installed from them any more.
+    HangUp,
+    /// The source is lost for now, and why; faults stay parked, what is installed stays.
+    Interrupted(String),
+    /// Use the channel that resumes this session from now on; [`Input::Adopted`] says that it is.
+    Adopt {
+        /// As it was given.
+        epoch: u32,
+    },
     /// Throw the machine away: it never ran.
-    Discard,
+    Abandon,
     /// An instant worth a place in the timeline.
     Reached(Phase),
     /// The end.
     Finish(Outcome),
-}
-
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum State {
-    AwaitOffer,
-    Preparing,
-    AwaitPackage,
-    Loading,
-    AwaitGrant,
-    Recording,
-    Refusing,
-    Running,
-    Completing,
-    Ended,
-}
-
-impl State {
-    fn name(self) -> &'static str {
-        match self {
-            State::AwaitOffer => "waiting for an offer",
-            State::Preparing => "building the machine",
-            State::AwaitPackage => "waiting for the guest's state",
-            State::Loading => "loading the guest",
-            State::AwaitGrant => "waiting for the grant",
-            State::Recording => "recording that the guest is ours",
-            State::Refusing => "refusing the grant",
-            State::Running => "receiving pages",
-            State::Completing => "waiting for the source to let go",
-            State::Ended => "not migrating",
-        }
-    }
-
-    /// Whether pages may come: loading may touch guest memory.
-    fn pages_come(self) -> bool {
-        use State::{AwaitGrant, Loading, Recording, Refusing, Running};
-        matches!(self, Loading | AwaitGrant | Recording | Refusing | Running)
-    }
 }
 
 /// The destination of one migration.
@@ -117,8 +108,22 @@ pub struct Destination {
     transfer: u64,
     /// No pages until the machine is built: no page index is valid until then.
     claims: Arc<Claims>,
-    push_ended: bool,
+    /// How often the session was resumed.
+    epoch: u32,
+    /// The number of bulk channels, and of those that have read the end of the push.
+    connections: u8,
+    ended: u8,
+    /// Bulk channels that have come, and when all of them must have: one that is lost on its way
+    /// would be waited for while both sides say that they are alive.
+    joined: u8,
+    join_by: Option<Instant>,
+    /// The round of pre-copy under way, or 0.
+    round: u32,
+    /// The channel was lost while the ownership was being recorded.
+    lost: Option<String>,
     refusal: String,
+    /// When the refusal that could not be recorded is recorded again.
+    refuse_at: Option<Instant>,
     patience: Patience,
     outputs: VecDeque<Output>,
 }
@@ -130,8 +135,15 @@ impl Destination {
             state: State::AwaitOffer,
             transfer: 0,
             claims: Arc::new(Claims::new(0)),
-            push_ended: false,
+            epoch: 0,
+            connections: 0,
+            ended: 0,
+            joined: 0,
+            join_by: None,
+            round: 0,
+            lost: None,
             refusal: String::new(),
+            refuse_at: None,
             patience: Patience::step(now, SETUP_TIMEOUT),
             outputs: VecDeque::new(),
         }
@@ -140,6 +152,23 @@ impl Destination {
     /// The number of pages of the guest; 0 until the machine is built.
     pub fn page_count(&self) -> u32 {
         self.claims.page_count()
+    }
+
+    /// The number of bulk channels of the session.
+    pub fn connections(&self) -> u8 {
+        self.connections
+    }
+
+    /// What the source is told if it asks once more after this `outcome`; nothing if the records
+    /// have the answer.
+    pub fn last_words(&self, outcome: &Outcome) -> Option<Message<'static>> {
+        match outcome {
+            Outcome::Completed => {
+                Some(Message::Complete(self.complete(self.claims.remaining() > 0)))
+            }
+            Outcome::Lost { .. } => Some(Message::Gone { transfer: self.transfer }),
+            Outcome::Aborted { .. } | Outcome::Cancelled => None,
+        }
     }
 
     /// The next thing to do; `None` until the next input.
@@ -160,7 +189,17 @@ impl Destination {
 
     /// When [`Destination::handle_timeout`] wants to be called.
     pub fn poll_timeout(&self) -> Option<Instant> {
-        (self.state != State::Ended).then(|| self.patience.next())
+        if self.state == State::Refusing {
+            return self.refuse_at;
+        }
+        let next = self.patience.next();
+        let next = self.join_by.map_or(next, |at| at.min(next));
+        self.state.waits_for_source().then_some(next)
+    }
+
+    /// The state in the words that users know; that of the outcome is told by the outcome.
+    pub fn migration_state(&self) -> MigrationState {
+        self.state.migration_state(self.round > 0)
     }
 
     /// Takes in what happened at `now`.
@@ -179,10 +218,32 @@ impl Destination {
             Input::Prepared(result) => self.prepared(result, now),
             Input::Loaded(result) => self.loaded(result, now),
             Input::OwnedRecorded(result) => self.owned_recorded(result, now),
-            Input::RefusedRecorded(result) => self.refused_recorded(result.is_ok()),
+            Input::RefusedRecorded(result) => {
+                self.refused_recorded(result.is_ok(), now);
+                Ok(())
+            }
             Input::AllInstalled => self.complete_if_whole(now),
             Input::PushEnded => self.push_has_ended(now),
+            Input::Adopted => {
+                self.adopted(now);
+                Ok(())
+            }
+            Input::BulkJoined => {
+                self.joined += 1;
+                if self.joined >= self.connections {
+                    self.join_by = None;
+                }
+                Ok(())
+            }
+            Input::Resume { epoch } => {
+                self.resume(epoch);
+                Ok(())
+            }
             Input::GuestEnded => self.guest_ended(now),
+            Input::Abandon(reason) => {
+                self.abandon(reason);
+                Ok(())
+            }
             Input::PeerFailed(error) => Err(error.to_string()),
         };
         if let Err(reason) = result {
@@ -192,21 +253,23 @@ impl Destination {
 
     /// Takes in that time has passed.
     pub fn handle_timeout(&mut self, now: Instant) {
-        if self.state == State::Ended {
+        if self.state == State::Refusing {
+            self.refuse_again_if_due(now);
+        }
+        if !self.state.waits_for_source() {
             return;
+        }
+        if self.join_by.is_some_and(|at| now >= at) {
+            let (joined, connections) = (self.joined, self.connections);
+            return self.fail(format!("{joined} of {connections} bulk channels have come in time"));
         }
         match self.patience.due(now) {
             Due::Nothing => {}
             Due::SayAlive => self.outputs.push_back(Output::Send(Message::Alive)),
             Due::PeerSilent(silent) => {
                 let state = self.state.name();
-                let error = PeerError::Silent { seconds: silent.as_secs(), state }.to_string();
-                if self.state == State::AwaitGrant {
-                    // A grant may be on its way: only a durable refusal lets the source run on.
-                    self.refuse(error);
-                } else {
-                    self.fail(error);
-                }
+                let seconds = silent.as_secs();
+                self.fail(PeerError::Silent { seconds, state }.to_string());
             }
         }
     }
@@ -229,9 +292,12 @@ impl Destination {
             (State::AwaitOffer, Message::Offer(offer)) => {
                 self.state = State::Preparing;
                 self.transfer = offer.transfer;
+                self.connections = offer.connections;
                 self.outputs.push_back(Output::Reached(Phase::Started));
                 self.outputs.push_back(Output::Prepare(offer));
             }
+            (State::AwaitPackage, Message::Discard(part)) => self.discard(&part)?,
+            (State::AwaitPackage, Message::Round { number }) => self.begin_round(number, now)?,
             (State::AwaitPackage, Message::Package(sections)) => {
                 self.state = State::Loading;
                 self.patience = Patience::step(now, SWITCHOVER_TIMEOUT);
@@ -257,7 +323,7 @@ impl Destination {
             }
             // The source says itself that it never granted: no refusal is owed.
             (_, Message::Abort(Abort { reason })) => {
-                self.discard(format!("the source gave up: {reason}"));
+                self.throw_away(format!("the source gave up: {reason}"));
             }
             (_, message) => return Err(self.unexpected(message.kind())),
         }
@@ -273,6 +339,7 @@ impl Destination {
         self.claims = claims;
         self.state = State::AwaitPackage;
         self.patience = Patience::step(now, SETUP_TIMEOUT);
+        self.join_by = Some(now + SETUP_TIMEOUT);
         self.outputs.push_back(Output::Reached(Phase::Prepared));
         self.outputs.push_back(Output::Send(Message::Accept(Accept { session })));
         Ok(())
@@ -290,15 +357,26 @@ impl Destination {
     }
 
     fn owned_recorded(&mut self, result: Result<(), String>, now: Instant) -> Result<(), String> {
+        if self.state != State::Recording {
+            return Ok(());
+        }
         if let Err(reason) = result {
             self.refuse(reason);
             return Ok(());
         }
+        self.ended = 0;
         self.state = State::Running;
         self.patience = Patience::serving(now);
         self.outputs.push_back(Output::StartGuest);
         self.outputs.push_back(Output::Reached(Phase::Running));
-        self.outputs.push_back(Output::Send(Message::Owned { transfer: self.transfer }));
+        if let Some(reason) = self.lost.take() {
+            return Err(reason);
+        }
+        if self.epoch > 0 {
+            self.say_what_is_here(now);
+        } else {
+            self.outputs.push_back(Output::Send(Message::Owned { transfer: self.transfer }));
+        }
         self.complete_if_whole(now)
     }
 
@@ -308,31 +386,38 @@ impl Destination {
         self.outputs.push_back(Output::RecordRefused(self.transfer));
     }
 
-    fn refused_recorded(&mut self, recorded: bool) -> Result<(), String> {
-        let reason = std::mem::take(&mut self.refusal);
-        if recorded {
-            let (transfer, reason) = (self.transfer, reason.clone());
-            self.outputs.push_back(Output::Send(Message::Refused { transfer, reason }));
+    fn refused_recorded(&mut self, recorded: bool, now: Instant) {
+        if self.state != State::Refusing {
+            return;
         }
-        // Without a durable refusal the source hears nothing and stays paused, as it must.
-        self.outputs.push_back(Output::Discard);
-        self.finish(Outcome::Aborted { reason });
-        Ok(())
+        if !recorded {
+            // The record may even say that the guest is ours, and only this process knows better:
+            // the source hears nothing and stays paused until the refusal is durable.
+            self.outputs.push_back(Output::HangUp);
+            self.refuse_at = Some(now + RECORD_RETRY);
+            return;
+        }
+        let reason = std::mem::take(&mut self.refusal);
+        let refused = Message::Refused { transfer: self.transfer, reason: reason.clone() };
+        self.outputs.push_back(Output::Send(refused));
+        self.throw_away(reason);
     }
 
-    fn push_has_ended(&mut self, now: Instant) -> Result<(), String> {
-        // Pages that were requested are on the urgent channel; all others came before the end.
-        let pages = self.claims.missing();
-        if pages > 0 {
-            return Err(PeerError::NeverSent { pages }.to_string());
+    fn refuse_again_if_due(&mut self, now: Instant) {
+        if self.refuse_at.take_if(|at| now >= *at).is_some() {
+            self.outputs.push_back(Output::RecordRefused(self.transfer));
         }
-        self.push_ended = true;
-        self.outputs.push_back(Output::Reached(Phase::Pushed));
-        self.complete_if_whole(now)
     }
 
     fn complete_if_whole(&mut self, now: Instant) -> Result<(), String> {
-        if self.state == State::Running && self.push_ended && self.claims.remaining() == 0 {
+        if self.claims.remaining() > 0 {
+            return Ok(());
+        }
+        // The last pages were on their way when the source was lost, which is not needed now.
+        if self.state == State::Interrupted {
+            self.finish(Outcome::Completed);
+        }
+        if self.state == State::Running && self.ended == self.connections {
             self.outputs.push_back(Output::Reached(Phase::LastPage));
             self.send_complete(false, now);
         }
@@ -340,18 +425,25 @@ impl Destination {
     }
 
     fn guest_ended(&mut self, now: Instant) -> Result<(), String> {
-        if self.state == State::Running {
-            self.send_complete(true, now);
+        match self.state {
+            State::Running => self.send_complete(true, now),
+            // Nobody needs the pages that are missing.
+            State::Interrupted => self.finish(Outcome::Completed),
+            _ => {}
         }
         Ok(())
     }
 
     fn send_complete(&mut self, guest_ended: bool, now: Instant) {
-        let (zero, data) = (self.claims.installed(Class::Zero), self.claims.installed(Class::Data));
         self.state = State::Completing;
         self.patience = Patience::step(now, PEER_TIMEOUT);
-        let complete = Complete { zero, data, guest_ended };
-        self.outputs.push_back(Output::Send(Message::Complete(complete)));
+        self.outputs.push_back(Output::Send(Message::Complete(self.complete(guest_ended))));
+    }
+
+    /// What is said to a source of which nothing more is needed.
+    fn complete(&self, guest_ended: bool) -> Complete {
+        let (zero, data) = (self.claims.installed(Class::Zero), self.claims.installed(Class::Data));
+        Complete { zero, data, guest_ended }
     }
 
     fn finish(&mut self, outcome: Outcome) {
@@ -361,32 +453,32 @@ impl Destination {
 
     fn fail(&mut self, reason: String) {
         match self.state {
-            State::Ended => {}
+            State::Ended | State::Interrupted => {}
             // All pages are here: the guest needs nothing from the source any more.
             State::Completing => self.finish(Outcome::Completed),
             State::Running if self.claims.remaining() == 0 => {
                 self.finish(Outcome::Completed);
             }
-            // Recovery begins here: faults stay parked, what is installed stays.
-            State::Running => self.finish(Outcome::Paused { reason }),
-            State::AwaitGrant | State::Recording | State::Refusing => {
-                // A grant may have been given: only a durable refusal lets the source run on.
-                if self.state == State::Refusing {
-                    self.discard(reason);
-                } else {
-                    self.refuse(reason);
-                }
+            State::Running => self.interrupt(reason),
+            // The grant came. Whether the guest is ours is being written.
+            State::Recording => {
+                self.lost = Some(reason);
+                self.outputs.push_back(Output::HangUp);
             }
+            // A grant may have been given: only a durable refusal lets the source run on.
+            State::AwaitGrant => self.refuse(reason),
+            // It is being written. The source learns it, if not by this channel.
+            State::Refusing => self.outputs.push_back(Output::HangUp),
             State::AwaitOffer | State::Preparing | State::AwaitPackage | State::Loading => {
                 let abort = Abort { reason: reason.clone() };
                 self.outputs.push_back(Output::Send(Message::Abort(abort)));
-                self.discard(reason);
+                self.throw_away(reason);
             }
         }
     }
 
-    fn discard(&mut self, reason: String) {
-        self.outputs.push_back(Output::Discard);
+    fn throw_away(&mut self, reason: String) {
+        self.outputs.push_back(Output::Abandon);
         self.finish(Outcome::Aborted { reason });
     }
 }

@@ -1,0 +1,386 @@
+//! Runs of pages: which pages, how they travel, and a checksum over both.
+
+use godwit_uffd::page::{PageIndex, PageRun, PageSize};
+use zerocopy::byteorder::little_endian::U32;
+use zerocopy::{FromBytes, FromZeros, Immutable, IntoBytes, KnownLayout, Unaligned};
+
+use super::frame::{HEADER_BYTES, Kind, frame_header, header};
+use super::{WORD_BYTES, WireError};
+use crate::limits;
+
+/// Bytes of the header of a page frame with the head of its run.
+pub const RUN_HEAD_BYTES: usize = HEADER_BYTES + size_of::<Run>();
+
+/// The head of a run as it travels.
+#[derive(Clone, Copy, FromBytes, IntoBytes, Immutable, KnownLayout, Unaligned)]
+#[repr(C)]
+struct Run {
+    first: U32,
+    count: U32,
+    encoding: U32,
+    service_us: U32,
+    crc: U32,
+    reserved: U32,
+}
+
+/// How the pages of a run travel. A number is never used again for something else.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u32)]
+pub enum Encoding {
+    /// As they are.
+    Raw = 0,
+    /// All bytes of all pages are zero; no contents follow.
+    Zero = 1,
+    /// Every eight bytes of all pages are the same; they follow once.
+    Word = 2,
+    /// One lz4 block of all pages together, which is shorter than they are.
+    Lz4 = 3,
+    /// The source cannot read these pages; no contents follow.
+    Poison = 4,
+}
+
+impl Encoding {
+    /// All of them, in the order of their numbers.
+    pub const ALL: [Encoding; 5] =
+        [Encoding::Raw, Encoding::Zero, Encoding::Word, Encoding::Lz4, Encoding::Poison];
+
+    fn of(number: u32) -> Result<Encoding, WireError> {
+        let known = Encoding::ALL.into_iter().find(|&encoding| encoding as u32 == number);
+        known.ok_or(WireError::Encoding { number })
+    }
+
+    /// Whoever receives contents has room for so many pages; others only need a place each.
+    fn pages_max(self) -> u32 {
+        match self {
+            Encoding::Raw | Encoding::Word | Encoding::Lz4 => limits::DATA_PAGES_PER_RUN_MAX,
+            Encoding::Zero | Encoding::Poison => limits::ZERO_PAGES_PER_RUN_MAX,
+        }
+    }
+
+    /// Whether `bytes` of contents can be those of `pages` pages.
+    fn takes(self, bytes: usize, pages: u32) -> bool {
+        let raw = PageSize::BASE.length_of(pages);
+        match self {
+            Encoding::Raw => bytes == raw,
+            Encoding::Zero | Encoding::Poison => bytes == 0,
+            Encoding::Word => bytes == WORD_BYTES,
+            Encoding::Lz4 => 0 < bytes && bytes < raw,
+        }
+    }
+}
+
+/// The head of a page frame.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct RunHead {
+    /// The pages.
+    pub run: PageRun,
+    /// How they travel.
+    pub encoding: Encoding,
+    /// Microseconds from reading the request to queueing this answer; 0 for what nobody asked for.
+    pub service_us: u32,
+    content_bytes: usize,
+    crc: u32,
+}
+
+impl RunHead {
+    /// The head of `run`, whose contents on the wire are `contents`.
+    ///
+    /// # Panics
+    /// If these cannot be the contents of such a run.
+    pub fn new(run: PageRun, encoding: Encoding, contents: &[u8]) -> RunHead {
+        let content_bytes = contents.len();
+        assert!(encoding.takes(content_bytes, run.count), "{run}: {content_bytes} {encoding:?}");
+        let crc = checksum(run, encoding as u32, contents);
+        RunHead { run, encoding, service_us: 0, content_bytes, crc }
+    }
+
+    /// Bytes of contents that follow the head.
+    pub fn content_bytes(&self) -> usize {
+        self.content_bytes
+    }
+
+    /// Bytes of the pages themselves.
+    pub fn page_bytes(&self) -> usize {
+        PageSize::BASE.length_of(self.run.count)
+    }
+
+    /// Bytes of the whole frame.
+    pub fn wire_bytes(&self) -> usize {
+        RUN_HEAD_BYTES + self.content_bytes
+    }
+
+    /// Checks the run and `contents`, all that followed the head, against the checksum in it.
+    ///
+    /// # Errors
+    /// A bit of them is not what the source sent.
+    pub fn verify(&self, contents: &[u8]) -> Result<(), WireError> {
+        let expected = checksum(self.run, self.encoding as u32, contents);
+        if self.crc != expected {
+            let (first, end) = (self.run.first.0, self.run.end());
+            return Err(WireError::Checksum { first, end, got: self.crc, expected });
+        }
+        Ok(())
+    }
+
+    /// Reads a run, behind which `content_bytes` follow, for a guest of `pages` pages.
+    fn read(run: Run, content_bytes: usize, pages: u32) -> Result<RunHead, WireError> {
+        let encoding = Encoding::of(run.encoding.get())?;
+        let (service_us, crc) = (run.service_us.get(), run.crc.get());
+        let run = PageRun { first: PageIndex(run.first.get()), count: run.count.get() };
+        let (limit, end) = (encoding.pages_max(), run.end());
+        if run.count == 0 || run.count > limit || end > u64::from(pages) {
+            return Err(WireError::Run { first: run.first.0, end, pages, limit });
+        }
+        if !encoding.takes(content_bytes, run.count) {
+            return Err(not_as_long(Kind::Pages));
+        }
+        Ok(RunHead { run, encoding, service_us, content_bytes, crc })
+    }
+
+    fn write(&self) -> Run {
+        Run {
+            first: U32::new(self.run.first.0),
+            count: U32::new(self.run.count),
+            encoding: U32::new(self.encoding as u32),
+            service_us: U32::new(self.service_us),
+            crc: U32::new(self.crc),
+            reserved: U32::new(0),
+        }
+    }
+}
+
+fn not_as_long(kind: Kind) -> WireError {
+    WireError::Damaged { kind, what: "not as long as its run" }
+}
+
+/// CRC-32C over what says which pages these are, and then over their contents: a page that would be
+/// put in another's place is found like a byte that changed. The time of service is left out; it is
+/// known only after the contents are.
+fn checksum(run: PageRun, encoding: u32, contents: &[u8]) -> u32 {
+    let fields = [run.first.0, run.count, encoding].map(U32::new);
+    crc32c::crc32c_append(crc32c::crc32c(fields.as_bytes()), contents)
+}
+
+/// Reads the head of a run from the payload of a page frame, and gives what follows it. The
+/// checksum is that of both.
+///
+/// # Errors
+/// A payload that is shorter or longer than its run, a run that is not in a guest of `pages`, or a
+/// wrong checksum.
+pub fn run_head(payload: &[u8], pages: u32) -> Result<(RunHead, &[u8]), WireError> {
+    let Ok((run, contents)) = Run::read_from_prefix(payload) else {
+        return Err(WireError::Damaged { kind: Kind::Pages, what: "shorter than its head" });
+    };
+    let head = RunHead::read(run, contents.len(), pages)?;
+    head.verify(contents)?;
+    Ok((head, contents))
+}
+
+/// What comes on a bulk channel. Each frame there begins with a head of the same size, so that a
+/// receiver reads head and contents by exactly one call each.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum PushFrame {
+    /// Pages; their contents follow, and are still to be verified.
+    Pages(RunHead),
+    /// The end.
+    End,
+}
+
+impl PushFrame {
+    /// The head to send; the contents follow it.
+    pub fn encode(self) -> [u8; RUN_HEAD_BYTES] {
+        let (kind, run, contents) = match self {
+            PushFrame::Pages(head) => (Kind::Pages, head.write(), head.content_bytes),
+            PushFrame::End => (Kind::PushEnd, Run { crc: end_checksum(), ..Run::new_zeroed() }, 0),
+        };
+        let mut bytes = [0; RUN_HEAD_BYTES];
+        let length = size_of::<Run>() + contents;
+        bytes[..HEADER_BYTES].copy_from_slice(&frame_header(kind, length));
+        bytes[HEADER_BYTES..].copy_from_slice(run.as_bytes());
+        bytes
+    }
+
+    /// Reads the head of a frame of a bulk channel of a guest of `pages` pages.
+    ///
+    /// # Errors
+    /// A frame that has no place on a bulk channel, or whose length does not fit its run.
+    pub fn decode(bytes: &[u8; RUN_HEAD_BYTES], pages: u32) -> Result<PushFrame, WireError> {
+        let (kind, length) = header(bytes)?.expect("longer than a header");
+        let (run, _) = Run::read_from_prefix(&bytes[HEADER_BYTES..]).expect("the size of a run");
+        let contents = length.checked_sub(size_of::<Run>());
+        let contents = contents.ok_or_else(|| not_as_long(kind))?;
+        match kind {
+            Kind::Pages => Ok(PushFrame::Pages(RunHead::read(run, contents, pages)?)),
+            Kind::PushEnd => decode_end(run, contents),
+            kind => Err(WireError::Damaged { kind, what: "not for a bulk channel" }),
+        }
+    }
+}
+
+fn end_checksum() -> U32 {
+    U32::new(checksum(PageRun { first: PageIndex(0), count: 0 }, 0, &[]))
+}
+
+fn decode_end(run: Run, contents: usize) -> Result<PushFrame, WireError> {
+    let kind = Kind::PushEnd;
+    if contents > 0 {
+        return Err(not_as_long(kind));
+    }
+    let end = Run { crc: end_checksum(), ..Run::new_zeroed() };
+    if run.as_bytes() != end.as_bytes() {
+        return Err(WireError::Damaged { kind, what: "its checksum is wrong" });
+    }
+    Ok(PushFrame::End)
+}
+
+const _: () = assert!(RUN_HEAD_BYTES == 32);
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn run(first: u32, count: u32) -> PageRun {
+        PageRun { first: PageIndex(first), count }
+    }
+
+    /// A run of each encoding with contents that it can have.
+    fn samples() -> [(RunHead, Vec<u8>); 5] {
+        [
+            (run(3, 64), Encoding::Raw, vec![5; 64 * 4096]),
+            (run(0, 1 << 20), Encoding::Zero, vec![]),
+            (run(9, 2), Encoding::Word, vec![1, 2, 3, 4, 5, 6, 7, 8]),
+            (run(70, 1), Encoding::Lz4, vec![7; 4095]),
+            (run(8, 1000), Encoding::Poison, vec![]),
+        ]
+        .map(|(run, encoding, contents)| (RunHead::new(run, encoding, &contents), contents))
+    }
+
+    #[test]
+    fn a_push_head_survives_the_wire_and_verifies_its_contents() {
+        for (head, contents) in samples() {
+            let frame = PushFrame::Pages(RunHead { service_us: 17, ..head });
+            let Ok(PushFrame::Pages(read)) = PushFrame::decode(&frame.encode(), 1 << 20) else {
+                panic!("{frame:?}");
+            };
+            assert_eq!(PushFrame::Pages(read), frame);
+            assert_eq!(read.verify(&contents), Ok(()));
+        }
+        assert_eq!(PushFrame::decode(&PushFrame::End.encode(), 1 << 20), Ok(PushFrame::End));
+    }
+
+    #[test]
+    fn a_checksum_is_the_known_one() {
+        // "123456789" is the customary check; twelve zero bytes stand before it here.
+        let end = PushFrame::End.encode();
+        assert_eq!(end[24..28], crc32c::crc32c(&[0; 12]).to_le_bytes());
+        assert_eq!(crc32c::crc32c(b"123456789"), 0xe306_9283);
+        let head = RunHead::new(run(0x0403_0201, 1), Encoding::Word, b"abcdefgh");
+        let bytes = b"\x01\x02\x03\x04\x01\0\0\0\x02\0\0\0abcdefgh";
+        assert_eq!(head.crc, crc32c::crc32c(bytes));
+    }
+
+    #[test]
+    fn runs_outside_the_guest_or_its_limits_are_refused() {
+        let refused = |run: PageRun, encoding: Encoding| {
+            let crc = U32::new(checksum(run, encoding as u32, &[]));
+            let zero = U32::new(0);
+            let run = Run {
+                first: U32::new(run.first.0),
+                count: U32::new(run.count),
+                encoding: U32::new(encoding as u32),
+                service_us: zero,
+                crc,
+                reserved: zero,
+            };
+            let read = RunHead::read(run, 0, 1 << 21);
+            assert!(matches!(read, Err(WireError::Run { .. })), "{read:?}");
+        };
+        refused(run((1 << 21) - 1, 2), Encoding::Raw);
+        refused(run(u32::MAX, u32::MAX), Encoding::Zero);
+        refused(run(5, 0), Encoding::Zero);
+        for encoding in [Encoding::Raw, Encoding::Word, Encoding::Lz4] {
+            refused(run(0, limits::DATA_PAGES_PER_RUN_MAX + 1), encoding);
+        }
+        for encoding in [Encoding::Zero, Encoding::Poison] {
+            refused(run(0, limits::ZERO_PAGES_PER_RUN_MAX + 1), encoding);
+        }
+    }
+
+    #[test]
+    fn contents_of_a_length_that_the_encoding_cannot_have_are_refused() {
+        for (encoding, lengths) in [
+            (Encoding::Raw, vec![0, 4096, 8191, 8193]),
+            (Encoding::Zero, vec![1, 8192]),
+            (Encoding::Word, vec![0, 7, 9, 8192]),
+            (Encoding::Lz4, vec![0, 8192, 8193]),
+            (Encoding::Poison, vec![1, 8192]),
+        ] {
+            let run = Run {
+                count: U32::new(2),
+                encoding: U32::new(encoding as u32),
+                ..Run::new_zeroed()
+            };
+            for length in lengths {
+                let read = RunHead::read(run, length, 1000);
+                assert!(matches!(read, Err(WireError::Damaged { .. })), "{encoding:?} {length}");
+            }
+        }
+    }
+
+    #[test]
+    fn an_unknown_encoding_is_named() {
+        let mut bytes = PushFrame::Pages(samples()[1].0).encode();
+        bytes[16] = 5;
+        assert_eq!(PushFrame::decode(&bytes, 1 << 20), Err(WireError::Encoding { number: 5 }));
+    }
+
+    #[test]
+    fn an_end_with_a_flipped_bit_is_none() {
+        let end = PushFrame::End.encode();
+        for bit in 64..RUN_HEAD_BYTES * 8 {
+            let mut bytes = end;
+            bytes[bit / 8] ^= 1 << (bit % 8);
+            assert!(PushFrame::decode(&bytes, 1000).is_err(), "bit {bit}");
+        }
+    }
+
+    proptest! {
+        /// Wherever a bit flips that says which pages these are or what is in them, it is found.
+        #[test]
+        fn a_flipped_bit_is_found(sample in 0usize..5, at: prop::sample::Index, bit in 0u8..8) {
+            let (head, contents) = samples()[sample].clone();
+            let mut frame = PushFrame::Pages(head).encode().to_vec();
+            frame.extend(&contents);
+            // The header and the fields of the run, but not its time of service and what is
+            // reserved, and the contents.
+            let mut covered: Vec<usize> = (0..20).chain(24..28).collect();
+            covered.extend(RUN_HEAD_BYTES..frame.len());
+            let at = covered[at.index(covered.len())];
+            // Two bytes of the header mean nothing yet.
+            prop_assume!(!(2..4).contains(&at));
+            frame[at] ^= 1 << bit;
+            let (head, contents) = frame.split_at(RUN_HEAD_BYTES);
+            let found = match PushFrame::decode(head.try_into().unwrap(), 1 << 20) {
+                Ok(PushFrame::Pages(head)) => head.verify(contents).is_err(),
+                Ok(PushFrame::End) => false,
+                Err(_) => true,
+            };
+            prop_assert!(found, "byte {at}");
+        }
+
+        #[test]
+        fn any_head_decodes_to_something_or_an_error(bytes: [u8; RUN_HEAD_BYTES], rest: Vec<u8>) {
+            let _ = run_head(&rest, 1000);
+            let mut page_frame = bytes;
+            page_frame[..HEADER_BYTES].copy_from_slice(&frame_header(Kind::Pages, 24));
+            for bytes in [bytes, page_frame] {
+                if let Ok(PushFrame::Pages(head)) = PushFrame::decode(&bytes, 1000) {
+                    prop_assert!(head.content_bytes() <= limits::RUN_BYTES_MAX);
+                    let _ = head.verify(&[]);
+                }
+            }
+        }
+    }
+}
