@@ -74,12 +74,13 @@ impl AddressSpace {
             return work(None);
         };
         let vma = cell.read();
+        map.look_around(&vma);
         drop(map);
         work(Some(&vma))
     }
 
     /// Works with the VMAs at two addresses, under their locks for readers; one VMA that has both
-    /// addresses is locked once.
+    /// addresses is locked once. The first may be given anonymous pages.
     pub(super) fn with_two_vmas<R>(
         &self,
         first: u64,
@@ -91,11 +92,15 @@ impl AddressSpace {
         match &cells {
             [Some(one), Some(two)] if Arc::ptr_eq(one, two) => {
                 let vma = one.read();
+                map.look_around(&vma);
                 drop(map);
                 work(Some(&vma), Some(&vma))
             }
             [one, two] => {
                 let one = one.as_ref().map(|cell| cell.read());
+                if let Some(vma) = &one {
+                    map.look_around(vma);
+                }
                 let two = two.as_ref().map(|cell| cell.read());
                 drop(map);
                 work(one.as_deref(), two.as_deref())
@@ -115,7 +120,8 @@ impl AddressSpace {
         reach_in(&mut slot.lock(), address, write, work)
     }
 
-    /// Makes sure that a VMA can have anonymous pages.
+    /// Makes sure that a VMA, which [`with_vma`](Self::with_vma) has locked, can have anonymous
+    /// pages.
     pub(super) fn prepare_anonymous(&self, vma: &Vma) {
         vma.prepare_anonymous(&self.host.next_group);
     }

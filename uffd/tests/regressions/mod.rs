@@ -27,6 +27,7 @@ pub const CASES: &[&[Act]] = &[
     GUARD_THAT_MOVED_AWAY,
     PARTS_IN_TWO_TABLES,
     SCANNED_MARKERS,
+    GROUP_OF_A_NEIGHBOUR,
 ];
 
 const fn register(fd: u8, area: u8, page: u8, pages: u8, mode: u64) -> Act {
@@ -228,4 +229,19 @@ const SCANNED_MARKERS: &[Act] = &[
         dont_unmap: false,
     },
     Scan { process: 0, at: Span { area: 6, page: 4, pages: 8 }, flags: 0, mask: 2 },
+];
+
+/// Memory that gets its first anonymous pages shares the group of a neighbour that differs in its
+/// rights only, and becomes one with it once it has the same.
+const GROUP_OF_A_NEIGHBOUR: &[Act] = &[
+    Map { process: 0, area: 0, memory: Shmem { file: 0, shared: false }, access: ReadWrite },
+    Open { process: 0, features: 0, user_mode_only: true },
+    register(0, 0, 0, 8, 1),
+    Touch { process: 0, area: 0, page: 3, exact: false, how: Load },
+    Protect { process: 0, at: Span { area: 0, page: 3, pages: 1 }, access: Access::None },
+    call(0, Move, Span { area: 0, page: 2, pages: 1 }, 0),
+    call(0, Poison, Span { area: 0, page: 3, pages: 3 }, 0),
+    Protect { process: 0, at: Span { area: 0, page: 3, pages: 1 }, access: ReadWrite },
+    FileStore { file: 0, page: 1 },
+    Close { fd: 0 },
 ];
