@@ -308,6 +308,7 @@ fn present_huge(request: &Request<'_>, vma: &Vma, mut level: MutexGuard<'_, Leve
         }
         Entry::Page(mapped) if Arc::strong_count(&mapped.folio) == 1 => {
             mapped.bits.insert(Bits::WRITE | Bits::EXCLUSIVE);
+            mapped.folio.first_exclusive.store(true, Ordering::SeqCst);
         }
         Entry::Migration(migrating) => {
             return Step::Parked(Waiting { sleeper: migrating.sleeper.clone(), context: None });

@@ -142,6 +142,9 @@ fn copy_entry((vma, copy): (&Vma, &Vma), pool: &Arc<Pool>, entry: &mut Entry) ->
     if !vma.shared {
         bits.remove(Bits::WRITE | Bits::EXCLUSIVE);
     }
+    if let Entry::Page(Mapped { folio, index: 0, .. }) = entry {
+        folio.first_exclusive.store(false, Ordering::SeqCst);
+    }
     let mut new = entry.clone();
     if let Entry::Migration(migrating) = &mut new {
         // The child's threads sleep for themselves.

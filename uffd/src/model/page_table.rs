@@ -6,7 +6,7 @@ use std::collections::BTreeMap;
 use std::ops::Range;
 
 use super::folio::{Folio, HUGE, PAGE, PAGES_PER_HUGE};
-use super::sync::{Arc, Mutex, MutexGuard, RwLock};
+use super::sync::{Arc, Mutex, MutexGuard, Ordering, RwLock};
 use super::wait_queue::Sleeper;
 
 bitflags::bitflags! {
@@ -52,6 +52,16 @@ pub(super) struct Mapped {
     pub(super) index: u16,
     /// The bits.
     pub(super) bits: Bits,
+}
+
+impl Mapped {
+    /// MOVE takes the page for this address space's alone.
+    pub(super) fn seems_exclusive(&self) -> bool {
+        match self.folio.pages {
+            1 => self.bits.contains(Bits::EXCLUSIVE),
+            _ => self.folio.first_exclusive.load(Ordering::SeqCst),
+        }
+    }
 }
 
 /// A page that is on its way to another frame.
