@@ -86,7 +86,7 @@ impl Vm {
 
     fn accessed(&mut self, cpu: usize, env: &mut Env, access: crate::guest::Access, read: u8) {
         if let Err(what) = env.guest.done(access, read) {
-            env.violated(what);
+            env.wrong_contents(what);
         }
         self.next_at[cpu] = env.now + env.guest.think(cpu, &mut env.rng);
     }
@@ -124,7 +124,7 @@ impl Vm {
         if let Memory::Plain(values) = &self.memory
             && *values != env.guest.truth
         {
-            env.violated("the memory of a completed guest is not what it wrote");
+            env.wrong_contents("the memory of a completed guest is not what it wrote");
         }
     }
 }

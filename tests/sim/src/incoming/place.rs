@@ -29,11 +29,11 @@ impl Incoming {
     /// What was loaded is what the guest has, now that it is known to stand still.
     pub(super) fn check_loaded(&mut self, env: &mut Env) {
         if self.loaded_state != env.guest.state() {
-            env.violated("the state that is loaded is not the guest's");
+            env.wrong_contents("the state that is loaded is not the guest's");
         }
         for (access, read) in self.loaded_reads.drain(..) {
             if let Err(what) = env.guest.done(access, read) {
-                env.violated(format!("loading: {what}"));
+                env.wrong_contents(format!("loading: {what}"));
             }
         }
     }
