@@ -8,8 +8,8 @@ use godwit_uffd::abi::{self, Answer, Call, Errno, Out, RawMessage};
 use godwit_uffd::guest::{GuestSpace, GuestUffd, Region};
 use godwit_uffd::model::{
     Access as Mapping, Advice, ContextId, Door, Machine, MapRequest, Material, ModelUffd, Observed,
-    Outcome, PAGE as PAGE_BYTES, Parked, Placement, Process, Profile, Progress, Setup, Thread,
-    Touch,
+    Outcome, PAGE as PAGE_BYTES, Parked, Placement, Process, Profile, Progress, Setup, Signal,
+    Thread, Touch,
 };
 use godwit_uffd::page::{Gpa, Hva, PageIndex, PageRun, PageSize};
 use godwit_uffd::{Backend, Error, Features, MemoryKind, Range, RegisterMode, trial::Trials};
@@ -261,6 +261,8 @@ pub fn loaded(outcome: Outcome) -> u8 {
     match outcome {
         Outcome::Loaded(byte) => byte,
         Outcome::Stored => 0,
+        // A page that the source has lost: the guest is told, and learns nothing.
+        Outcome::Signal(Signal::BusPoison { .. } | Signal::BusAddress { .. }) => 0,
         other => panic!("an access of guest memory ends in {other:?}"),
     }
 }

@@ -106,7 +106,7 @@ impl Vm {
     pub fn settle(&mut self, env: &mut Env) {
         let Memory::Arriving(memory) = &self.memory else { return };
         let pages = env.guest.pages();
-        if (0..pages).any(|page| memory.values(page).is_none()) {
+        if (0..pages).any(|page| !memory.has(PageIndex(page))) {
             return env.violated("a completed guest has a page that is not there");
         }
         memory.uffd.0.unregister_all().expect("it was registered");
@@ -119,8 +119,9 @@ impl Vm {
             }
         }
         let Memory::Arriving(memory) = &self.memory else { unreachable!() };
-        let values = (0..pages).map(|page| memory.values(page)).collect::<Option<Vec<_>>>();
-        self.memory = Memory::Plain(values.expect("they were there before"));
+        // A page that the source has lost is there, and has nothing in it.
+        let values = (0..pages).map(|page| memory.values(page).unwrap_or_default());
+        self.memory = Memory::Plain(values.collect());
         if let Memory::Plain(values) = &self.memory
             && *values != env.guest.truth
         {
