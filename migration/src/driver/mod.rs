@@ -6,6 +6,7 @@ mod channel;
 mod destination;
 mod dial;
 mod dirty;
+mod held;
 mod lock;
 mod notify;
 mod push;
