@@ -146,6 +146,7 @@ impl Sets {
         assert_eq!(claims.remaining(), self.pages - self.set.len());
         for run in self.set.runs() {
             claims.discard(run).expect("nobody waits for it");
+            claims.emptied(run);
         }
         assert!(claims.received().is_empty());
         assert_eq!((claims.remaining(), claims.missing()), (self.pages, self.pages));
