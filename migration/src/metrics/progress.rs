@@ -99,8 +99,11 @@ pub enum Change {
     Round(u32),
 }
 
+/// What is called with each change, and with everything as of then.
+type Watcher = Box<dyn Fn(Change, &Report) + Send + Sync>;
+
 /// Who is told of changes.
-struct Watch(Box<dyn Fn(Change, &Report) + Send + Sync>);
+struct Watch(Watcher);
 
 impl std::fmt::Debug for Watch {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {

@@ -176,7 +176,11 @@ impl Claims {
     /// The discarded pages of `run` are empty now, and missing.
     pub fn emptied(&self, run: PageRun) {
         for page in run.pages() {
-            let emptied = self.update(page, |state| (state == EMPTYING).then_some(MISSING));
+            // Missing, if it was discarded twice at once.
+            let emptied = self.update(page, |state| match state {
+                EMPTYING | MISSING => Some(MISSING),
+                _ => None,
+            });
             assert!(emptied.is_ok(), "{page} emptied in state {emptied:?}");
         }
     }

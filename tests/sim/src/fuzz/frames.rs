@@ -70,7 +70,7 @@ fn inside(message: &Message<'_>, pages: u32) {
         }
         Message::Discard(part) | Message::Received(part) => {
             let words = u64::from(part.first) + part.words.len() as u64;
-            assert!(words <= u64::from(pages.div_ceil(64)), "{} words of {pages} pages", words);
+            assert!(words <= u64::from(pages.div_ceil(64)), "{words} words of {pages} pages");
         }
         Message::Offer(offer) => {
             if let Ok(pages) = offer.pages() {
