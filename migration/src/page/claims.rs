@@ -190,7 +190,8 @@ impl Claims {
     /// `run` must lie inside the guest.
     ///
     /// # Errors
-    /// The first page that is installed, being installed or being emptied; no page of `run` is claimed then.
+    /// The first page that is installed, being installed or being emptied; no page of `run` is
+    /// claimed then.
     pub fn begin(&self, run: PageRun) -> Result<(), Duplicate> {
         for (done, page) in run.pages().enumerate() {
             if !self.begin_one(page) {
