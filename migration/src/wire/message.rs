@@ -82,25 +82,33 @@ impl Offer {
     /// # Errors
     /// What is wrong with the layout: no memory, too much, not whole pages, or not in order.
     pub fn pages(&self) -> Result<u32, &'static str> {
-        if self.page_bytes != 4096 {
-            return Err("its pages are not 4096 bytes");
+        pages_of(self.page_bytes, &self.memslots)
+    }
+}
+
+/// The number of pages of a guest whose memory is `memslots`.
+///
+/// # Errors
+/// What is wrong with the layout: no memory, too much, not whole pages, or not in order.
+pub fn pages_of(page_bytes: u32, memslots: &[MemslotLayout]) -> Result<u32, &'static str> {
+    if page_bytes != 4096 {
+        return Err("its pages are not 4096 bytes");
+    }
+    if memslots.is_empty() || memslots.len() > limits::MEMSLOTS_MAX {
+        return Err("it has no memslots, or too many");
+    }
+    let (mut pages, mut end) = (0u64, 0u64);
+    for slot in memslots {
+        let whole = slot.gpa % 4096 == 0 && slot.bytes % 4096 == 0 && slot.bytes > 0;
+        if !whole || slot.gpa < end {
+            return Err("its memslots overlap, are not in order or not whole pages");
         }
-        if self.memslots.is_empty() || self.memslots.len() > limits::MEMSLOTS_MAX {
-            return Err("it has no memslots, or too many");
-        }
-        let (mut pages, mut end) = (0u64, 0u64);
-        for slot in &self.memslots {
-            let whole = slot.gpa % 4096 == 0 && slot.bytes % 4096 == 0 && slot.bytes > 0;
-            if !whole || slot.gpa < end {
-                return Err("its memslots overlap, are not in order or not whole pages");
-            }
-            end = slot.gpa.checked_add(slot.bytes).ok_or("a memslot is beyond all addresses")?;
-            pages += slot.bytes / 4096;
-        }
-        match u32::try_from(pages) {
-            Ok(count) if u64::from(count) < limits::GUEST_PAGES_MAX => Ok(count),
-            _ => Err("it has more pages than an index can count"),
-        }
+        end = slot.gpa.checked_add(slot.bytes).ok_or("a memslot is beyond all addresses")?;
+        pages += slot.bytes / 4096;
+    }
+    match u32::try_from(pages) {
+        Ok(count) if u64::from(count) < limits::GUEST_PAGES_MAX => Ok(count),
+        _ => Err("it has more pages than an index can count"),
     }
 }
 

@@ -8,6 +8,7 @@ mod binary;
 mod cancel;
 mod control;
 mod demo;
+mod disk;
 mod doctor;
 mod events;
 mod hostile;
@@ -20,10 +21,14 @@ mod moves;
 mod moving;
 mod no_device;
 mod packing;
+mod poison;
 mod records;
 mod recovery;
 mod silence;
+mod snapshot;
+mod snapshot_refused;
 mod tls;
+mod windows;
 
 use godwit_tests::Godwit;
 

@@ -4,6 +4,7 @@ mod advice;
 mod available;
 mod hold;
 mod layout;
+mod poison;
 mod register;
 mod watch;
 mod written;
@@ -24,6 +25,8 @@ pub use available::available_bytes;
 pub use hold::HeldWrites;
 pub use layout::{HOLE_END, HOLE_START, MEMORY_BYTES_MAX, MEMORY_BYTES_MIN, ranges};
 
+pub use poison::copy_readable;
+pub(crate) use poison::{install_poison_handler, watch_touch};
 pub(crate) use watch::WriteWatch;
 pub(crate) use written::{WORD_PAGES, insert_words};
 
@@ -70,6 +73,20 @@ pub enum MemoryError {
         /// The kernel's reason.
         source: io::Error,
     },
+    /// The file of a mapping could not be kept open.
+    #[error("cannot keep the file open that {bytes} bytes of guest memory come from")]
+    File {
+        /// The size of the region.
+        bytes: u64,
+        /// The kernel's reason.
+        source: io::Error,
+    },
+    /// Memory that begins with what a file has cannot be protected.
+    #[error(
+        "guest memory is mapped from the file of a snapshot, where the kernel cannot note or hold \
+         writes by userfaultfd; use the dirty log of KVM, or restore the guest in another mode"
+    )]
+    OfFile,
     /// A mapping could not be made.
     #[error("cannot map {bytes} bytes of guest memory")]
     Map {
@@ -128,6 +145,8 @@ pub struct GuestMemory {
     inner: GuestRam,
     regions: Vec<Region>,
     backing: Backing,
+    /// It begins with what a file has.
+    of_file: bool,
     incomplete: AtomicBool,
     held: AtomicBool,
 }
@@ -138,16 +157,31 @@ impl GuestMemory {
     /// # Errors
     /// [`MemoryError`]: an impossible size, too little memory on this host, or a refusal.
     pub fn create(bytes: u64, backing: Backing) -> Result<GuestMemory, MemoryError> {
-        let ranges = ranges(bytes)?;
-        available::check(bytes)?;
-        let mut offset = 0;
         let file = match backing {
             Backing::Anon => None,
             Backing::Memfd => Some(memfd(bytes)?),
         };
+        let source = file.as_ref().map_or(Source::Zeros, Source::Shared);
+        GuestMemory::map(bytes, backing, &source)
+    }
+
+    /// Maps `bytes` of memory for a guest that begins with what `file` has: page `n` of the guest
+    /// is page `n` of the file. What the guest writes is its own. Nothing is read before it is
+    /// touched; a file that is written or cut off meanwhile takes the guest with it.
+    ///
+    /// # Errors
+    /// [`MemoryError`], as for [`GuestMemory::create`].
+    pub fn map_private(bytes: u64, file: &File) -> Result<GuestMemory, MemoryError> {
+        GuestMemory::map(bytes, Backing::Anon, &Source::Private(file))
+    }
+
+    fn map(bytes: u64, backing: Backing, source: &Source<'_>) -> Result<GuestMemory, MemoryError> {
+        let ranges = ranges(bytes)?;
+        available::check(bytes)?;
+        let mut offset = 0;
         let mut mapped = Vec::new();
         for range in &ranges {
-            let region = map(range.bytes, file.as_ref().map(|file| (file, offset)))?;
+            let region = map(range.bytes, source, offset)?;
             offset += range.bytes;
             let region = GuestRegionMmap::new(region, GuestAddress(range.gpa.0))
                 .ok_or(MemoryError::Region(FromRangesError::InvalidGuestRegion))?;
@@ -163,7 +197,8 @@ impl GuestMemory {
             .collect();
         let inner = GuestRam::from_regions(mapped).map_err(MemoryError::Collect)?;
         let (incomplete, held) = (AtomicBool::new(false), AtomicBool::new(false));
-        let memory = GuestMemory { inner, regions, backing, incomplete, held };
+        let of_file = matches!(source, Source::Private(_));
+        let memory = GuestMemory { inner, regions, backing, of_file, incomplete, held };
         // What a guest holds is nobody's business: keep it out of core dumps.
         memory.advise(Advice::DontDump)?;
         memory.allow_huge_pages()?;
@@ -242,9 +277,9 @@ impl GuestMemory {
         self.advise(Advice::NoHugePage)
     }
 
-    /// Takes the memory away, so that whoever waits for a missing page inside the kernel fails. For
-    /// the end of a guest whose memory is incomplete, and only then: a thread of ours that still
-    /// touches the memory dies of it.
+    /// Takes the memory away, so that whoever waits for a missing page and is kicked waits no more,
+    /// and reads zeros. For the end of a guest whose memory is incomplete, and only then: vCPUs and
+    /// devices have been told to go, and what they do now means nothing.
     pub(crate) fn revoke(&self) {
         for region in &self.regions {
             if let Err(errno) = advice::revoke(region) {
@@ -266,20 +301,36 @@ fn memfd(bytes: u64) -> Result<File, MemoryError> {
     Ok(File::from(fd))
 }
 
-fn map(bytes: u64, file: Option<(&File, u64)>) -> Result<MmapRegion<AtomicBitmap>, MemoryError> {
+/// Where memory comes from when it is first touched.
+enum Source<'a> {
+    /// It is zero, and private.
+    Zeros,
+    /// The file, which takes what is written.
+    Shared(&'a File),
+    /// The file, which is not changed.
+    Private(&'a File),
+}
+
+fn map(
+    bytes: u64,
+    source: &Source<'_>,
+    offset: u64,
+) -> Result<MmapRegion<AtomicBitmap>, MemoryError> {
     let size = usize::try_from(bytes).map_err(|_| MemoryError::Size { bytes })?;
     let builder = MmapRegionBuilder::new_with_bitmap(size, AtomicBitmap::with_len(size))
         .with_mmap_prot(libc::PROT_READ | libc::PROT_WRITE);
-    let builder = match file {
-        Some((file, offset)) => {
-            let file = file.try_clone().map_err(|source| MemoryError::Memfd { bytes, source })?;
-            builder
-                .with_file_offset(FileOffset::new(file, offset))
-                .with_mmap_flags(libc::MAP_SHARED | libc::MAP_NORESERVE)
-        }
-        None => {
-            builder.with_mmap_flags(libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_NORESERVE)
-        }
+    let (file, flags) = match source {
+        Source::Zeros => (None, libc::MAP_PRIVATE | libc::MAP_ANONYMOUS),
+        Source::Shared(file) => (Some(file), libc::MAP_SHARED),
+        Source::Private(file) => (Some(file), libc::MAP_PRIVATE),
     };
+    let builder = match file {
+        Some(file) => {
+            let file = file.try_clone().map_err(|source| MemoryError::File { bytes, source })?;
+            builder.with_file_offset(FileOffset::new(file, offset))
+        }
+        None => builder,
+    };
+    let builder = builder.with_mmap_flags(flags | libc::MAP_NORESERVE);
     builder.build().map_err(|source| MemoryError::Map { bytes, source })
 }
