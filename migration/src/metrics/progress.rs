@@ -384,15 +384,15 @@ mod tests {
         let two = PageRun { first: PageIndex(0), count: 2 };
         let word = RunHead::new(two, Encoding::Word, &[1; 8]);
         let zero = RunHead::new(two, Encoding::Zero, &[]);
-        progress.run(&word);
+        progress.run(&word, |_| None);
         assert_eq!(progress.report().drained, 0);
         progress.reached(Phase::Running);
         assert_eq!(progress.report().drained, 0);
-        progress.run(&word);
-        progress.run(&zero);
+        progress.run(&word, |_| None);
+        progress.run(&zero, |_| None);
         // A lost peer that is back does not begin the drain anew.
         progress.reached(Phase::Resumed);
-        progress.run(&word);
+        progress.run(&word, |_| None);
         assert_eq!(progress.report().drained, 4);
     }
 

@@ -156,7 +156,7 @@ impl Sets {
     fn is_given_back(&self) {
         let sent = Sent::new(self.pages);
         for word in 0..sent.word_count() {
-            sent.take_word(word);
+            sent.take_of_word(word, u64::MAX);
         }
         assert_eq!(sent.remaining(), 0);
         assert_eq!(sent.give_back(&self.set), self.set.len());
