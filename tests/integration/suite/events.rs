@@ -60,7 +60,9 @@ fn both_sides_tell_of_rounds_the_switchover_a_loss_and_the_end() {
         assert_eq!(round["round"], 1);
         let end = events.last().expect("an end");
         assert_eq!((&end["pages_remaining"], &end["transfer"]), (&0.into(), &1.into()));
-        assert!(events.iter().all(|event| event["guest"] == end["guest"]), "{events:?}");
+        // Who comes is not known before the offer.
+        let is_of = |event: &Value| event["guest"].is_null() || event["guest"] == end["guest"];
+        assert!(end["guest"].is_string() && events.iter().all(is_of), "{events:?}");
         assert!(end["interruptions"].as_u64() >= Some(1), "{end}");
         let why = events.iter().find(|event| event["state"] == "postcopy-paused");
         assert!(why.is_some_and(|event| event["error"].is_string()), "{why:?}");
