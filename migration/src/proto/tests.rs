@@ -177,7 +177,7 @@ impl Pair {
             SourceOutput::Resume => self.log.push("resume".into()),
             SourceOutput::RecordReclaimed(4) => self.log.push("reclaimed".into()),
             SourceOutput::RecordReleased(4) => self.log.push("released".into()),
-            SourceOutput::Reached(_) => {}
+            SourceOutput::Reached(phase) => self.log.push(format!("source {phase:?}")),
             SourceOutput::Finish(outcome) => self.source_end = Some(outcome),
             other => panic!("{other:?}"),
         }
@@ -323,6 +323,34 @@ fn a_guest_moves_and_both_sides_know() {
     assert_eq!(pair.source_end, Some(Outcome::Completed));
     assert_eq!(pair.destination_end, Some(Outcome::Completed));
     assert!(pair.did("released"));
+}
+
+/// The destination may say that it has all before the threads of the push say that they are done,
+/// or after it; the timeline has the end of the push either way, once.
+#[test]
+fn the_end_of_the_push_is_told_before_the_end_whoever_is_first() {
+    for complete_is_first in [true, false] {
+        let mut pair = Pair::new(Faults::default());
+        pair.run();
+        for page in (0..PAGES).map(PageIndex) {
+            if pair.sent.take(page) {
+                pair.install(PageRun::one(page));
+            }
+        }
+        if !complete_is_first {
+            pair.tell_source(SourceInput::Pushed);
+        }
+        pair.tell_destination(DestinationInput::PushEnded);
+        pair.tell_destination(DestinationInput::PushEnded);
+        pair.run();
+        pair.tell_source(SourceInput::Pushed);
+        pair.run();
+        assert_eq!(pair.source_end, Some(Outcome::Completed));
+        let mut told = pair.log.iter().filter(|told| told.starts_with("source "));
+        assert!(told.any(|told| told == "source Running"), "{:?}", pair.log);
+        assert!(told.any(|told| told == "source Pushed"), "{:?}", pair.log);
+        assert_eq!(pair.did_times("source Pushed"), 1);
+    }
 }
 
 #[test]
@@ -614,6 +642,7 @@ fn a_guest_that_ends_while_moving_ends_the_migration() {
     pair.run();
     assert_eq!(pair.source_end, Some(Outcome::Completed));
     assert_eq!(pair.destination_end, Some(Outcome::Completed));
+    assert!(!pair.did("source Pushed"), "pages were left: {:?}", pair.log);
 }
 
 #[test]
