@@ -78,6 +78,9 @@ pub const PREAMBLE_TIMEOUT: Duration = Duration::from_secs(5);
 pub const ALIVE_INTERVAL: Duration = Duration::from_secs(1);
 /// How long a silent peer is waited for before its channel counts as lost.
 pub const PEER_TIMEOUT: Duration = Duration::from_secs(10);
+/// How long a destination to which pages are due waits for one, or for the end of the push, while
+/// the source says that it is alive; as often as there are bulk channels.
+pub const STALL_TIMEOUT: Duration = Duration::from_secs(20);
 
 const _: () = assert!(ZERO_PAGES_HELD_MAX <= ZERO_PAGES_PER_RUN_MAX);
 const _: () = assert!(ZERO_PAGES_HELD_MAX >= DATA_PAGES_PER_RUN_MAX);
@@ -90,3 +93,4 @@ const _: () = assert!(STAGING_TIMEOUT.as_secs() * 4 < SETUP_TIMEOUT.as_secs());
 const _: () = assert!(PACKAGE_BYTES_MAX < u32::MAX as usize);
 const _: () = assert!(ALIVE_INTERVAL.as_secs() * 3 < PEER_TIMEOUT.as_secs());
 const _: () = assert!(RUN_BYTES_MAX as u64 / BANDWIDTH_MIN < PEER_TIMEOUT.as_secs());
+const _: () = assert!(PEER_TIMEOUT.as_secs() < STALL_TIMEOUT.as_secs());

@@ -8,7 +8,7 @@ use godwit_uffd::page::{PageIndex, PageRun};
 use uuid::Uuid;
 
 use super::*;
-use crate::limits::{REDIAL_MAX, REDIAL_MIN};
+use crate::limits::{REDIAL_MAX, REDIAL_MIN, STALL_TIMEOUT};
 use crate::page::{Claims, Class, PageSet, Requested, Sent};
 use crate::schedule::{OnTimeout, RoundLimits};
 use crate::wire::{
@@ -40,6 +40,8 @@ struct Pair {
     faults: Faults,
     /// Pages that are written during each round, while there are any.
     dirty: Vec<Vec<u32>>,
+    /// Nothing that is pushed arrives.
+    swallows: bool,
     /// Both channels carry bytes.
     connected: bool,
     /// What each side did, by name.
@@ -85,6 +87,7 @@ impl Pair {
             now,
             faults,
             dirty: Vec::new(),
+            swallows: false,
             connected: true,
             log: Vec::new(),
             source_end: None,
@@ -271,13 +274,15 @@ impl Pair {
     /// Everything that was not asked for comes over the bulk channel.
     fn push(&mut self) {
         for page in (0..PAGES).map(PageIndex) {
-            if self.sent.take(page) {
+            if self.sent.take(page) && !self.swallows {
                 self.install(PageRun::one(page));
             }
         }
         self.tell_source(SourceInput::Pushed);
-        self.tell_destination(DestinationInput::PushEnded);
-        self.tell_destination(DestinationInput::PushEnded);
+        if !self.swallows {
+            self.tell_destination(DestinationInput::PushEnded);
+            self.tell_destination(DestinationInput::PushEnded);
+        }
     }
 
     /// Time passes until the source dials, and all that follows happens.
@@ -664,6 +669,43 @@ fn silence_is_an_abort_before_the_grant_and_a_loss_after_it() {
     pair.destination.handle_timeout(pair.now + hour);
     pair.run();
     assert!(pair.is_paused());
+}
+
+/// What is pushed does not arrive, and the source says that it is alive all the time.
+#[test]
+fn pages_that_are_swallowed_while_the_source_is_alive_are_a_loss() {
+    let mut pair = Pair::new(Faults::default());
+    pair.run();
+    let begun = pair.now;
+    while !pair.did("destination interrupted") && pair.now < begun + STALL_TIMEOUT * 4 {
+        pair.now += Duration::from_secs(1);
+        pair.tell_destination(DestinationInput::Message(Message::Alive));
+        pair.destination.handle_timeout(pair.now);
+        while pair.step_destination() {}
+    }
+    assert_eq!(pair.now - begun, STALL_TIMEOUT * 2, "two channels");
+    pair.lose_both();
+    pair.run();
+    pair.dial_again();
+    pair.push();
+    pair.run();
+    assert_eq!(pair.source_end, Some(Outcome::Completed));
+
+    // In a round the guest stays where it is.
+    let mut pair = Pair::of(Mode::Precopy, Faults::default());
+    pair.swallows = true;
+    pair.run();
+    assert!(pair.did("push"));
+    let begun = pair.now;
+    while pair.destination_end.is_none() && pair.now < begun + STALL_TIMEOUT * 4 {
+        pair.now += Duration::from_secs(1);
+        pair.tell_destination(DestinationInput::Message(Message::Alive));
+        pair.destination.handle_timeout(pair.now);
+        pair.run();
+    }
+    assert!(aborted(pair.source_end.as_ref()) && aborted(pair.destination_end.as_ref()));
+    assert_eq!(pair.now - begun, STALL_TIMEOUT * 2);
+    assert!(!pair.did("pause"));
 }
 
 #[test]
