@@ -11,6 +11,7 @@ mod demo;
 mod disk;
 mod doctor;
 mod events;
+mod half_open;
 mod hostile;
 mod hostile_destination;
 mod hostile_pages;
