@@ -22,6 +22,7 @@ mod moves;
 mod moving;
 mod no_device;
 mod packing;
+mod phases;
 mod poison;
 mod records;
 mod recovery;
