@@ -46,6 +46,8 @@ pub trait IncomingVm: Send + Sync {
     /// Bytes of pages that may be allocated ahead, to be moved into its memory. 0 if its memory
     /// takes none, or the host has too little to spare.
     fn staged_bytes_max(&self) -> usize;
+    /// The base that the guest comes with, which was offered and is here.
+    fn base(&self) -> Option<crate::snapshot::Base>;
     /// Empties pages that hold what is old: their next access waits for the source again. Nobody
     /// installs any of them meanwhile.
     ///
@@ -270,6 +272,7 @@ impl Driver<'_> {
             claims: Arc::clone(&claims),
             memory: vm.memory(),
             progress: Arc::clone(&self.setup.progress),
+            base: vm.base(),
         };
         self.guest = offer.guest;
         let stages = stages(&claims, vm.staged_bytes_max(), offer.connections);

@@ -3,18 +3,38 @@
 use std::io;
 use std::time::Duration;
 
-use crate::limits::PREAMBLE_TIMEOUT;
+use crate::limits::{PREAMBLE_TIMEOUT, SETUP_TIMEOUT};
 use crate::proto::PeerError;
 use crate::transport::{Address, Stream, TlsConnector, TlsError, is_tls};
-use crate::wire::{BulkHello, Channel, PREAMBLE_BYTES, Preamble, ResumeHello};
+use crate::wire::{
+    BulkHello, Channel, Offer, PREAMBLE_BYTES, Preamble, ResumeHello, VERSION_WITH_BASE,
+};
 
-/// Connects a channel within `timeout` and exchanges preambles.
-pub(super) fn dial(
+/// Connects the urgent channel on which `offer` is to be made.
+pub(super) fn dial_for(
+    offer: &Offer,
+    address: &Address,
+    tls: Option<&TlsConnector>,
+) -> Result<Stream, String> {
+    let dialled = dial(address, tls, Channel::Urgent, SETUP_TIMEOUT);
+    let (stream, version) = dialled.map_err(|error| error.to_string())?;
+    if offer.base.is_some() && version < VERSION_WITH_BASE {
+        return Err(format!(
+            "{address} speaks version {version} of the protocol, which knows no base: leave out \
+             --base, or update the receiver"
+        ));
+    }
+    Ok(stream)
+}
+
+/// Connects a channel within `timeout` and exchanges preambles. Says the newest version that the
+/// other side speaks.
+fn dial(
     address: &Address,
     tls: Option<&TlsConnector>,
     channel: Channel,
     timeout: Duration,
-) -> Result<Stream, PeerError> {
+) -> Result<(Stream, u16), PeerError> {
     let stream = Stream::connect(address, timeout, tls).map_err(|e| lost(&e))?;
     if channel == Channel::Bulk {
         stream.bound_bulk_buffers().map_err(|e| lost(&e))?;
@@ -37,9 +57,9 @@ pub(super) fn dial(
             return Err(PeerError::Lost(format!("{address} does not answer as godwit: {error}")));
         }
     }
-    Preamble::decode(&answer)?;
+    let Preamble { version, .. } = Preamble::decode(&answer)?;
     stream.set_receive_timeout(None).map_err(|e| lost(&e))?;
-    Ok(stream)
+    Ok((stream, version))
 }
 
 /// Connects a bulk channel of the session that `hello` names.
@@ -49,7 +69,7 @@ pub(super) fn dial_bulk(
     hello: BulkHello,
     timeout: Duration,
 ) -> Result<Stream, PeerError> {
-    let stream = dial(address, tls, Channel::Bulk, timeout)?;
+    let (stream, _) = dial(address, tls, Channel::Bulk, timeout)?;
     stream.send(&hello.encode(), false).map_err(|e| lost(&e))?;
     Ok(stream)
 }
@@ -61,7 +81,7 @@ pub(super) fn dial_resume(
     hello: ResumeHello,
     timeout: Duration,
 ) -> Result<Stream, PeerError> {
-    let stream = dial(address, tls, Channel::Resume, timeout)?;
+    let (stream, _) = dial(address, tls, Channel::Resume, timeout)?;
     stream.send(&hello.encode(), false).map_err(|e| lost(&e))?;
     Ok(stream)
 }

@@ -14,6 +14,7 @@ use crate::metrics::Progress;
 use crate::page::{PageSet, Sent};
 use crate::provider::GuestPages;
 use crate::schedule::{Compression, CompressionPolicy, Gate, Pacer, PushOrder};
+use crate::snapshot::Base;
 use crate::transport::Stream;
 use crate::wire::{Encoding, PageKind, PushFrame, RunBuffer, RunHead};
 
@@ -39,6 +40,8 @@ pub(super) struct PushShared {
     compression: Compression,
     /// Writers that wait for pages of this push.
     held: Option<Arc<HeldWrites>>,
+    /// What the destination has as well.
+    base: Option<Base>,
 }
 
 impl PushShared {
@@ -57,7 +60,13 @@ impl PushShared {
             pacer: options.bandwidth_bytes_per_s.map(|rate| Mutex::new(Pacer::new(rate))),
             compression: options.compression,
             held,
+            base: None,
         }
+    }
+
+    /// The same, without the contents of pages that are still as in `base`.
+    pub fn with_base(self, base: Option<Base>) -> PushShared {
+        PushShared { base, ..self }
     }
 
     /// No thread pushes any more.
@@ -154,7 +163,8 @@ impl Push<'_> {
     pub fn run(self) -> io::Result<bool> {
         stand_back();
         let policy = CompressionPolicy::new(self.shared.compression);
-        Pushing { push: self, buffer: RunBuffer::new(), policy, zeros: None }.run()
+        let (buffer, base_pages) = (RunBuffer::new(), Vec::new());
+        Pushing { push: self, buffer, base_pages, policy, zeros: None }.run()
     }
 }
 
@@ -162,6 +172,8 @@ impl Push<'_> {
 struct Pushing<'a> {
     push: Push<'a>,
     buffer: RunBuffer,
+    /// Room for the pages of the base that are compared.
+    base_pages: Vec<u8>,
     policy: CompressionPolicy,
     /// Zero pages that were found and not sent yet: they cost the wire a head however many. Whoever
     /// asks for one of them waits, because it counts as sent; so there are few, and nothing is sent
@@ -215,13 +227,38 @@ impl Pushing<'_> {
                     self.flush_zeros()?;
                     self.push.send_bare(piece, Encoding::Word, &word)?;
                 }
-                PageKind::Data => self.send_data(piece, at)?,
+                PageKind::Data => self.send_changed(piece, at)?,
                 PageKind::Lost => {
                     self.flush_zeros()?;
                     self.push.send_bare(piece, Encoding::Poison, &[])?;
                 }
             }
             at += count;
+        }
+        Ok(())
+    }
+
+    /// Sends data, of which the first page is page `at` of the buffer; of pages that are those of
+    /// the base only that they are.
+    fn send_changed(&mut self, run: PageRun, at: u32) -> io::Result<()> {
+        let Some(base) = &self.push.shared.base else { return self.send_data(run, at) };
+        let pages = self.buffer.pages(at, run.count);
+        let compared = base.compare(run, pages, &mut self.base_pages).unwrap_or_else(|error| {
+            tracing::warn!(%run, %error, "the base cannot be read here; these pages are sent");
+            vec![(false, run.count)]
+        });
+        let mut done = 0;
+        for (same, count) in compared {
+            let piece = PageRun { first: PageIndex(run.first.0 + done), count };
+            match same {
+                true => {
+                    self.flush_zeros()?;
+                    let head = RunHead::same(piece, self.buffer.pages(at + done, count));
+                    self.push.send(&head, &PushFrame::Pages(head).encode())?;
+                }
+                false => self.send_data(piece, at + done)?,
+            }
+            done += count;
         }
         Ok(())
     }
@@ -316,8 +353,18 @@ mod tests {
         options: PushOptions,
         threads: usize,
     ) -> (Vec<Vec<RunHead>>, Vec<u8>) {
+        pushed_with(pages, options, threads, None)
+    }
+
+    /// The same with a base.
+    fn pushed_with(
+        pages: &GuestPages,
+        options: PushOptions,
+        threads: usize,
+        base: Option<&Base>,
+    ) -> (Vec<Vec<RunHead>>, Vec<u8>) {
         let sent = Sent::new(pages.page_count());
-        let shared = PushShared::new(&sent, nothing(), options, None);
+        let shared = PushShared::new(&sent, nothing(), options, None).with_base(base.cloned());
         let progress = Progress::new("destination".into());
         let mut memory = vec![0xee; pages.page_count() as usize * 4096];
         let channels = std::thread::scope(|scope| {
@@ -330,7 +377,7 @@ mod tests {
                     let stream = &source;
                     assert!(Push { pages, sent, shared, stream, progress }.run().unwrap());
                 });
-                scope.spawn(move || received(&destination, pages.page_count()))
+                scope.spawn(move || received(&destination, pages.page_count(), base))
             };
             let receivers: Vec<_> = (0..threads).map(channel).collect();
             receivers.into_iter().map(|receiver| receiver.join().unwrap()).collect::<Vec<_>>()
@@ -347,7 +394,7 @@ mod tests {
     }
 
     /// The runs that come before the end of the push, verified and unpacked.
-    fn received(stream: &Stream, pages: u32) -> Vec<(RunHead, Vec<u8>)> {
+    fn received(stream: &Stream, pages: u32, base: Option<&Base>) -> Vec<(RunHead, Vec<u8>)> {
         let (mut runs, mut head) = (Vec::new(), [0; RUN_HEAD_BYTES]);
         loop {
             stream.receive_exact(&mut head).unwrap();
@@ -356,8 +403,14 @@ mod tests {
             };
             let mut contents = vec![0; head.content_bytes()];
             stream.receive_exact(&mut contents).unwrap();
-            head.verify(&contents).unwrap();
             let mut bytes = vec![0; head.page_bytes()];
+            if head.encoding == Encoding::Same {
+                base.unwrap().read(head.run, &mut bytes).unwrap();
+                head.verify(&bytes).unwrap();
+                runs.push((head, bytes));
+                continue;
+            }
+            head.verify(&contents).unwrap();
             match head.encoding {
                 Encoding::Raw => bytes = contents,
                 Encoding::Zero | Encoding::Poison => {}
@@ -379,6 +432,59 @@ mod tests {
         let mut bytes = vec![0; all.count as usize * 4096];
         pages.read_run(all, &mut bytes).unwrap();
         bytes
+    }
+
+    #[test]
+    fn pages_of_the_base_go_without_contents_and_only_they_do() {
+        use Encoding::{Raw, Same, Word, Zero};
+        // Saved, and then pages 5 and 9 change, 7 is zero from then on, and 8 is no longer.
+        let mut data: Vec<_> = [2, 3, 4, 5, 6, 7, 9].map(|page| (page, 1, 2)).into();
+        data.extend((20..30).map(|page| (page, 7, 7)));
+        let folder = tempfile::TempDir::new().unwrap();
+        let base = saved(&guest(40, &data), &folder.path().join("base"));
+        data[3].2 = 3;
+        data[5] = (8, 1, 2);
+        data[6].1 = 9;
+        let pages = guest(40, &data);
+        let options = PushOptions { compression: Compression::None, ..PushOptions::default() };
+        let (heads, memory) = pushed_with(&pages, options, 1, Some(&base));
+        assert!(memory == bytes_of(&pages), "not the guest's memory");
+        let heads = heads[0].iter();
+        let heads: Vec<_> =
+            heads.map(|head| (head.run.first.0, head.run.count, head.encoding)).collect();
+        assert_eq!(
+            heads,
+            [
+                (0, 2, Zero),
+                (2, 3, Same),
+                (5, 1, Raw),
+                (6, 1, Same),
+                (7, 1, Zero),
+                (8, 2, Raw),
+                (10, 10, Zero),
+                (20, 10, Word),
+                (30, 10, Zero)
+            ]
+        );
+    }
+
+    /// A snapshot of these pages.
+    fn saved(pages: &GuestPages, dir: &std::path::Path) -> Base {
+        use crate::snapshot::{Facts, Writer};
+        use crate::wire::MemslotLayout;
+        let count = pages.page_count();
+        let bytes = bytes_of(pages);
+        let facts = Facts {
+            guest: uuid::Uuid::from_u128(1),
+            generation: 0,
+            created_unix_s: 0,
+            memslots: vec![MemslotLayout { gpa: 0, bytes: bytes.len() as u64 }],
+            machine: serde_json::Value::Null,
+        };
+        let mut writer = Writer::create(dir, count).unwrap();
+        writer.add(PageRun { first: PageIndex(0), count }, &bytes).unwrap();
+        writer.finish(facts, &[]).unwrap();
+        Base::open(dir).unwrap()
     }
 
     #[test]

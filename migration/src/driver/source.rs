@@ -12,7 +12,7 @@ use godwit_uffd::page::PageRun;
 use super::answer::answer;
 use super::channel::{UrgentChannel, wait_readable};
 use super::command::Command;
-use super::dial::{dial, dial_bulk, dial_resume};
+use super::dial::{dial_bulk, dial_for, dial_resume};
 use super::dirty::{DirtyLog, DirtyTracking};
 use super::held::HeldStream;
 use super::notify::Notifier;
@@ -26,8 +26,9 @@ use crate::proto::{
 };
 use crate::provider::GuestPages;
 use crate::schedule::RoundLimits;
+use crate::snapshot::Base;
 use crate::transport::{Address, Stream, TlsConnector};
-use crate::wire::{BulkHello, Channel, Message, Offer, ResumeHello, RunBuffer, Section};
+use crate::wire::{BulkHello, Message, Offer, ResumeHello, RunBuffer, Section};
 
 /// The guest as its source sees it.
 pub trait OutgoingVm: Send + Sync {
@@ -66,6 +67,8 @@ pub struct Plan {
     pub tracking: DirtyTracking,
     /// How pages are pushed.
     pub push: PushOptions,
+    /// What the destination has of the guest already.
+    pub base: Option<Base>,
 }
 
 /// What happens to the source outside its urgent channel. What comes from the threads of one epoch
@@ -114,9 +117,7 @@ impl Outgoing {
         self.progress.is_of(&self.offer);
         let recorded = self.records.prepare(self.offer.guest).map_err(|e| in_full(&e));
         let (address, tls) = (&self.plan.address, self.plan.tls.as_ref());
-        let dialled = recorded.and_then(|()| {
-            dial(address, tls, Channel::Urgent, SETUP_TIMEOUT).map_err(|e| e.to_string())
-        });
+        let dialled = recorded.and_then(|()| dial_for(&self.offer, address, tls));
         let stream = match dialled {
             Ok(stream) => Arc::new(stream),
             Err(reason) => {
@@ -327,7 +328,10 @@ impl Driver<'_> {
         self.join_push();
         let held = self.held.as_ref().map(|held| held.begin_push(&self.sent));
         let (written, options) = (Arc::clone(self.machine.written_last()), self.setup.plan.push);
-        self.shared = Arc::new(PushShared::new(&self.sent, written, options, held));
+        // A session that was interrupted may have been so because the bases differ.
+        let base = self.setup.plan.base.clone().filter(|_| self.machine.epoch() == 0);
+        let shared = PushShared::new(&self.sent, written, options, held).with_base(base);
+        self.shared = Arc::new(shared);
         let (epoch, running) = (self.machine.epoch(), Arc::new(AtomicUsize::new(self.bulk.len())));
         for stream in self.bulk.clone() {
             let (pages, sent) = (self.pages.clone(), Arc::clone(&self.sent));

@@ -14,14 +14,17 @@ use crate::limits::RUN_BYTES_MAX;
 use crate::metrics::Progress;
 use crate::page::{Claims, Contents, InstallError, install};
 use crate::proto::PeerError;
+use crate::snapshot::Base;
 use crate::transport::Stream;
-use crate::wire::{Encoding, PushFrame, RUN_HEAD_BYTES, RunHead, WireError, unpack};
+use crate::wire::{Encoding, Kind, PushFrame, RUN_HEAD_BYTES, RunHead, WireError, unpack};
 
 /// Where received pages go.
 pub(super) struct Installer<U> {
     pub claims: Arc<Claims>,
     pub memory: Arc<GuestUffd<U>>,
     pub progress: Arc<Progress>,
+    /// What the guest may come with.
+    pub base: Option<Base>,
 }
 
 /// Why a page that came could not be installed, and whose fault that is.
@@ -37,6 +40,7 @@ impl<U> Clone for Installer<U> {
             claims: Arc::clone(&self.claims),
             memory: Arc::clone(&self.memory),
             progress: Arc::clone(&self.progress),
+            base: self.base.clone(),
         }
     }
 }
@@ -105,7 +109,11 @@ pub(super) fn take_pushed<U: Uffd>(
             })?;
             Ok(head.verify(bytes)?)
         };
-        let contents = take_contents(&head, stage.as_deref_mut(), &mut buffers, receive)?;
+        let (stage, base) = (stage.as_deref_mut(), installer.base.as_ref());
+        let contents = match head.encoding {
+            Encoding::Same => take_from_base(&head, stage, &mut buffers, base)?,
+            _ => take_contents(&head, stage, &mut buffers, receive)?,
+        };
         if installer.install(&head, contents).map_err(Failed::into_peer_error)? {
             last();
         }
@@ -130,6 +138,7 @@ fn take_contents<'a>(
         Encoding::Poison => return receive(&mut []).map(|()| Contents::Poison),
         Encoding::Word | Encoding::Lz4 => true,
         Encoding::Raw => false,
+        Encoding::Same => unreachable!("taken from the base"),
     };
     let bytes = head.page_bytes();
     let fill = |pages: &mut [u8]| {
@@ -140,12 +149,37 @@ fn take_contents<'a>(
         receive(packed)?;
         Ok(unpack(head, packed, pages)?)
     };
-    match stage.and_then(|stage| stage.take(bytes)) {
+    fill_pages(stage, &mut buffers.pages[..bytes], fill)
+}
+
+/// The pages of a run that are those of the base, if they are.
+fn take_from_base<'a>(
+    head: &RunHead,
+    stage: Option<&'a mut Stage>,
+    buffers: &'a mut Buffers,
+    base: Option<&Base>,
+) -> Result<Contents<'a>, PeerError> {
+    let what = "pages of a base that was not offered";
+    let base = base.ok_or(WireError::Damaged { kind: Kind::Pages, what })?;
+    let path = base.path().display().to_string();
+    let read = |pages: &mut [u8]| {
+        let read = base.read(head.run, pages);
+        read.map_err(|error| PeerError::Lost(format!("cannot read {path}: {error}")))?;
+        let (first, end) = (head.run.first.0, head.run.end());
+        head.verify(pages).map_err(|_| PeerError::Base { first, end, path: path.clone() })
+    };
+    fill_pages(stage, &mut buffers.pages[..head.page_bytes()], read)
+}
+
+/// Fills staged pages if there are any, and others as many as `pages` are.
+fn fill_pages<'a>(
+    stage: Option<&'a mut Stage>,
+    pages: &'a mut [u8],
+    fill: impl FnOnce(&mut [u8]) -> Result<(), PeerError>,
+) -> Result<Contents<'a>, PeerError> {
+    match stage.and_then(|stage| stage.take(pages.len())) {
         Some(staged) => fill(staged).map(|()| Contents::Staged(staged)),
-        None => {
-            let pages = &mut buffers.pages[..bytes];
-            fill(pages).map(|()| Contents::Data(pages))
-        }
+        None => fill(pages).map(|()| Contents::Data(pages)),
     }
 }
 
@@ -159,6 +193,7 @@ pub(super) fn open<'a>(
         Encoding::Zero => Contents::Zero,
         Encoding::Poison => Contents::Poison,
         Encoding::Raw => Contents::Data(contents),
+        Encoding::Same => unreachable!("not on the urgent channel"),
         Encoding::Word | Encoding::Lz4 => {
             room.resize(head.page_bytes(), 0);
             unpack(head, contents, room)?;

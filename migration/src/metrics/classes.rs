@@ -28,12 +28,14 @@ pub struct Classes {
     pub raw: ClassCount,
     /// Pages that the source could not read, without contents.
     pub poisoned: ClassCount,
+    /// Pages that both sides have in their base, without contents.
+    pub same: ClassCount,
 }
 
 impl Classes {
-    /// Pages that travelled with contents of some kind.
+    /// Pages with contents of some kind, wherever those came from.
     pub fn data_pages(&self) -> u64 {
-        self.word.pages + self.lz4.pages + self.raw.pages
+        self.word.pages + self.lz4.pages + self.raw.pages + self.same.pages
     }
 }
 
@@ -60,6 +62,7 @@ impl ClassCounters {
             lz4: count(Encoding::Lz4),
             raw: count(Encoding::Raw),
             poisoned: count(Encoding::Poison),
+            same: count(Encoding::Same),
         }
     }
 }
@@ -80,11 +83,13 @@ mod tests {
         counters.add(&RunHead::new(run(1), Encoding::Lz4, &[1; 50]));
         counters.add(&RunHead::new(run(1), Encoding::Raw, &[1; 4096]));
         counters.add(&RunHead::new(run(7), Encoding::Poison, &[]));
+        counters.add(&RunHead::same(run(3), &[9; 3 * 4096]));
         let count = |pages, bytes| ClassCount { pages, bytes };
         let (zero, word, lz4) = (count(5, 32), count(2, 40), count(3, 214));
         let (raw, poisoned) = (count(1, 4128), count(7, 32));
         let classes = counters.read();
-        assert_eq!(classes, Classes { zero, word, lz4, raw, poisoned });
-        assert_eq!(classes.data_pages(), 6);
+        let same = count(3, 32);
+        assert_eq!(classes, Classes { zero, word, lz4, raw, poisoned, same });
+        assert_eq!(classes.data_pages(), 9);
     }
 }

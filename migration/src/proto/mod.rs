@@ -79,6 +79,19 @@ pub enum PeerError {
         /// What this side was doing.
         state: &'static str,
     },
+    /// The pages of a base are not the same on both hosts.
+    #[error(
+        "pages {first}..{end} of the base here, {path}, are not those of the source: it is \
+         damaged; leave out --base"
+    )]
+    Base {
+        /// The first page of the run.
+        first: u32,
+        /// The page behind the last.
+        end: u64,
+        /// The file with the memory of the base here.
+        path: String,
+    },
     /// No page came for too long, though the peer says that it is alive.
     #[error(
         "no page has come for {seconds} s while {state}, {pages} are missing, and the peer is \

@@ -75,6 +75,7 @@ impl Pair {
             memslots: vec![MemslotLayout { gpa: 0, bytes: u64::from(PAGES) * 4096 }],
             config: vec![],
             requirements: vec![],
+            base: None,
         };
         let (sent, now) = (Arc::new(Sent::new(PAGES)), Instant::now());
         let (downtime, timeout) = (Duration::from_millis(300), Duration::from_secs(60));

@@ -4,6 +4,7 @@
 //! [`Writer`] makes one, [`Snapshot::open`] reads everything of one but the memory, and [`Image`]
 //! gives the memory, page by page, each with its checksum.
 
+mod base;
 mod error;
 mod image;
 mod manifest;
@@ -14,6 +15,7 @@ mod state;
 mod tests;
 mod writer;
 
+pub use base::Base;
 pub use error::SnapshotError;
 pub use image::{Image, Stretch};
 pub use manifest::{Facts, Manifest, VERSION};

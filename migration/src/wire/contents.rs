@@ -73,6 +73,13 @@ impl RunBuffer {
         &mut self.bytes[RUN_HEAD_BYTES..][..PageSize::BASE.length_of(count)]
     }
 
+    /// The bytes of `count` pages from page `at` of the buffer on, before the pages before them are
+    /// framed or right after.
+    pub fn pages(&self, at: u32, count: u32) -> &[u8] {
+        let size = PageSize::BASE;
+        &self.bytes[RUN_HEAD_BYTES + size.length_of(at)..][..size.length_of(count)]
+    }
+
     /// What the first `count` pages are, as stretches of the same kind: kind and length. Those at
     /// `lost` could not be read.
     pub fn stretches(
@@ -160,7 +167,7 @@ pub fn unpack(head: &RunHead, contents: &[u8], out: &mut [u8]) -> Result<(), Wir
             out.chunks_exact_mut(WORD_BYTES).for_each(|word| word.copy_from_slice(contents));
             Ok(())
         }
-        Encoding::Raw | Encoding::Zero | Encoding::Poison => {
+        Encoding::Raw | Encoding::Zero | Encoding::Poison | Encoding::Same => {
             unreachable!("{:?} is not packed", head.encoding)
         }
     }

@@ -50,6 +50,10 @@ pub struct Offer {
     pub config: Vec<u8>,
     /// What a host must have to run it; the VMM's own, opaque here.
     pub requirements: Vec<u8>,
+    /// The snapshot with which the guest comes: its pages that are in it are not sent. Behind all
+    /// else in the frame, and only there: a peer of version 2 never sees one.
+    #[serde(skip)]
+    pub base: Option<Uuid>,
 }
 
 impl Offer {
@@ -329,7 +333,7 @@ impl<'a> Message<'a> {
         let payload = frame.payload;
         let kind = frame.kind;
         Ok(match kind {
-            Kind::Offer => Message::Offer(unpack(kind, payload)?),
+            Kind::Offer => Message::Offer(unpack_offer(payload)?),
             Kind::Accept => Message::Accept(unpack(kind, payload)?),
             Kind::Package => Message::Package(unpack_package(payload)?),
             Kind::Loaded => Message::Loaded { transfer: unpack(kind, payload)? },
@@ -371,6 +375,18 @@ fn unpack<'a, T: Deserialize<'a>>(kind: Kind, payload: &'a [u8]) -> Result<T, Wi
     }
 }
 
+fn unpack_offer(payload: &[u8]) -> Result<Offer, WireError> {
+    let damaged = |what| WireError::Damaged { kind: Kind::Offer, what };
+    let taken = postcard::take_from_bytes::<Offer>(payload);
+    let (offer, rest) = taken.map_err(|_| damaged("cannot be decoded"))?;
+    let base = match (rest.is_empty(), <[u8; 16]>::try_from(rest)) {
+        (true, _) => None,
+        (_, Ok(id)) => Some(Uuid::from_bytes(id)),
+        (_, Err(_)) => return Err(damaged("bytes left over")),
+    };
+    Ok(Offer { base, ..offer })
+}
+
 fn unpack_package(payload: &[u8]) -> Result<Vec<Section>, WireError> {
     let packed: Packed = unpack(Kind::Package, payload)?;
     if sections_crc(&packed.sections) != packed.crc {
@@ -405,7 +421,7 @@ pub fn encode(message: &Message<'_>, out: &mut Vec<u8>) {
             out.extend_from_slice(&PushFrame::Pages(*head).encode());
             out.extend_from_slice(contents);
         }
-        Message::Offer(offer) => pack(Kind::Offer, offer, out),
+        Message::Offer(offer) => pack_offer(offer, out),
         Message::Accept(accept) => pack(Kind::Accept, accept, out),
         Message::Package(sections) => {
             let packed = Packed { sections: sections.clone(), crc: sections_crc(sections) };
@@ -430,6 +446,16 @@ pub fn encode(message: &Message<'_>, out: &mut Vec<u8>) {
         Message::Released | Message::Alive => {
             out.extend_from_slice(&frame_header(message.kind(), 0));
         }
+    }
+}
+
+fn pack_offer(offer: &Offer, out: &mut Vec<u8>) {
+    let start = out.len();
+    pack(Kind::Offer, offer, out);
+    if let Some(base) = offer.base {
+        out.extend_from_slice(base.as_bytes());
+        let header = frame_header(Kind::Offer, out.len() - start - HEADER_BYTES);
+        out[start..start + HEADER_BYTES].copy_from_slice(&header);
     }
 }
 
@@ -480,9 +506,11 @@ mod tests {
             memslots: vec![MemslotLayout { gpa: 0, bytes: 1 << 20 }],
             config: vec![1, 2],
             requirements: vec![],
+            base: None,
         };
         let section = Section { id: 1, version: 2, bytes: vec![9; 30] };
         for message in [
+            Message::Offer(Offer { base: Some(Uuid::from_u128(6)), ..offer.clone() }),
             Message::Offer(offer),
             Message::Accept(Accept { session: [4; 16] }),
             Message::Package(vec![section]),
@@ -548,6 +576,7 @@ mod tests {
             memslots: slots.iter().map(|&(gpa, bytes)| MemslotLayout { gpa, bytes }).collect(),
             config: vec![],
             requirements: vec![],
+            base: None,
         };
         assert_eq!(offer(&[(0, 8192), (1 << 32, 4096)]).pages(), Ok(3));
         assert!(offer(&[]).pages().is_err());

@@ -14,7 +14,7 @@ pub use message::{
     Abort, Accept, BitmapPart, Complete, MemslotLayout, Message, Mode, Offer, Section, encode,
     pages_of,
 };
-pub use preamble::{Channel, PREAMBLE_BYTES, Preamble, VERSION, VERSION_MIN};
+pub use preamble::{Channel, PREAMBLE_BYTES, Preamble, VERSION, VERSION_MIN, VERSION_WITH_BASE};
 pub use run::{Encoding, PushFrame, RUN_HEAD_BYTES, RunHead, run_head};
 
 use crate::limits;

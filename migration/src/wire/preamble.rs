@@ -3,10 +3,11 @@
 use super::WireError;
 
 /// The newest version of the protocol that this code speaks.
-pub const VERSION: u16 = 2;
-/// The oldest version that it accepts. Runs of pages had other heads in version 1; from version 2
-/// on the one before the newest is accepted, too.
+pub const VERSION: u16 = 3;
+/// The oldest version that it accepts: the one before the newest.
 pub const VERSION_MIN: u16 = 2;
+/// The first version that knows of a base.
+pub const VERSION_WITH_BASE: u16 = 3;
 /// Bytes of a preamble.
 pub const PREAMBLE_BYTES: usize = 16;
 

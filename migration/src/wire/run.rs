@@ -37,12 +37,21 @@ pub enum Encoding {
     Lz4 = 3,
     /// The source cannot read these pages; no contents follow.
     Poison = 4,
+    /// They are those of the base that both sides have; no contents follow, but the checksum is
+    /// that of the pages. Only on bulk channels, from version 3 on.
+    Same = 5,
 }
 
 impl Encoding {
     /// All of them, in the order of their numbers.
-    pub const ALL: [Encoding; 5] =
-        [Encoding::Raw, Encoding::Zero, Encoding::Word, Encoding::Lz4, Encoding::Poison];
+    pub const ALL: [Encoding; 6] = [
+        Encoding::Raw,
+        Encoding::Zero,
+        Encoding::Word,
+        Encoding::Lz4,
+        Encoding::Poison,
+        Encoding::Same,
+    ];
 
     fn of(number: u32) -> Result<Encoding, WireError> {
         let known = Encoding::ALL.into_iter().find(|&encoding| encoding as u32 == number);
@@ -52,7 +61,9 @@ impl Encoding {
     /// Whoever receives contents has room for so many pages; others only need a place each.
     fn pages_max(self) -> u32 {
         match self {
-            Encoding::Raw | Encoding::Word | Encoding::Lz4 => limits::DATA_PAGES_PER_RUN_MAX,
+            Encoding::Raw | Encoding::Word | Encoding::Lz4 | Encoding::Same => {
+                limits::DATA_PAGES_PER_RUN_MAX
+            }
             Encoding::Zero | Encoding::Poison => limits::ZERO_PAGES_PER_RUN_MAX,
         }
     }
@@ -62,7 +73,7 @@ impl Encoding {
         let raw = PageSize::BASE.length_of(pages);
         match self {
             Encoding::Raw => bytes == raw,
-            Encoding::Zero | Encoding::Poison => bytes == 0,
+            Encoding::Zero | Encoding::Poison | Encoding::Same => bytes == 0,
             Encoding::Word => bytes == WORD_BYTES,
             Encoding::Lz4 => 0 < bytes && bytes < raw,
         }
@@ -94,6 +105,16 @@ impl RunHead {
         RunHead { run, encoding, service_us: 0, content_bytes, crc }
     }
 
+    /// The head of `run`, whose `pages` the destination has in its base.
+    ///
+    /// # Panics
+    /// If these are not as many bytes as the pages.
+    pub fn same(run: PageRun, pages: &[u8]) -> RunHead {
+        assert_eq!(pages.len(), PageSize::BASE.length_of(run.count), "{run}");
+        let (encoding, crc) = (Encoding::Same, checksum(run, Encoding::Same as u32, pages));
+        RunHead { run, encoding, service_us: 0, content_bytes: 0, crc }
+    }
+
     /// Bytes of contents that follow the head.
     pub fn content_bytes(&self) -> usize {
         self.content_bytes
@@ -109,10 +130,11 @@ impl RunHead {
         RUN_HEAD_BYTES + self.content_bytes
     }
 
-    /// Checks the run and `contents`, all that followed the head, against the checksum in it.
+    /// Checks the run and `contents`, all that followed the head or the pages of the base, against
+    /// the checksum in it.
     ///
     /// # Errors
-    /// A bit of them is not what the source sent.
+    /// A bit of them is not what the source sent, or has in its base.
     pub fn verify(&self, contents: &[u8]) -> Result<(), WireError> {
         let expected = checksum(self.run, self.encoding as u32, contents);
         if self.crc != expected {
@@ -165,13 +187,17 @@ fn checksum(run: PageRun, encoding: u32, contents: &[u8]) -> u32 {
 /// checksum is that of both.
 ///
 /// # Errors
-/// A payload that is shorter or longer than its run, a run that is not in a guest of `pages`, or a
-/// wrong checksum.
+/// A payload that is shorter or longer than its run, a run that is not in a guest of `pages`, a
+/// wrong checksum, or pages of a base, which nobody asks for.
 pub fn run_head(payload: &[u8], pages: u32) -> Result<(RunHead, &[u8]), WireError> {
     let Ok((run, contents)) = Run::read_from_prefix(payload) else {
         return Err(WireError::Damaged { kind: Kind::Pages, what: "shorter than its head" });
     };
     let head = RunHead::read(run, contents.len(), pages)?;
+    if head.encoding == Encoding::Same {
+        let what = "pages of a base on the urgent channel";
+        return Err(WireError::Damaged { kind: Kind::Pages, what });
+    }
     head.verify(contents)?;
     Ok((head, contents))
 }
@@ -300,7 +326,7 @@ mod tests {
         refused(run((1 << 21) - 1, 2), Encoding::Raw);
         refused(run(u32::MAX, u32::MAX), Encoding::Zero);
         refused(run(5, 0), Encoding::Zero);
-        for encoding in [Encoding::Raw, Encoding::Word, Encoding::Lz4] {
+        for encoding in [Encoding::Raw, Encoding::Word, Encoding::Lz4, Encoding::Same] {
             refused(run(0, limits::DATA_PAGES_PER_RUN_MAX + 1), encoding);
         }
         for encoding in [Encoding::Zero, Encoding::Poison] {
@@ -316,6 +342,7 @@ mod tests {
             (Encoding::Word, vec![0, 7, 9, 8192]),
             (Encoding::Lz4, vec![0, 8192, 8193]),
             (Encoding::Poison, vec![1, 8192]),
+            (Encoding::Same, vec![1, 8192]),
         ] {
             let run = Run {
                 count: U32::new(2),
@@ -332,8 +359,24 @@ mod tests {
     #[test]
     fn an_unknown_encoding_is_named() {
         let mut bytes = PushFrame::Pages(samples()[1].0).encode();
-        bytes[16] = 5;
-        assert_eq!(PushFrame::decode(&bytes, 1 << 20), Err(WireError::Encoding { number: 5 }));
+        bytes[16] = 6;
+        assert_eq!(PushFrame::decode(&bytes, 1 << 20), Err(WireError::Encoding { number: 6 }));
+    }
+
+    #[test]
+    fn pages_of_a_base_have_no_contents_and_the_checksum_of_the_pages() {
+        let pages = vec![8; 2 * 4096];
+        let head = RunHead::same(run(7, 2), &pages);
+        assert_eq!((head.content_bytes(), head.page_bytes()), (0, 8192));
+        let bytes = PushFrame::Pages(head).encode();
+        assert_eq!(PushFrame::decode(&bytes, 9), Ok(PushFrame::Pages(head)));
+        assert_eq!(head.verify(&pages), Ok(()));
+        let mut changed = pages.clone();
+        changed[8191] ^= 1;
+        assert!(matches!(head.verify(&changed), Err(WireError::Checksum { .. })));
+        assert_ne!(RunHead::same(run(8, 2), &pages).crc, head.crc);
+        // Whoever asks for a page has nothing to compare with, and is sent the page.
+        assert!(matches!(run_head(&bytes[HEADER_BYTES..], 9), Err(WireError::Damaged { .. })));
     }
 
     #[test]

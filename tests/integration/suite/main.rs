@@ -3,6 +3,7 @@
 mod after_switchover;
 mod api;
 mod bad_input;
+mod base;
 mod before_switchover;
 mod binary;
 mod cancel;

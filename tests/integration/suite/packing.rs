@@ -34,9 +34,9 @@ fn received(destination: &Node) -> MigrationStatus {
 fn classes(migration: &[MigrationStatus; 2]) -> Classes {
     let [sent, received] = migration;
     assert_eq!(sent.classes, received.classes);
-    let Classes { zero, word, lz4, raw, poisoned } = sent.classes;
+    let Classes { zero, word, lz4, raw, poisoned, same } = sent.classes;
     let pages = zero.pages + word.pages + lz4.pages + raw.pages;
-    assert_eq!((pages, poisoned.pages), (sent.pages.total, 0));
+    assert_eq!((pages, poisoned.pages, same.pages), (sent.pages.total, 0, 0));
     assert_eq!(word.pages + lz4.pages + raw.pages, received.pages.data);
     sent.classes
 }

@@ -19,7 +19,7 @@ use godwit_vmm::api::types::{
 use godwit_vmm::boot::KernelImage;
 use godwit_vmm::guest_image::BARE;
 use godwit_vmm::memory::Backing;
-use godwit_vmm::migrate::{Controlled, End, Host, serve};
+use godwit_vmm::migrate::{Controlled, End, Host, Welcome, serve};
 use godwit_vmm::vm::{Vm, VmConfig};
 
 use crate::GODWIT;
@@ -56,7 +56,7 @@ impl Source {
     /// Launches the bare guest and pauses it as its operator once it has filled its memory.
     fn launch(stage: &Stage, backing: Backing) -> Source {
         let records = Records::open(&stage.folder().path("source.state")).expect("a folder");
-        let host = Host::new(Role::Run, records, None, Vec::new()).expect("a descriptor");
+        let host = Host::new(Role::Run, records, None, Welcome::default()).expect("a descriptor");
         let console = Console::default();
         let config = VmConfig { cpus: 1, memory_bytes: 64 << 20, backing, devices: Vec::new() };
         let vm = Vm::create(&config, Box::new(console.clone())).expect("a machine");

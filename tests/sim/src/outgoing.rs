@@ -106,6 +106,7 @@ impl Outgoing {
             memslots: vec![slot(0, low), slot(1 << 32, high)],
             config: vec![],
             requirements: vec![],
+            base: None,
         };
         let sent = Arc::new(Sent::new(pages));
         let (channel, hello, timeout) = (Channel::Urgent, Vec::new(), SETUP_TIMEOUT);

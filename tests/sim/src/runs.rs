@@ -2,7 +2,7 @@
 
 use godwit_migration::page::{Class, Contents};
 use godwit_migration::wire::{
-    Encoding, PushFrame, RUN_HEAD_BYTES, RunBuffer, RunHead, WireError, decode, unpack,
+    Encoding, Kind, PushFrame, RUN_HEAD_BYTES, RunBuffer, RunHead, WireError, decode, unpack,
 };
 use godwit_uffd::page::PageRun;
 
@@ -48,6 +48,10 @@ impl Arrived {
             Encoding::Raw => (Class::Data, contents.to_vec()),
             Encoding::Zero => (Class::Zero, Vec::new()),
             Encoding::Poison => (Class::Poisoned, Vec::new()),
+            Encoding::Same => {
+                let what = "no guest here has a base";
+                return Err(WireError::Damaged { kind: Kind::Pages, what });
+            }
             Encoding::Word | Encoding::Lz4 => {
                 let mut bytes = vec![0; head.page_bytes()];
                 unpack(&head, contents, &mut bytes)?;

@@ -55,6 +55,7 @@ fn add_migration(registry: &mut Registry, migration: &MigrationStatus) {
         ("lz4", classes.lz4),
         ("raw", classes.raw),
         ("poisoned", classes.poisoned),
+        ("same", classes.same),
     ] {
         count(&pages, &[("class", class)], counted.pages);
         count(&bytes, &[("class", class)], counted.bytes);

@@ -307,6 +307,8 @@ pub struct Classes {
     pub raw: ClassCount,
     /// Pages that the source could not read, without contents.
     pub poisoned: ClassCount,
+    /// Pages that both sides have in their base, without contents.
+    pub same: ClassCount,
 }
 
 /// What travelled in one way.
@@ -395,6 +397,10 @@ pub struct MigrateRequest {
     /// the guest sees it; without one, no TLS.
     #[serde(default)]
     pub tls_dir: Option<PathBuf>,
+    /// The directory of a snapshot that the receiver has as well, as the process of the guest sees
+    /// it: pages that are still as they were in it are not sent.
+    #[serde(default)]
+    pub base: Option<PathBuf>,
 }
 
 impl MigrateRequest {
@@ -411,6 +417,7 @@ impl MigrateRequest {
             compression: Compression::default(),
             bandwidth_bytes_per_s: None,
             tls_dir: None,
+            base: None,
         }
     }
 }

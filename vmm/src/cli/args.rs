@@ -183,6 +183,9 @@ pub struct Receive {
     /// under the same path. May be given again; without it, guests with disks are turned away
     #[arg(long, value_name = "DIR")]
     pub disk_dir: Vec<PathBuf>,
+    /// Take pages of guests that come with this snapshot from it: see `migrate --base`
+    #[arg(long, value_name = "DIR")]
+    pub base: Option<PathBuf>,
     /// Control socket to make
     #[arg(long, value_name = "PATH")]
     pub api_socket: Option<PathBuf>,
@@ -234,6 +237,9 @@ pub struct Migrate {
     /// Use TLS: a directory with ca-cert.pem, client-cert.pem and client-key.pem
     #[arg(long, value_name = "DIR")]
     pub tls_dir: Option<PathBuf>,
+    /// Do not send pages that are still as in this snapshot, which the receiver has as well
+    #[arg(long, value_name = "DIR")]
+    pub base: Option<PathBuf>,
     /// Return as soon as the migration has begun
     #[arg(long)]
     pub detach: bool,

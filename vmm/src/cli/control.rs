@@ -229,10 +229,11 @@ fn print_migration(migration: &MigrationStatus) {
 
 /// The ways in which pages have travelled, one a line.
 fn print_classes(classes: &Classes) {
-    let Classes { zero, word, lz4, raw, poisoned } = classes;
-    let named = [("zero", zero), ("word", word), ("lz4", lz4), ("raw", raw), ("lost", poisoned)];
+    let Classes { zero, word, lz4, raw, poisoned, same } = classes;
+    let named = [("zero", zero), ("word", word), ("lz4", lz4), ("raw", raw)];
+    let named = named.into_iter().chain([("same", same), ("lost", poisoned)]);
     let mut title = "travelled";
-    for (name, count) in named.into_iter().filter(|(_, count)| count.pages > 0) {
+    for (name, count) in named.filter(|(_, count)| count.pages > 0) {
         println!("{title:10} {name:4} {} pages in {} bytes", count.pages, count.bytes);
         title = "";
     }
@@ -247,8 +248,9 @@ fn state_word(state: MigrationState) -> String {
 /// `godwit migrate`.
 pub fn migrate(args: &Migrate) -> Result<ExitCode, Failure> {
     let client = client(&args.at);
-    // The process of the guest reads it, and that may have another working directory.
-    let tls_dir = args.tls_dir.as_ref().map(std::path::absolute).transpose();
+    // The process of the guest reads them, and that may have another working directory.
+    let absolute =
+        |dir: &Option<std::path::PathBuf>| dir.as_ref().map(std::path::absolute).transpose();
     let request = MigrateRequest {
         destination_url: args.address.clone(),
         mode: args.mode.into(),
@@ -259,7 +261,8 @@ pub fn migrate(args: &Migrate) -> Result<ExitCode, Failure> {
         dirty_tracking: args.dirty_tracking.into(),
         compression: args.compression.into(),
         bandwidth_bytes_per_s: args.bandwidth,
-        tls_dir: tls_dir.map_err(|e| Failure::new(&e))?,
+        tls_dir: absolute(&args.tls_dir).map_err(|e| Failure::new(&e))?,
+        base: absolute(&args.base).map_err(|e| Failure::new(&e))?,
     };
     client.migrate(&request).map_err(|e| failed(&e))?;
     if args.detach {

@@ -5,6 +5,7 @@ use std::process::ExitCode;
 use std::sync::Arc;
 
 use godwit_migration::driver::{Receiver, Trust};
+use godwit_migration::snapshot::Base;
 use godwit_migration::transport::TlsAcceptor;
 
 use super::Failure;
@@ -12,7 +13,7 @@ use super::args::Receive;
 use super::parent::end_with;
 use super::run::{exit_code, finish_events, open_records, start_api, start_events};
 use crate::api::types::Role;
-use crate::migrate::{Host, serve, watch_signals};
+use crate::migrate::{Host, Welcome, serve, watch_signals};
 
 /// Listens for guests and serves the one that comes until it ends; listens again when it has moved
 /// away.
@@ -23,7 +24,10 @@ pub fn receive(args: &Receive) -> Result<ExitCode, Failure> {
     let receiver = Receiver::bind(&args.address, trust, records.clone());
     let receiver = Arc::new(receiver.map_err(|e| Failure::new(&e))?);
     let disk_dirs = allowed_dirs(&args.disk_dir)?;
-    let host = Host::new(Role::Receive, records, Some(Arc::clone(&receiver)), disk_dirs);
+    // Read here, so that what is wrong with it shows before anybody comes.
+    let base = args.base.as_deref().map(Base::open).transpose().map_err(|e| Failure::new(&e))?;
+    let welcome = Welcome { disk_dirs, base };
+    let host = Host::new(Role::Receive, records, Some(Arc::clone(&receiver)), welcome);
     let host = host.map_err(|e| Failure::new(&e))?;
     let events = start_events(args.events.as_deref(), &host)?;
     let server = start_api(args.api_socket.as_deref(), &host)?;

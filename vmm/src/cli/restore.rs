@@ -10,7 +10,7 @@ use super::args::{Restore, RestoreMode};
 use super::parent::end_with;
 use super::run::{exit_code, last_transfer, open_records, start_api};
 use crate::api::types::Role;
-use crate::migrate::{Host, RestorePlan, restore as bring_back, serve, watch_signals};
+use crate::migrate::{Host, RestorePlan, Welcome, restore as bring_back, serve, watch_signals};
 
 /// Brings a guest back from a snapshot and serves it until it ends or has moved away.
 pub fn restore(args: &Restore) -> Result<ExitCode, Failure> {
@@ -30,7 +30,7 @@ pub fn restore(args: &Restore) -> Result<ExitCode, Failure> {
         huge_pages: args.huge_pages,
         began_us,
     };
-    let ended = Host::new(Role::Restore, records.clone(), None, Vec::new())
+    let ended = Host::new(Role::Restore, records.clone(), None, Welcome::default())
         .map_err(|e| Failure::new(&e))
         .and_then(|host| {
             let server = start_api(args.api_socket.as_deref(), &host)?;

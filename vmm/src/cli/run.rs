@@ -15,7 +15,7 @@ use crate::api::Server;
 use crate::api::types::Role;
 use crate::boot::KernelImage;
 use crate::guest_image;
-use crate::migrate::{Controlled, End, EventLog, Host, serve, watch_signals};
+use crate::migrate::{Controlled, End, EventLog, Host, Welcome, serve, watch_signals};
 use crate::vm::{DeviceConfig, GuestExit, Vm, VmConfig};
 
 /// Launches a guest and serves it until it ends or has moved away.
@@ -38,7 +38,8 @@ fn run_guest(args: &Run, records: Records, id: Uuid, transfer: u64) -> Result<Ex
         backing: args.memory_backing.into(),
         devices: args.devices(),
     };
-    let host = Host::new(Role::Run, records, None, Vec::new()).map_err(|e| Failure::new(&e))?;
+    let host =
+        Host::new(Role::Run, records, None, Welcome::default()).map_err(|e| Failure::new(&e))?;
     let events = start_events(args.events.as_deref(), &host)?;
     let server = start_api(args.api_socket.as_deref(), &host)?;
     watch_signals(&host).map_err(|e| Failure::new(&e))?;

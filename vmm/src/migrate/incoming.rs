@@ -3,6 +3,7 @@
 use std::sync::Arc;
 
 use godwit_migration::driver::{Arrival, Incoming, IncomingHost, IncomingVm, Receiver};
+use godwit_migration::snapshot::Base;
 use godwit_migration::wire::{MemslotLayout, Offer, Section};
 use godwit_uffd::guest::GuestUffd;
 use godwit_uffd::guest::fallback::Moving;
@@ -46,6 +47,7 @@ struct Arriving {
     host: Arc<Host>,
     vm: Arc<Vm>,
     memory: Arc<GuestUffd<KernelUffd>>,
+    base: Option<Base>,
 }
 
 impl IncomingHost for Builder {
@@ -58,7 +60,9 @@ impl IncomingHost for Builder {
             let said = config.memory_bytes;
             return Err(format!("the guest has {promised} bytes of memory but {said} configured"));
         }
-        allowed::check(&config.devices, &self.host.disk_dirs)?;
+        let welcome = &self.host.welcome;
+        allowed::check(&config.devices, &welcome.disk_dirs)?;
+        let base = welcome.base_of(offer)?;
         let vm = Vm::create(&config, Box::new(std::io::stdout())).map_err(|e| in_full(&e))?;
         let memory = Arc::new(register(vm.memory(), &offer.memslots)?);
         let tsc_khz = vm.tsc_khz();
@@ -67,7 +71,7 @@ impl IncomingHost for Builder {
         guest.memory = Some(Arc::clone(&memory));
         self.host.keep(guest);
         self.host.events.send(HostEvent::GuestCame);
-        Ok(Arc::new(Arriving { host: Arc::clone(&self.host), vm, memory }))
+        Ok(Arc::new(Arriving { host: Arc::clone(&self.host), vm, memory, base }))
     }
 }
 
@@ -110,6 +114,10 @@ impl IncomingVm for Arriving {
         // more is staged than half of what the host has beyond the guest.
         let spare = available_bytes().unwrap_or(0).saturating_sub(memory.bytes());
         usize::try_from(spare / 2).unwrap_or(usize::MAX)
+    }
+
+    fn base(&self) -> Option<Base> {
+        self.base.clone()
     }
 
     fn empty(&self, pages: PageRun) -> Result<(), String> {

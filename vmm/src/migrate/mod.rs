@@ -4,6 +4,7 @@
 //! for moments only, and never while a vCPU, a disk or a peer is waited for.
 
 mod allowed;
+mod base;
 mod control;
 mod dirty;
 mod event_log;
@@ -15,7 +16,6 @@ mod saving;
 mod serve;
 mod status;
 
-use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::thread::JoinHandle;
@@ -35,6 +35,7 @@ use crate::vm::{GuestExit, Vm};
 use restoring::Restore;
 use saving::Saving;
 
+pub use base::Welcome;
 pub use control::Controlled;
 pub use event_log::EventLog;
 pub use events::watch_signals;
@@ -72,8 +73,8 @@ pub struct Host {
     events: Notifier<HostEvent>,
     /// Where guests come in; none in a process that only launched one.
     receiver: Option<Arc<Receiver>>,
-    /// Where the disks of guests that come in may be.
-    disk_dirs: Vec<PathBuf>,
+    /// What guests that come in may bring.
+    welcome: Welcome,
     state: Mutex<State>,
     /// A migration is over.
     over: Condvar,
@@ -183,13 +184,13 @@ impl Host {
         role: Role,
         records: Records,
         receiver: Option<Arc<Receiver>>,
-        disk_dirs: Vec<PathBuf>,
+        welcome: Welcome,
     ) -> std::io::Result<Arc<Host>> {
         Ok(Arc::new(Host {
             role,
             records,
             receiver,
-            disk_dirs,
+            welcome,
             events: Notifier::new()?,
             state: Mutex::new(State::default()),
             over: Condvar::new(),

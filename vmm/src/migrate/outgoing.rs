@@ -10,7 +10,7 @@ use godwit_migration::schedule::{OnTimeout, RoundLimits};
 use godwit_migration::transport::TlsConnector;
 use godwit_migration::wire::{MemslotLayout, Mode, Offer, Section};
 
-use super::{Guest, Host, Levers, Migration, Saving, in_full};
+use super::{Guest, Host, Levers, Migration, Saving, base, in_full};
 use crate::api::ControlError;
 use crate::api::types::{Direction, MigrateRequest, MigrationMode, Problem, TimeoutStrategy};
 use crate::memory::copy_readable;
@@ -97,6 +97,7 @@ impl Host {
             })?),
             None => None,
         };
+        let base = request.base.as_deref().map(base::open).transpose()?;
         let mut state = self.state_after_ending();
         if state.migration.as_ref().is_some_and(Migration::active) {
             let hint = Some("wait for it; `godwit status` shows how it goes");
@@ -121,14 +122,17 @@ impl Host {
             return Err(ControlError::wrong_state("migrate", why, hint));
         }
         guest.transfer += 1;
-        let offer = offer(guest, &request);
+        let mut offer = offer(guest, &request);
+        if let Some(base) = &base {
+            offer = base::with(offer, base)?;
+        }
         offer.check_connections().map_err(|why| {
             let hint = Some("choose from 1 to 32 connections");
             ControlError::BadRequest(Problem::new("migrate", why, hint))
         })?;
         let leaving = Leaving { host: Arc::clone(self), vm: Arc::clone(&guest.vm) };
         drop(state);
-        self.spawn_outgoing(plan(request, tls), offer, leaving)
+        self.spawn_outgoing(Plan { base, ..plan(request, tls) }, offer, leaving)
             .map_err(|e| ControlError::failed("migrate", &e, None))
     }
 
@@ -172,7 +176,7 @@ fn plan(request: MigrateRequest, tls: Option<TlsConnector>) -> Plan {
         bandwidth_bytes_per_s: request.bandwidth_bytes_per_s,
     };
     let (address, tracking) = (request.destination_url, request.dirty_tracking);
-    Plan { address, tls, limits, tracking, push }
+    Plan { address, tls, limits, tracking, push, base: None }
 }
 
 fn offer(guest: &Guest, request: &MigrateRequest) -> Offer {
@@ -191,5 +195,6 @@ fn offer(guest: &Guest, request: &MigrateRequest) -> Offer {
         memslots: guest.vm.memory().regions().iter().map(slot).collect(),
         config: postcard::to_stdvec(guest.vm.config()).expect("plain data serializes"),
         requirements: guest.vm.requirements(),
+        base: None,
     }
 }

@@ -210,6 +210,7 @@ fn classes(report: &Report) -> Classes {
         lz4: count(classes.lz4),
         raw: count(classes.raw),
         poisoned: count(classes.poisoned),
+        same: count(classes.same),
     }
 }
 

@@ -87,7 +87,7 @@ fn check_head(head: &RunHead, pages: u32) {
     assert!(head.content_bytes() <= RUN_BYTES_MAX, "{head:?}");
     let limit = match head.encoding {
         Encoding::Zero | Encoding::Poison => ZERO_PAGES_PER_RUN_MAX,
-        Encoding::Raw | Encoding::Word | Encoding::Lz4 => DATA_PAGES_PER_RUN_MAX,
+        Encoding::Raw | Encoding::Word | Encoding::Lz4 | Encoding::Same => DATA_PAGES_PER_RUN_MAX,
     };
     assert!(head.run.count <= limit, "{head:?}");
 }

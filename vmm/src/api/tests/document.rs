@@ -52,6 +52,7 @@ fn the_document_has_every_field() {
     let request = MigrateRequest {
         bandwidth_bytes_per_s: Some(1 << 20),
         tls_dir: Some("/certificates".into()),
+        base: Some("/snapshot".into()),
         ..MigrateRequest::new("unix:/s".parse().expect("an endpoint"), MigrationMode::Postcopy)
     };
     let problem = Problem::new("", "", Some(""));

@@ -229,6 +229,7 @@ fn full_migration() -> MigrationStatus {
             lz4: ClassCount { pages: 60_000, bytes: 90_000_000 },
             raw: ClassCount { pages: 2_000, bytes: 8_200_000 },
             poisoned: ClassCount { pages: 2, bytes: 32 },
+            same: ClassCount { pages: 64, bytes: 32 },
         },
         bytes: 254_492_672,
         drain_bytes_per_s: Some(2_000_000_000),

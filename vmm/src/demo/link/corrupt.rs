@@ -159,7 +159,7 @@ mod tests {
             Encoding::Raw => vec![0x55; count as usize * 4096],
             Encoding::Word => vec![0x55; 8],
             Encoding::Lz4 => vec![0x55; 4000],
-            Encoding::Zero | Encoding::Poison => Vec::new(),
+            Encoding::Zero | Encoding::Poison | Encoding::Same => Vec::new(),
         };
         let head = RunHead::new(PageRun { first: PageIndex(first), count }, encoding, &contents);
         let mut bytes = PushFrame::Pages(head).encode().to_vec();

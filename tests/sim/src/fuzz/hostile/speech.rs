@@ -64,6 +64,7 @@ fn offer(bytes: &mut Bytes<'_>, pages: u32) -> Option<Offer> {
         memslots,
         config: vec![],
         requirements: vec![],
+        base: None,
     })
 }
 
