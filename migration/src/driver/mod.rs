@@ -6,6 +6,7 @@ mod channel;
 mod destination;
 mod dial;
 mod dirty;
+mod held;
 mod load;
 mod lock;
 mod notify;

@@ -2,12 +2,13 @@
 
 use std::io;
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Instant;
 
 use godwit_uffd::page::{PageIndex, PageRun};
 
 use super::background::stand_back;
+use super::held::HeldWrites;
 use crate::limits::ZERO_PAGES_HELD_MAX;
 use crate::metrics::Progress;
 use crate::page::Sent;
@@ -29,7 +30,6 @@ pub struct PushOptions {
 }
 
 /// What the urgent thread and the threads of one push share.
-#[derive(Debug)]
 pub(super) struct PushShared {
     pub gate: Gate,
     latest_fault: AtomicU32,
@@ -37,10 +37,12 @@ pub(super) struct PushShared {
     stopped: AtomicBool,
     pacer: Option<Mutex<Pacer>>,
     compression: Compression,
+    /// Writers that wait for pages of this push.
+    held: Option<Arc<HeldWrites>>,
 }
 
 impl PushShared {
-    pub fn new(sent: &Sent, options: PushOptions) -> PushShared {
+    pub fn new(sent: &Sent, options: PushOptions, held: Option<Arc<HeldWrites>>) -> PushShared {
         PushShared {
             gate: Gate::default(),
             latest_fault: AtomicU32::new(NO_FAULT),
@@ -48,6 +50,14 @@ impl PushShared {
             stopped: AtomicBool::new(false),
             pacer: options.bandwidth_bytes_per_s.map(|rate| Mutex::new(Pacer::new(rate))),
             compression: options.compression,
+            held,
+        }
+    }
+
+    /// No thread pushes any more.
+    pub fn over(&self) {
+        if let Some(held) = &self.held {
+            held.end_push();
         }
     }
 
@@ -73,6 +83,9 @@ impl PushShared {
     fn next(&self, sent: &Sent) -> Option<Vec<PageRun>> {
         if self.stopped.load(Ordering::Relaxed) {
             return None;
+        }
+        if let Some(page) = self.held.as_ref().and_then(|held| held.take_first(sent)) {
+            return Some(vec![PageRun::one(page)]);
         }
         lock(&self.order).next(sent, self.take_fault())
     }
@@ -220,6 +233,9 @@ impl Push<'_> {
     fn send(&self, head: &RunHead, frame: &[u8]) -> io::Result<()> {
         self.shared.pace(frame.len());
         self.stream.send(frame, false)?;
+        if let Some(held) = &self.shared.held {
+            held.sent(head.run);
+        }
         self.progress.run(head);
         self.progress.bytes(frame.len());
         Ok(())
@@ -229,7 +245,6 @@ impl Push<'_> {
 #[cfg(test)]
 mod tests {
     use std::os::unix::net::UnixStream;
-    use std::sync::Arc;
 
     use vm_memory::{Bytes, GuestAddress};
 
@@ -256,7 +271,7 @@ mod tests {
         threads: usize,
     ) -> (Vec<Vec<RunHead>>, Vec<u8>) {
         let sent = Sent::new(pages.page_count());
-        let shared = PushShared::new(&sent, options);
+        let shared = PushShared::new(&sent, options, None);
         let progress = Progress::new("destination".into());
         let mut memory = vec![0xee; pages.page_count() as usize * 4096];
         let channels = std::thread::scope(|scope| {
@@ -393,7 +408,7 @@ mod tests {
         let stream = Stream::new(source.into(), "destination".into()).unwrap();
         let sent = Sent::new(256);
         let options = PushOptions { bandwidth_bytes_per_s: Some(1), ..PushOptions::default() };
-        let shared = PushShared::new(&sent, options);
+        let shared = PushShared::new(&sent, options, None);
         let progress = Progress::new("destination".into());
         std::thread::scope(|scope| {
             let push = Push {

@@ -13,6 +13,7 @@ use super::answer::answer;
 use super::channel::{UrgentChannel, wait_readable};
 use super::dial::{dial, dial_bulk, dial_resume};
 use super::dirty::{DirtyLog, DirtyTracking};
+use super::held::HeldStream;
 use super::notify::Notifier;
 use super::push::{Push, PushOptions, PushShared};
 use super::records::{RecordError, Records};
@@ -138,7 +139,7 @@ impl Outgoing {
         self.progress.count_sent(Arc::clone(&sent));
         self.progress.moves_by(self.offer.mode);
         let limits = self.plan.limits;
-        let shared = Arc::new(PushShared::new(&sent, self.plan.push));
+        let shared = Arc::new(PushShared::new(&sent, self.plan.push, None));
         Driver {
             machine: Source::new(self.offer.clone(), limits, Arc::clone(&sent), Instant::now()),
             address: self.plan.address.clone(),
@@ -150,6 +151,7 @@ impl Outgoing {
             channel: Some(UrgentChannel::new(stream)),
             asked: Instant::now(),
             bulk: Vec::new(),
+            held: None,
             push: Vec::new(),
             outcome: None,
         }
@@ -171,6 +173,8 @@ struct Driver<'a> {
     asked: Instant,
     bulk: Vec<Arc<Stream>>,
     shared: Arc<PushShared>,
+    /// Who waits to write, while that is how writes are noted.
+    held: Option<HeldStream>,
     push: Vec<JoinHandle<()>>,
     outcome: Option<Outcome>,
 }
@@ -221,14 +225,17 @@ impl Driver<'_> {
                 self.input(SourceInput::BulkConnected(connected));
             }
             SourceOutput::StartTracking => {
-                let started = self.vm.dirty_log().start(self.setup.plan.tracking);
+                let started = self.start_tracking();
                 self.input(SourceInput::TrackingStarted(started));
             }
             SourceOutput::Collect => {
                 let collected = self.collect();
                 self.input(SourceInput::Collected(collected));
             }
-            SourceOutput::StopTracking => self.vm.dirty_log().stop(),
+            SourceOutput::StopTracking => {
+                self.held = None;
+                self.vm.dirty_log().stop();
+            }
             SourceOutput::PauseAndSave => {
                 let saved = self.pause_and_save();
                 self.input(SourceInput::Saved(saved));
@@ -259,7 +266,19 @@ impl Driver<'_> {
         }
     }
 
+    fn start_tracking(&mut self) -> Result<(), String> {
+        if let Some(guard) = self.vm.dirty_log().start(self.setup.plan.tracking)? {
+            let (pages, progress) = (self.pages.page_count(), Arc::clone(&self.setup.progress));
+            let held = HeldStream::start(guard, pages, progress);
+            self.held = Some(held.map_err(|error| format!("cannot answer writers: {error}"))?);
+        }
+        Ok(())
+    }
+
     fn collect(&self) -> Result<PageSet, String> {
+        if let Some(held) = &self.held {
+            return held.collect();
+        }
         let mut dirty = PageSet::empty(self.pages.page_count());
         self.vm.dirty_log().collect(&mut dirty)?;
         Ok(dirty)
@@ -308,7 +327,8 @@ impl Driver<'_> {
 
     fn start_push(&mut self) {
         self.join_push();
-        self.shared = Arc::new(PushShared::new(&self.sent, self.setup.plan.push));
+        let held = self.held.as_ref().map(|held| held.begin_push(&self.sent));
+        self.shared = Arc::new(PushShared::new(&self.sent, self.setup.plan.push, held));
         let (epoch, running) = (self.machine.epoch(), Arc::new(AtomicUsize::new(self.bulk.len())));
         for stream in self.bulk.clone() {
             let (pages, sent) = (self.pages.clone(), Arc::clone(&self.sent));
@@ -317,10 +337,13 @@ impl Driver<'_> {
             let run = move || {
                 let (stream, progress) = (&*stream, &*progress);
                 let (pages, sent, shared) = (&pages, &*sent, &*shared);
-                match (Push { pages, sent, shared, stream, progress }).run() {
-                    Ok(true) if running.fetch_sub(1, Ordering::AcqRel) == 1 => {
-                        events.send(Event::Pushed { epoch });
-                    }
+                let pushed = (Push { pages, sent, shared, stream, progress }).run();
+                let is_last = running.fetch_sub(1, Ordering::AcqRel) == 1;
+                if is_last {
+                    shared.over();
+                }
+                match pushed {
+                    Ok(true) if is_last => events.send(Event::Pushed { epoch }),
                     Ok(_) => {}
                     Err(error) => {
                         events.send(Event::PushFailed { epoch, error: error.to_string() });
