@@ -17,6 +17,7 @@ mod restore;
 mod source;
 mod stage;
 mod take;
+mod working_set;
 
 pub use destination::{Incoming, IncomingHost, IncomingVm};
 pub use dirty::{DirtyLog, DirtyTracking, WriteGuard};
@@ -25,5 +26,6 @@ pub use notify::Notifier;
 pub use push::PushOptions;
 pub use receiver::{Arrival, Receiver, Trust};
 pub use records::{RecordError, Records};
-pub use restore::{RestoreEnd, Restoring};
+pub use restore::{First, RestoreEnd, Restoring};
 pub use source::{Command, Outgoing, OutgoingVm, Plan};
+pub use working_set::Recording;

@@ -25,6 +25,7 @@ mod silence;
 mod snapshot;
 mod snapshot_refused;
 mod tls;
+mod working_set;
 
 use godwit_tests::Godwit;
 

@@ -35,7 +35,7 @@ use saving::Saving;
 pub use control::Controlled;
 pub use events::watch_signals;
 pub use incoming::receive_from;
-pub use restoring::{RestoreError, RestorePlan, restore};
+pub use restoring::{Record, RestoreError, RestorePlan, restore};
 pub use serve::{End, serve};
 
 /// How long the end of a migration that has all its pages may take: the source may be silent.
