@@ -29,10 +29,26 @@ pub const CONNECTIONS_MAX: u8 = 32;
 /// Most requests that a source keeps unanswered before it answers; a vCPU has one fault at a time.
 pub const REQUESTS_IN_FLIGHT_MAX: usize = 4096;
 
+/// Most pages that one fault asks for: 64 KiB, which keep others waiting for half a millisecond on
+/// a link of a gigabit a second.
+pub const FAULT_WINDOW_PAGES_MAX: u32 = 16;
+/// Walks of the guest through its memory that its destination tells apart: a few vCPUs with a few
+/// each.
+pub const FAULT_WALKS_MAX: usize = 16;
+/// Most pages that came unasked between two faults of one walk: they are looked at one by one.
+pub const WALK_GAP_PAGES_MAX: u32 = 512;
+/// Faults around which the push goes on, and that it takes in at once.
+pub const PUSH_WALKS_MAX: usize = 8;
+/// Groups of 64 pages that the push is ahead of a guest that walks, before it sends what was
+/// written last: 16 MiB.
+pub const PUSH_AHEAD_GROUPS_MAX: u32 = 64;
+
 /// Most bytes of pages that a destination has allocated ahead of the pages that come.
 pub const STAGED_AHEAD_BYTES_MAX: usize = 1 << 30;
 /// Bytes of pages that are allocated ahead in one step, between two looks at what is wanted.
 pub const STAGING_STEP_BYTES: usize = 2 << 20;
+/// Runs of lost pages that a log names: enough to find what they were, and no flood.
+pub const LOST_RUNS_NAMED_MAX: u32 = 8;
 /// Damaged pages of a snapshot that a log names: enough to see what happened, and no flood.
 pub const DAMAGED_PAGES_NAMED_MAX: u32 = 8;
 /// Most pages of a working set: 4 GiB of base pages.
@@ -67,6 +83,7 @@ pub const PEER_TIMEOUT: Duration = Duration::from_secs(10);
 
 const _: () = assert!(ZERO_PAGES_HELD_MAX <= ZERO_PAGES_PER_RUN_MAX);
 const _: () = assert!(ZERO_PAGES_HELD_MAX >= DATA_PAGES_PER_RUN_MAX);
+const _: () = assert!(FAULT_WINDOW_PAGES_MAX <= DATA_PAGES_PER_RUN_MAX);
 const _: () = assert!(RUN_BYTES_MAX < CONTROL_BYTES_MAX);
 const _: () = assert!(BITMAP_PART_BYTES_MAX.is_multiple_of(8));
 const _: () = assert!(RUN_BYTES_MAX <= STAGING_STEP_BYTES);

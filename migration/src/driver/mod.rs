@@ -3,6 +3,7 @@
 mod answer;
 mod background;
 mod channel;
+mod command;
 mod destination;
 mod dial;
 mod dirty;
@@ -19,6 +20,7 @@ mod stage;
 mod take;
 mod working_set;
 
+pub use command::Command;
 pub use destination::{Incoming, IncomingHost, IncomingVm};
 pub use dirty::{DirtyLog, DirtyTracking, WriteGuard};
 pub use load::{LoadError, check_all, copy_all};
@@ -27,5 +29,5 @@ pub use push::PushOptions;
 pub use receiver::{Arrival, Receiver, Trust};
 pub use records::{RecordError, Records};
 pub use restore::{First, RestoreEnd, Restoring};
-pub use source::{Command, Outgoing, OutgoingVm, Plan};
+pub use source::{Outgoing, OutgoingVm, Plan};
 pub use working_set::Recording;

@@ -9,16 +9,16 @@ use godwit_uffd::page::{PageIndex, PageRun};
 
 use super::background::stand_back;
 use super::held::HeldWrites;
-use crate::limits::ZERO_PAGES_HELD_MAX;
+use crate::limits::{PUSH_WALKS_MAX, ZERO_PAGES_HELD_MAX};
 use crate::metrics::Progress;
-use crate::page::Sent;
+use crate::page::{PageSet, Sent};
 use crate::provider::GuestPages;
 use crate::schedule::{Compression, CompressionPolicy, Gate, Pacer, PushOrder};
 use crate::transport::Stream;
 use crate::wire::{Encoding, PageKind, PushFrame, RunBuffer, RunHead};
 
-/// No fault since the push looked last.
-const NO_FAULT: u32 = u32::MAX;
+/// No page: no guest has as many.
+const NO_PAGE: u32 = u32::MAX;
 
 /// How the operator wants pages pushed.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -32,7 +32,7 @@ pub struct PushOptions {
 /// What the urgent thread and the threads of one push share.
 pub(super) struct PushShared {
     pub gate: Gate,
-    latest_fault: AtomicU32,
+    faults: LatestFaults,
     order: Mutex<PushOrder>,
     stopped: AtomicBool,
     pacer: Option<Mutex<Pacer>>,
@@ -42,11 +42,17 @@ pub(super) struct PushShared {
 }
 
 impl PushShared {
-    pub fn new(sent: &Sent, options: PushOptions, held: Option<Arc<HeldWrites>>) -> PushShared {
+    /// A push of what is not `sent`, of which the guest wrote `written` last.
+    pub fn new(
+        sent: &Sent,
+        written: Arc<PageSet>,
+        options: PushOptions,
+        held: Option<Arc<HeldWrites>>,
+    ) -> PushShared {
         PushShared {
             gate: Gate::default(),
-            latest_fault: AtomicU32::new(NO_FAULT),
-            order: Mutex::new(PushOrder::new(sent)),
+            faults: LatestFaults::new(),
+            order: Mutex::new(PushOrder::new(sent, written)),
             stopped: AtomicBool::new(false),
             pacer: options.bandwidth_bytes_per_s.map(|rate| Mutex::new(Pacer::new(rate))),
             compression: options.compression,
@@ -66,17 +72,9 @@ impl PushShared {
         self.stopped.store(true, Ordering::Relaxed);
     }
 
-    /// The push goes on from `page`.
+    /// The push goes on around `page`. Called by one thread, which never waits.
     pub fn fault_at(&self, page: PageIndex) {
-        self.latest_fault.store(page.0, Ordering::Relaxed);
-    }
-
-    fn take_fault(&self) -> Option<PageIndex> {
-        if self.latest_fault.load(Ordering::Relaxed) == NO_FAULT {
-            return None;
-        }
-        let page = self.latest_fault.swap(NO_FAULT, Ordering::Relaxed);
-        (page != NO_FAULT).then_some(PageIndex(page))
+        self.faults.add(page);
     }
 
     /// The runs that the caller sends next, taken from `sent`.
@@ -87,7 +85,9 @@ impl PushShared {
         if let Some(page) = self.held.as_ref().and_then(|held| held.take_first(sent)) {
             return Some(vec![PageRun::one(page)]);
         }
-        lock(&self.order).next(sent, self.take_fault())
+        let mut order = lock(&self.order);
+        self.faults.take().for_each(|page| order.fault_at(page));
+        order.next(sent)
     }
 
     /// Counts `bytes` that are sent now against the cap.
@@ -95,6 +95,43 @@ impl PushShared {
         if let Some(pacer) = &self.pacer {
             lock(pacer).sent(bytes, Instant::now());
         }
+    }
+}
+
+/// The latest faults that no thread of the push has looked at, without a lock: whoever answers them
+/// is not kept waiting by threads of a lower priority.
+#[derive(Debug)]
+pub(super) struct LatestFaults {
+    /// The oldest is lost if there are too many.
+    pages: [AtomicU32; PUSH_WALKS_MAX],
+    next: AtomicU32,
+    /// The group of the latest: a walk within one group is one fault.
+    group: AtomicU32,
+}
+
+impl LatestFaults {
+    pub fn new() -> LatestFaults {
+        LatestFaults {
+            pages: [const { AtomicU32::new(NO_PAGE) }; PUSH_WALKS_MAX],
+            next: AtomicU32::new(0),
+            group: AtomicU32::new(NO_PAGE),
+        }
+    }
+
+    pub fn add(&self, page: PageIndex) {
+        let group = Sent::word_of(page);
+        if self.group.swap(group, Ordering::Relaxed) != group {
+            let slot = self.next.fetch_add(1, Ordering::Relaxed) as usize % PUSH_WALKS_MAX;
+            self.pages[slot].store(page.0, Ordering::Relaxed);
+        }
+    }
+
+    pub fn take(&self) -> impl Iterator<Item = PageIndex> {
+        let there = |page: &&AtomicU32| page.load(Ordering::Relaxed) != NO_PAGE;
+        let pages = self.pages.iter().filter(there);
+        let pages = pages.map(|page| page.swap(NO_PAGE, Ordering::Relaxed));
+        // Nobody else takes any: the order is locked.
+        pages.map(PageIndex)
     }
 }
 
@@ -167,9 +204,10 @@ impl Pushing<'_> {
 
     /// Sends `run` in pieces of the same kind.
     fn push_run(&mut self, run: PageRun) -> io::Result<()> {
-        self.push.pages.read_run(run, self.buffer.pages_mut(run.count))?;
+        let lost = self.push.pages.read_run(run, self.buffer.pages_mut(run.count))?;
+        let lost = lost.iter().map(|page| page.0 - run.first.0);
         let mut at = 0;
-        for (kind, count) in self.buffer.stretches(run.count) {
+        for (kind, count) in self.buffer.stretches(run.count, lost) {
             let piece = PageRun { first: PageIndex(run.first.0 + at), count };
             match kind {
                 PageKind::Zero => self.add_zeros(piece)?,
@@ -178,6 +216,10 @@ impl Pushing<'_> {
                     self.push.send_bare(piece, Encoding::Word, &word)?;
                 }
                 PageKind::Data => self.send_data(piece, at)?,
+                PageKind::Lost => {
+                    self.flush_zeros()?;
+                    self.push.send_bare(piece, Encoding::Poison, &[])?;
+                }
             }
             at += count;
         }
@@ -236,7 +278,7 @@ impl Push<'_> {
         if let Some(held) = &self.shared.held {
             held.sent(head.run);
         }
-        self.progress.run(head);
+        self.progress.run(head, |page| self.pages.gpa_of(page));
         self.progress.bytes(frame.len());
         Ok(())
     }
@@ -249,7 +291,7 @@ mod tests {
     use vm_memory::{Bytes, GuestAddress};
 
     use super::*;
-    use crate::provider::GuestRam;
+    use crate::provider::{GuestRam, LOST, copy_up_to_lost};
     use crate::wire::{RUN_HEAD_BYTES, unpack};
 
     /// A guest of `pages` pages, with these words at the beginning and the end of some.
@@ -261,7 +303,11 @@ mod tests {
             memory.write_slice(&first.to_le_bytes().repeat(511), at(0)).unwrap();
             memory.write_obj(last, at(4088)).unwrap();
         }
-        GuestPages::new(Arc::new(memory))
+        GuestPages::new(Arc::new(memory), copy_up_to_lost)
+    }
+
+    fn nothing() -> Arc<PageSet> {
+        Arc::new(PageSet::empty(0))
     }
 
     /// The runs that `threads` threads push of a guest, by channel, and what its memory is then.
@@ -271,7 +317,7 @@ mod tests {
         threads: usize,
     ) -> (Vec<Vec<RunHead>>, Vec<u8>) {
         let sent = Sent::new(pages.page_count());
-        let shared = PushShared::new(&sent, options, None);
+        let shared = PushShared::new(&sent, nothing(), options, None);
         let progress = Progress::new("destination".into());
         let mut memory = vec![0xee; pages.page_count() as usize * 4096];
         let channels = std::thread::scope(|scope| {
@@ -314,7 +360,7 @@ mod tests {
             let mut bytes = vec![0; head.page_bytes()];
             match head.encoding {
                 Encoding::Raw => bytes = contents,
-                Encoding::Zero => {}
+                Encoding::Zero | Encoding::Poison => {}
                 _ => unpack(&head, &contents, &mut bytes).unwrap(),
             }
             runs.push((head, bytes));
@@ -379,6 +425,48 @@ mod tests {
     }
 
     #[test]
+    fn pages_that_cannot_be_read_travel_as_lost() {
+        use Encoding::{Poison, Raw, Zero};
+        let lost = u64::from_le_bytes(LOST);
+        let pages = guest(9, &[(1, lost, 1), (2, 1, 2), (4, lost, 1), (5, lost, 1), (6, 1, 2)]);
+        let (heads, _) = pushed(&pages, PushOptions::default(), 1);
+        let sent = heads[0].iter().map(|head| (head.run.first.0, head.run.count, head.encoding));
+        assert_eq!(
+            sent.collect::<Vec<_>>(),
+            [
+                (0, 1, Zero),
+                (1, 1, Poison),
+                (2, 1, Raw),
+                (3, 1, Zero),
+                (4, 2, Poison),
+                (6, 1, Raw),
+                (7, 2, Zero)
+            ]
+        );
+    }
+
+    #[test]
+    fn the_latest_faults_are_taken_once_and_a_group_counts_once() {
+        let shared = PushShared::new(&Sent::new(64_000), nothing(), PushOptions::default(), None);
+        let faults = || shared.faults.take().map(|page| page.0).collect::<Vec<_>>();
+        assert!(faults().is_empty());
+        [640, 641, 703, 64, 640].into_iter().for_each(|page| shared.fault_at(PageIndex(page)));
+        assert_eq!((faults(), faults()), (vec![640, 64, 640], vec![]));
+        (0..=8).for_each(|group| shared.fault_at(PageIndex(group * 64)));
+        assert_eq!(faults().len(), PUSH_WALKS_MAX);
+    }
+
+    #[test]
+    fn faults_and_what_was_written_last_come_first() {
+        let (sent, mut written) = (Sent::new(64 * 10), PageSet::empty(64 * 10));
+        written.insert_run(PageRun { first: PageIndex(130), count: 3 });
+        let shared = PushShared::new(&sent, Arc::new(written), PushOptions::default(), None);
+        shared.fault_at(PageIndex(500));
+        let firsts = [(); 3].map(|()| shared.next(&sent).unwrap()[0].first.0);
+        assert_eq!(firsts, [448, 130, 512]);
+    }
+
+    #[test]
     fn several_threads_push_each_page_once_and_each_its_end() {
         let data: Vec<_> = (0..1000).map(|page| (page, page.into(), 1)).collect();
         let pages = guest(3000, &data);
@@ -408,7 +496,7 @@ mod tests {
         let stream = Stream::new(source.into(), "destination".into()).unwrap();
         let sent = Sent::new(256);
         let options = PushOptions { bandwidth_bytes_per_s: Some(1), ..PushOptions::default() };
-        let shared = PushShared::new(&sent, options, None);
+        let shared = PushShared::new(&sent, nothing(), options, None);
         let progress = Progress::new("destination".into());
         std::thread::scope(|scope| {
             let push = Push {

@@ -4,7 +4,6 @@
 use std::io;
 use std::num::NonZero;
 use std::os::fd::AsFd;
-use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::JoinHandle;
 use std::time::Instant;
@@ -17,11 +16,12 @@ use godwit_uffd::page::{PageIndex, PageRun, PageSize};
 use super::background::stand_back;
 use super::channel::wait_readable;
 use super::notify::Notifier;
+use super::push::LatestFaults;
 use super::source::in_full;
 use super::working_set::{Recorder, Recording};
 use crate::limits::{DAMAGED_PAGES_NAMED_MAX, DATA_PAGES_PER_RUN_MAX};
 use crate::metrics::{Mark, RestoreProgress};
-use crate::page::{Claims, Contents, InstallError, Requested, Sent, install};
+use crate::page::{Claims, Contents, InstallError, PageSet, Requested, Sent, install};
 use crate::schedule::{Gate, PushOrder};
 use crate::snapshot::{Image, Stretch, WorkingSet};
 
@@ -29,9 +29,6 @@ const PAGE: PageSize = PageSize::BASE;
 
 /// Most threads that bring in what no fault asks for.
 const FILL_THREADS_MAX: usize = 2;
-
-/// No fault since the fill last looked.
-const NO_FAULT: u32 = u32::MAX;
 
 /// How serving a snapshot ended.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -78,8 +75,7 @@ pub(super) struct Shared {
     /// Who installs a page is who takes it here: the fault loop or another thread.
     pub taken: Sent,
     order: Mutex<PushOrder>,
-    /// The latest page that was asked for.
-    fault: AtomicU32,
+    faults: LatestFaults,
     pub gate: Gate,
     pub progress: Arc<RestoreProgress>,
     events: Notifier<Event>,
@@ -104,9 +100,9 @@ impl Restoring {
             image,
             memory,
             claims,
-            order: Mutex::new(PushOrder::new(&taken)),
+            order: Mutex::new(PushOrder::new(&taken, Arc::new(PageSet::empty(0)))),
             taken,
-            fault: AtomicU32::new(NO_FAULT),
+            faults: LatestFaults::new(),
             gate: Gate::default(),
             progress,
             events: Notifier::new()?,
@@ -286,7 +282,7 @@ impl Shared {
             }
             Requested::Before => Ok(None),
             Requested::Now => {
-                self.fault.store(page.0, Ordering::Relaxed);
+                self.faults.add(page);
                 // If not, another thread has it.
                 if self.taken.take(page) {
                     self.progress.page_requested();
@@ -301,13 +297,10 @@ impl Shared {
     fn fill(&self) -> Result<(), String> {
         let mut room = vec![0; PAGE.length_of(DATA_PAGES_PER_RUN_MAX)];
         while self.gate.pass() {
-            let fault = match self.fault.swap(NO_FAULT, Ordering::Relaxed) {
-                NO_FAULT => None,
-                page => Some(PageIndex(page)),
-            };
             let runs = {
                 let mut order = self.order.lock().unwrap_or_else(PoisonError::into_inner);
-                order.next(&self.taken, fault)
+                self.faults.take().for_each(|page| order.fault_at(page));
+                order.next(&self.taken)
             };
             let Some(runs) = runs else { break };
             for run in runs {

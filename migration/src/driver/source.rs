@@ -7,10 +7,11 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::thread::JoinHandle;
 use std::time::Instant;
 
-use godwit_uffd::page::PageIndex;
+use godwit_uffd::page::PageRun;
 
 use super::answer::answer;
 use super::channel::{UrgentChannel, wait_readable};
+use super::command::Command;
 use super::dial::{dial, dial_bulk, dial_resume};
 use super::dirty::{DirtyLog, DirtyTracking};
 use super::held::HeldStream;
@@ -26,7 +27,7 @@ use crate::proto::{
 use crate::provider::GuestPages;
 use crate::schedule::RoundLimits;
 use crate::transport::{Address, Stream, TlsConnector};
-use crate::wire::{BulkHello, Channel, Message, Offer, ResumeHello, Section};
+use crate::wire::{BulkHello, Channel, Message, Offer, ResumeHello, RunBuffer, Section};
 
 /// The guest as its source sees it.
 pub trait OutgoingVm: Send + Sync {
@@ -40,6 +41,10 @@ pub trait OutgoingVm: Send + Sync {
     /// # Errors
     /// What went wrong, in a line.
     fn save(&self) -> Result<Vec<Section>, String>;
+    /// It is recorded that the guest belongs to the destination, which has not been told yet: what
+    /// only one host may hold is given up here. [`OutgoingVm::resume`] may follow nevertheless, if
+    /// the destination refuses it.
+    fn granted(&self);
     /// Lets the guest run on, unless it was paused by its operator before.
     fn resume(&self);
     /// Its memory.
@@ -61,21 +66,6 @@ pub struct Plan {
     pub tracking: DirtyTracking,
     /// How pages are pushed.
     pub push: PushOptions,
-}
-
-/// What others want of a migration that is under way.
-#[derive(Debug)]
-pub enum Command {
-    /// Before the grant: the guest stays, for this reason.
-    GiveUp(String),
-    /// Before the grant: the operator wants the guest to stay.
-    Cancel,
-    /// In a round: the guest changes hands as soon as it can.
-    SwitchNow,
-    /// After the loss of the destination: dial again now, perhaps elsewhere.
-    Recover(Option<Address>),
-    /// After the grant: give up what is only here, for this reason.
-    Abandon(String),
 }
 
 /// What happens to the source outside its urgent channel. What comes from the threads of one epoch
@@ -139,17 +129,18 @@ impl Outgoing {
         self.progress.count_sent(Arc::clone(&sent));
         self.progress.moves_by(self.offer.mode);
         let limits = self.plan.limits;
-        let shared = Arc::new(PushShared::new(&sent, self.plan.push, None));
+        let shared = PushShared::new(&sent, Arc::new(PageSet::empty(0)), self.plan.push, None);
         Driver {
             machine: Source::new(self.offer.clone(), limits, Arc::clone(&sent), Instant::now()),
             address: self.plan.address.clone(),
             setup: self,
             vm,
             pages,
-            shared,
+            shared: Arc::new(shared),
             sent,
             channel: Some(UrgentChannel::new(stream)),
             asked: Instant::now(),
+            answer: RunBuffer::new(),
             bulk: Vec::new(),
             held: None,
             push: Vec::new(),
@@ -169,8 +160,9 @@ struct Driver<'a> {
     machine: Source,
     /// None while the destination is lost.
     channel: Option<UrgentChannel>,
-    /// When the requests that are answered now were read.
+    /// When the requests that are answered now were read, and room for their pages.
     asked: Instant,
+    answer: RunBuffer,
     bulk: Vec<Arc<Stream>>,
     shared: Arc<PushShared>,
     /// Who waits to write, while that is how writes are noted.
@@ -218,7 +210,7 @@ impl Driver<'_> {
                     channel.queue(&message);
                 }
             }
-            SourceOutput::Serve(page) => self.serve(page),
+            SourceOutput::Serve(run) => self.serve(run),
             SourceOutput::ConnectBulk { session, epoch } => {
                 let connected = self.connect_bulk(BulkHello { session, epoch });
                 let connected = connected.map_err(|error| error.to_string());
@@ -242,6 +234,9 @@ impl Driver<'_> {
             }
             SourceOutput::RecordGrant(transfer) => {
                 let recorded = self.record(transfer, Ownership::Granted);
+                if recorded.is_ok() {
+                    self.vm.granted();
+                }
                 self.input(SourceInput::GrantRecorded(recorded.map_err(|e| in_full(&e))));
             }
             SourceOutput::RecordReclaimed(transfer) => {
@@ -328,7 +323,8 @@ impl Driver<'_> {
     fn start_push(&mut self) {
         self.join_push();
         let held = self.held.as_ref().map(|held| held.begin_push(&self.sent));
-        self.shared = Arc::new(PushShared::new(&self.sent, self.setup.plan.push, held));
+        let (written, options) = (Arc::clone(self.machine.written_last()), self.setup.plan.push);
+        self.shared = Arc::new(PushShared::new(&self.sent, written, options, held));
         let (epoch, running) = (self.machine.epoch(), Arc::new(AtomicUsize::new(self.bulk.len())));
         for stream in self.bulk.clone() {
             let (pages, sent) = (self.pages.clone(), Arc::clone(&self.sent));
@@ -360,13 +356,17 @@ impl Driver<'_> {
         }
     }
 
-    fn serve(&mut self, page: PageIndex) {
+    fn serve(&mut self, run: PageRun) {
+        if run.count > 1 {
+            self.flush(); // Whoever waits for the page before these waits no longer.
+        }
         let Some(channel) = &mut self.channel else { return };
-        self.shared.fault_at(page);
-        let head = answer(&self.pages, page, self.asked, channel.outgoing())
+        self.shared.fault_at(run.first);
+        let heads = answer(&self.pages, run, self.asked, &mut self.answer, channel.outgoing())
             .expect("the request was checked");
-        self.setup.progress.run(&head);
-        self.setup.progress.pages_urgent(1);
+        let progress = &self.setup.progress;
+        heads.iter().for_each(|head| progress.run(head, |page| self.pages.gpa_of(page)));
+        progress.pages_urgent(run.count);
     }
 
     fn wait(&mut self) {

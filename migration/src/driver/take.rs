@@ -44,7 +44,7 @@ impl<U> Clone for Installer<U> {
 impl<U: Uffd> Installer<U> {
     /// Installs the pages of `head`; true if they were the guest's last.
     pub fn install(&self, head: &RunHead, contents: Contents<'_>) -> Result<bool, Failed> {
-        self.progress.run(head);
+        self.progress.run(head, |page| self.memory.space().gpa_of(page));
         self.progress.bytes(head.wire_bytes());
         let faults = self.progress.faults();
         install(&self.claims, &self.memory, head.run, contents, |page| {

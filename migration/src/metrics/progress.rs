@@ -1,17 +1,19 @@
 //! The progress of one migration, written by its threads and read by whoever asks.
 
 use std::collections::BTreeMap;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Instant;
 
+use godwit_uffd::page::{Gpa, PageIndex, PageRun};
 use serde::{Deserialize, Serialize};
 
 use super::classes::{ClassCounters, Classes};
 use super::{FaultLedger, FaultReport};
+use crate::limits::LOST_RUNS_NAMED_MAX;
 use crate::page::{Claims, Class, Sent};
 use crate::proto::{MigrationState, Outcome, Phase};
-use crate::wire::{Mode, RunHead};
+use crate::wire::{Encoding, Mode, RunHead};
 
 /// Pages of the guest, by what has become of them.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -89,6 +91,7 @@ pub struct Progress {
     classes: ClassCounters,
     urgent: AtomicU64,
     bytes: AtomicU64,
+    lost_runs: AtomicU32,
     writes_held: AtomicU64,
     held_pages_pushed: AtomicU64,
     faults: FaultLedger,
@@ -124,6 +127,7 @@ impl Progress {
             classes: ClassCounters::default(),
             urgent: AtomicU64::new(0),
             bytes: AtomicU64::new(0),
+            lost_runs: AtomicU32::new(0),
             writes_held: AtomicU64::new(0),
             held_pages_pushed: AtomicU64::new(0),
             faults: FaultLedger::default(),
@@ -205,9 +209,25 @@ impl Progress {
         self.inner().counts = Counts::Destination(claims);
     }
 
-    /// A run of pages was sent, or has come.
-    pub fn run(&self, head: &RunHead) {
+    /// A run of pages was sent, or has come. Lost pages are named in the log by the address that
+    /// `gpa_of` gives for them: the first runs, then no more.
+    pub fn run(&self, head: &RunHead, gpa_of: impl FnOnce(PageIndex) -> Option<Gpa>) {
         self.classes.add(head);
+        if head.encoding == Encoding::Poison {
+            self.warn_of_lost(head.run, gpa_of(head.run.first));
+        }
+    }
+
+    fn warn_of_lost(&self, run: PageRun, gpa: Option<Gpa>) {
+        let (peer, pages) = (&self.peer, run.count);
+        let at = gpa.map_or_else(|| run.to_string(), |gpa| format!("{:#x}", gpa.0));
+        match self.lost_runs.fetch_add(1, Ordering::Relaxed) {
+            0..LOST_RUNS_NAMED_MAX => {
+                tracing::warn!(peer, pages, at, "memory of the guest cannot be read at the source");
+            }
+            LOST_RUNS_NAMED_MAX => tracing::warn!(peer, "more of it cannot; see the status"),
+            _ => {}
+        }
     }
 
     /// Pages went or came because they were asked for.

@@ -122,6 +122,19 @@ impl Claims {
         }
     }
 
+    /// Marks a page that nobody waits for yet as requested, if nobody has asked for it or sent it.
+    /// False if somebody has.
+    ///
+    /// `page` must be a page of the guest.
+    pub fn request_ahead(&self, page: PageIndex) -> bool {
+        self.update(page, |state| (state == MISSING).then_some(REQUESTED)).is_ok()
+    }
+
+    /// Whether `page`, a page of the guest, has not come.
+    pub fn is_awaited(&self, page: PageIndex) -> bool {
+        matches!(self.states[page.0 as usize].load(Ordering::Acquire), MISSING | REQUESTED)
+    }
+
     /// Moves one page by `step`; the state before it, as an error where there is no such step.
     fn update(&self, page: PageIndex, step: impl FnMut(u8) -> Option<u8>) -> Result<u8, u8> {
         self.states[page.0 as usize].fetch_update(Ordering::AcqRel, Ordering::Acquire, step)
@@ -129,7 +142,7 @@ impl Claims {
 
     /// The pages that are in place.
     pub fn received(&self) -> PageSet {
-        self.set_of(|state| matches!(state, ZERO | DATA))
+        self.set_of(|state| matches!(state, ZERO | DATA | POISONED))
     }
 
     /// The pages that were asked for and are not being installed. After the loss of the channel
@@ -156,12 +169,13 @@ impl Claims {
     pub fn discard(&self, run: PageRun) -> Result<(), Duplicate> {
         for page in run.pages() {
             let state = self.update(page, |state| match state {
-                MISSING | ZERO | DATA => Some(MISSING),
+                MISSING | ZERO | DATA | POISONED => Some(MISSING),
                 _ => None,
             });
             match state {
                 Ok(ZERO) => self.zero.fetch_sub(1, Ordering::AcqRel),
                 Ok(DATA) => self.data.fetch_sub(1, Ordering::AcqRel),
+                Ok(POISONED) => self.poisoned.fetch_sub(1, Ordering::AcqRel),
                 Ok(_) => continue,
                 Err(_) => return Err(Duplicate { page }),
             };
@@ -289,6 +303,11 @@ mod tests {
         assert_eq!(claims.begin(run(1, 1)), Err(Duplicate { page: PageIndex(1) }));
         let counts = [Class::Zero, Class::Data, Class::Poisoned].map(|c| claims.installed(c));
         assert_eq!((counts, claims.remaining()), ([0, 0, 2], 1));
+        // It has come like any other: it is not sent again after a loss of the source, and rounds
+        // may replace it.
+        assert_eq!(claims.received().runs().collect::<Vec<_>>(), [run(0, 2)]);
+        claims.discard(run(1, 1)).unwrap();
+        assert_eq!((claims.installed(Class::Poisoned), claims.remaining()), (1, 2));
     }
 
     #[test]

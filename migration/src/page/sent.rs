@@ -62,11 +62,17 @@ impl Sent {
         taken
     }
 
-    /// Takes what is left of `word`: one bit per page taken, the lowest for its first page.
-    pub fn take_word(&self, word: u32) -> u64 {
+    /// Takes what is left of the `wanted` pages of `word`: one bit per page, the lowest for its
+    /// first page. Returns those that were taken.
+    pub fn take_of_word(&self, word: u32, wanted: u64) -> u64 {
         let in_word = (self.pages - word * WORD_PAGES).min(WORD_PAGES);
         let all = if in_word == WORD_PAGES { u64::MAX } else { (1 << in_word) - 1 };
-        let taken = all & !self.words[word as usize].fetch_or(all, Ordering::AcqRel);
+        let (wanted, bits) = (wanted & all, &self.words[word as usize]);
+        // Words are passed over again and again, and looking is cheaper than taking.
+        if wanted & !bits.load(Ordering::Acquire) == 0 {
+            return 0;
+        }
+        let taken = wanted & !bits.fetch_or(wanted, Ordering::AcqRel);
         self.remaining.fetch_sub(taken.count_ones(), Ordering::AcqRel);
         taken
     }
@@ -124,9 +130,10 @@ mod tests {
         let sent = Sent::new(70);
         assert!(sent.take(PageIndex(3)));
         assert!(!sent.take(PageIndex(3)));
-        assert_eq!(sent.take_word(0), !8);
-        assert_eq!(sent.take_word(1), 0b11_1111);
-        assert_eq!((sent.take_word(1), sent.remaining()), (0, 0));
+        assert_eq!(sent.take_of_word(0, 0b1111_1000), 0b1111_0000);
+        assert_eq!(sent.take_of_word(0, u64::MAX), !0b1111_1000);
+        assert_eq!(sent.take_of_word(1, u64::MAX), 0b11_1111);
+        assert_eq!((sent.take_of_word(1, u64::MAX), sent.remaining()), (0, 0));
         assert!(!sent.take(PageIndex(69)));
     }
 }

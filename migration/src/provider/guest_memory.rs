@@ -3,7 +3,7 @@
 use std::io;
 use std::sync::Arc;
 
-use godwit_uffd::page::{PageIndex, PageRun, PageSize};
+use godwit_uffd::page::{Gpa, PageIndex, PageRun, PageSize};
 use vm_memory::bitmap::{AtomicBitmap, BS};
 use vm_memory::{GuestMemoryBackend, GuestMemoryMmap, GuestMemoryRegion, VolatileSlice};
 
@@ -11,6 +11,13 @@ const PAGE: PageSize = PageSize::BASE;
 
 /// Guest memory as this process maps it. Each page that the process writes is marked afterwards.
 pub type GuestRam = GuestMemoryMmap<AtomicBitmap>;
+
+/// Guest memory to read from.
+pub type GuestSlice<'a> = VolatileSlice<'a, BS<'a, AtomicBitmap>>;
+
+/// Copies guest memory to bytes, which are as many, and survives a page that cannot be read: it
+/// stops there. Returns how many bytes it copied.
+pub type CopyReadable = fn(&GuestSlice<'_>, &mut [u8]) -> usize;
 
 /// Reads pages of guest memory by index, over the memslots in address order.
 ///
@@ -20,19 +27,21 @@ pub type GuestRam = GuestMemoryMmap<AtomicBitmap>;
 #[derive(Clone, Debug)]
 pub struct GuestPages {
     memory: Arc<GuestRam>,
+    copy: CopyReadable,
     /// First page index of each region, and the count behind the last.
     starts: Vec<u32>,
 }
 
 impl GuestPages {
-    /// All regions of `memory`, which are whole pages and at most `u32::MAX` pages together.
-    pub fn new(memory: Arc<GuestRam>) -> GuestPages {
+    /// All regions of `memory`, which are whole pages and at most `u32::MAX` pages together, read
+    /// by `copy`.
+    pub fn new(memory: Arc<GuestRam>, copy: CopyReadable) -> GuestPages {
         let mut starts = vec![0u32];
         for region in memory.iter() {
             let pages = PAGE.pages_in(region.len()).expect("regions are whole pages");
             starts.push(starts[starts.len() - 1].checked_add(pages).expect("indexes are 32 bits"));
         }
-        GuestPages { memory, starts }
+        GuestPages { memory, copy, starts }
     }
 
     /// The number of pages.
@@ -40,13 +49,25 @@ impl GuestPages {
         self.starts[self.starts.len() - 1]
     }
 
+    /// Where the guest sees a page of its memory.
+    pub fn gpa_of(&self, page: PageIndex) -> Option<Gpa> {
+        let (slot, offset) = self.place(page)?;
+        let region = self.memory.iter().nth(slot)?;
+        Some(Gpa(region.start_addr().0 + offset))
+    }
+
+    /// The number of the region of `page`, and the bytes before the page in it.
+    fn place(&self, page: PageIndex) -> Option<(usize, u64)> {
+        let region = self.starts.partition_point(|&start| start <= page.0) - 1;
+        let inside = page.0 < self.page_count();
+        inside.then(|| (region, PAGE.bytes_of(page.0 - self.starts[region])))
+    }
+
     /// The memory of the part of `run` that lies in the region of its first page.
-    fn slice(&self, run: PageRun) -> io::Result<(VolatileSlice<'_, BS<'_, AtomicBitmap>>, u32)> {
-        let region = self.starts.partition_point(|&start| start <= run.first.0) - 1;
+    fn slice(&self, run: PageRun) -> io::Result<(GuestSlice<'_>, u32)> {
         let outside = || io::Error::other(format!("{run} is outside guest memory"));
-        let region_end = *self.starts.get(region + 1).ok_or_else(outside)?;
-        let count = run.count.min(region_end - run.first.0);
-        let offset = PAGE.bytes_of(run.first.0 - self.starts[region]);
+        let (region, offset) = self.place(run.first).ok_or_else(outside)?;
+        let count = run.count.min(self.starts[region + 1] - run.first.0);
         let bytes = usize::try_from(PAGE.bytes_of(count)).map_err(|_| outside())?;
         let region = self.memory.iter().nth(region).ok_or_else(outside)?;
         let slice = region
@@ -55,20 +76,44 @@ impl GuestPages {
         Ok((slice, count))
     }
 
-    /// Copies the pages of `run` to `out`, which is as long as they are.
+    /// Copies the pages of `run` to `out`, which is as long as they are. Returns those that nobody
+    /// can read, in order; their bytes in `out` have no meaning.
     ///
     /// # Errors
     /// A run that reaches outside the guest.
-    pub fn read_run(&self, mut run: PageRun, mut out: &mut [u8]) -> io::Result<()> {
+    pub fn read_run(&self, mut run: PageRun, mut out: &mut [u8]) -> io::Result<Vec<PageIndex>> {
         debug_assert_eq!(out.len(), PAGE.length_of(run.count));
+        let mut unreadable = Vec::new();
         while run.count > 0 {
             let (slice, count) = self.slice(run)?;
             let (part, rest) = out.split_at_mut(slice.len());
-            slice.copy_to(part);
+            self.read_slice(&slice, part, run.first, &mut unreadable);
             out = rest;
             run = PageRun { first: PageIndex(run.first.0 + count), count: run.count - count };
         }
-        Ok(())
+        Ok(unreadable)
+    }
+
+    /// Copies `slice`, whose first page is `first`, around what cannot be read of it.
+    fn read_slice(
+        &self,
+        slice: &GuestSlice<'_>,
+        out: &mut [u8],
+        first: PageIndex,
+        unreadable: &mut Vec<PageIndex>,
+    ) {
+        let mut done = 0;
+        while done < out.len() {
+            let rest = slice.offset(done).expect("inside the slice");
+            let copied = (self.copy)(&rest, &mut out[done..]);
+            if done + copied == out.len() {
+                return;
+            }
+            let pages = (done + copied) / PAGE.bytes();
+            let ahead = u32::try_from(pages).expect("less than the run");
+            unreadable.push(PageIndex(first.0 + ahead));
+            done = (pages + 1) * PAGE.bytes();
+        }
     }
 
     /// Puts `contents`, which are as long, into the pages of `run`.
@@ -89,17 +134,29 @@ impl GuestPages {
 }
 
 #[cfg(test)]
-mod tests {
+pub(crate) mod tests {
     use vm_memory::{Bytes, GuestAddress};
 
     use super::*;
+
+    /// A page that begins with this cannot be read.
+    pub(crate) const LOST: [u8; 8] = *b"lost \0\xff!";
+
+    /// Copies up to a page that begins with [`LOST`].
+    pub(crate) fn copy_up_to_lost(from: &GuestSlice<'_>, out: &mut [u8]) -> usize {
+        from.copy_to(out);
+        let lost = out.chunks(PAGE.bytes()).position(|page| page.starts_with(&LOST));
+        let copied = lost.map_or(out.len(), |page| page * PAGE.bytes());
+        out[copied..].fill(0xaa);
+        copied
+    }
 
     fn two_regions() -> GuestPages {
         let ranges = [(GuestAddress(0), 8192), (GuestAddress(1 << 32), 4096)];
         let memory = GuestMemoryMmap::from_ranges(&ranges).unwrap();
         memory.write_slice(&[7; 4096], GuestAddress(4096)).unwrap();
         memory.write_obj(9u8, GuestAddress((1 << 32) + 4095)).unwrap();
-        GuestPages::new(Arc::new(memory))
+        GuestPages::new(Arc::new(memory), copy_up_to_lost)
     }
 
     #[test]
@@ -110,6 +167,8 @@ mod tests {
         pages.read_run(PageRun::one(PageIndex(2)), &mut page).unwrap();
         assert_eq!((page[0], page[4095]), (0, 9));
         assert!(pages.read_run(PageRun::one(PageIndex(3)), &mut page).is_err());
+        let places = [0, 1, 2, 3].map(|page| pages.gpa_of(PageIndex(page)).map(|gpa| gpa.0));
+        assert_eq!(places, [Some(0), Some(4096), Some(1 << 32), None]);
     }
 
     #[test]
@@ -127,7 +186,29 @@ mod tests {
     fn a_run_across_regions_is_read_whole() {
         let run = PageRun { first: PageIndex(1), count: 2 };
         let mut bytes = [0; 8192];
-        two_regions().read_run(run, &mut bytes).unwrap();
+        assert_eq!(two_regions().read_run(run, &mut bytes).unwrap(), []);
         assert_eq!((bytes[0], bytes[4095], bytes[4096], bytes[8191]), (7, 7, 0, 9));
+    }
+
+    #[test]
+    fn pages_around_unreadable_ones_are_read() {
+        let ranges = [(GuestAddress(0), 5 * 4096), (GuestAddress(1 << 32), 3 * 4096)];
+        let memory = GuestRam::from_ranges(&ranges).unwrap();
+        let at = |page: u64| GuestAddress(if page < 5 { page } else { 0x10_0000 + page - 5 } << 12);
+        for page in 0..8 {
+            memory.write_slice(&[u8::try_from(page).unwrap(); 4096], at(page)).unwrap();
+        }
+        for lost in [0, 2, 3, 4, 7] {
+            memory.write_slice(&LOST, at(lost)).unwrap();
+        }
+        let pages = GuestPages::new(Arc::new(memory), copy_up_to_lost);
+        let mut bytes = [0xee; 8 * 4096];
+        let run = PageRun { first: PageIndex(0), count: 8 };
+        let lost = pages.read_run(run, &mut bytes).unwrap();
+        assert_eq!(lost.iter().map(|page| page.0).collect::<Vec<_>>(), [0, 2, 3, 4, 7]);
+        for page in [1, 5, 6] {
+            let whole = bytes[page * 4096..][..4096].iter().all(|&byte| usize::from(byte) == page);
+            assert!(whole, "page {page}");
+        }
     }
 }

@@ -2,4 +2,6 @@
 
 mod guest_memory;
 
-pub use guest_memory::{GuestPages, GuestRam};
+#[cfg(test)]
+pub(crate) use guest_memory::tests::{LOST, copy_up_to_lost};
+pub use guest_memory::{CopyReadable, GuestPages, GuestRam, GuestSlice};

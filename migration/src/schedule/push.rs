@@ -1,42 +1,124 @@
 //! The order of the background push.
 
+use std::collections::VecDeque;
+use std::sync::Arc;
+
 use godwit_uffd::page::{PageIndex, PageRun};
 
-use crate::page::Sent;
+use crate::limits::{PUSH_AHEAD_GROUPS_MAX, PUSH_WALKS_MAX};
+use crate::page::{PageSet, Sent};
 
-/// Walks over what is not sent: upward from just behind the latest fault, around the end to the
-/// start. A guest that walks through its memory then finds the pages ahead of it on their way.
+/// Says what is pushed next, in groups of 64 pages, of what is not sent:
+///
+/// 1. what lies around the latest faults: the group of each and, for a guest that walks through its
+///    memory, as many groups ahead of it as it has lately come to;
+/// 2. what the guest wrote last before the switchover, which it is likely to need first;
+/// 3. the rest, upward from behind the latest fault, around the end to the start.
 #[derive(Debug)]
 pub struct PushOrder {
-    words: u32,
+    /// The latest first.
+    walks: VecDeque<Walk>,
+    written: Arc<PageSet>,
+    written_groups: Lap,
+    groups: Lap,
+}
+
+/// A fault, and what is pushed because of it.
+#[derive(Debug)]
+struct Walk {
+    begin: u32,
+    /// Groups from `begin` on.
+    reach: u32,
+    /// Those of them that are pushed.
+    pushed: u32,
+}
+
+/// Each of so many groups once, from any of them on.
+#[derive(Debug)]
+struct Lap {
+    groups: u32,
     next: u32,
     left: u32,
 }
 
-impl PushOrder {
-    /// Every word of `sent`, from the first.
-    pub fn new(sent: &Sent) -> PushOrder {
-        let words = sent.word_count();
-        PushOrder { words, next: 0, left: words }
+impl Lap {
+    fn new(groups: u32) -> Lap {
+        Lap { groups, next: 0, left: groups }
     }
 
-    /// The pages to send now, taken from `sent`: runs within one group of 64, or `None` at the end.
-    /// `fault` is the latest page that was asked for, if one was since the call before.
-    pub fn next(&mut self, sent: &Sent, fault: Option<PageIndex>) -> Option<Vec<PageRun>> {
-        if let Some(page) = fault {
-            self.next = Sent::word_of(page);
-            self.left = self.words;
+    fn restart_at(&mut self, group: u32) {
+        (self.next, self.left) = (group, self.groups);
+    }
+}
+
+impl Iterator for Lap {
+    type Item = u32;
+
+    fn next(&mut self) -> Option<u32> {
+        self.left = self.left.checked_sub(1)?;
+        let group = self.next;
+        self.next = (group + 1) % self.groups;
+        Some(group)
+    }
+}
+
+impl PushOrder {
+    /// An order for the pages of `sent`, of which the guest wrote `written` last.
+    pub fn new(sent: &Sent, written: Arc<PageSet>) -> PushOrder {
+        let written_groups = u32::try_from(written.words().len()).expect("fewer than pages");
+        assert!(written_groups <= sent.word_count(), "pages of another guest");
+        PushOrder {
+            walks: VecDeque::new(),
+            written,
+            written_groups: Lap::new(written_groups),
+            groups: Lap::new(sent.word_count()),
         }
-        while self.left > 0 {
-            let word = self.next;
-            self.next = (word + 1) % self.words;
-            self.left -= 1;
-            let taken = sent.take_word(word);
+    }
+
+    /// The guest wants `page`, one of its pages.
+    pub fn fault_at(&mut self, page: PageIndex) {
+        let group = Sent::word_of(page);
+        let reached =
+            |walk: &Walk| group.checked_sub(walk.begin).is_some_and(|ahead| ahead <= walk.reach);
+        let walk = self.walks.iter().position(reached).and_then(|at| self.walks.remove(at));
+        let reach = match walk {
+            Some(walk) if walk.begin == group => walk.reach,
+            Some(walk) => (walk.reach * 2).min(PUSH_AHEAD_GROUPS_MAX),
+            None => 1,
+        };
+        self.walks.truncate(PUSH_WALKS_MAX - 1);
+        self.walks.push_front(Walk { begin: group, reach, pushed: 0 });
+        self.groups.restart_at(group);
+    }
+
+    /// The pages to send now, taken from `sent`: runs within one group, or `None` at the end.
+    pub fn next(&mut self, sent: &Sent) -> Option<Vec<PageRun>> {
+        while let Some((group, wanted)) = self.next_group() {
+            let taken = sent.take_of_word(group, wanted);
             if taken != 0 {
-                return Some(runs(Sent::first_page(word), taken).collect());
+                return Some(runs(Sent::first_page(group), taken).collect());
             }
         }
         None
+    }
+
+    /// A group, and which of its pages are wanted.
+    fn next_group(&mut self) -> Option<(u32, u64)> {
+        if let Some(group) = self.next_near() {
+            return Some((group, u64::MAX));
+        }
+        if let Some(group) = self.written_groups.next() {
+            return Some((group, self.written.words()[group as usize]));
+        }
+        self.groups.next().map(|group| (group, u64::MAX))
+    }
+
+    fn next_near(&mut self) -> Option<u32> {
+        let groups = self.groups.groups;
+        let goes_on = |walk: &&mut Walk| walk.pushed < walk.reach.min(groups - walk.begin);
+        let walk = self.walks.iter_mut().find(goes_on)?;
+        walk.pushed += 1;
+        Some(walk.begin + walk.pushed - 1)
     }
 }
 
@@ -58,8 +140,16 @@ fn runs(first: PageIndex, mut taken: u64) -> impl Iterator<Item = PageRun> {
 mod tests {
     use super::*;
 
-    fn drain(order: &mut PushOrder, sent: &Sent) -> Vec<PageRun> {
-        std::iter::from_fn(|| order.next(sent, None)).flatten().collect()
+    fn order(sent: &Sent, written: &[u32]) -> PushOrder {
+        let mut set = PageSet::empty(sent.page_count());
+        written.iter().for_each(|&page| set.insert(PageIndex(page)));
+        PushOrder::new(sent, Arc::new(set))
+    }
+
+    /// The next `calls` answers: first page and count of each run.
+    fn pushed(order: &mut PushOrder, sent: &Sent, calls: usize) -> Vec<(u32, u32)> {
+        let runs = std::iter::from_fn(|| order.next(sent)).take(calls).flatten();
+        runs.map(|run| (run.first.0, run.count)).collect()
     }
 
     #[test]
@@ -68,22 +158,98 @@ mod tests {
         for page in [0, 63, 64, 130, 131] {
             sent.take(PageIndex(page));
         }
-        let mut order = PushOrder::new(&sent);
-        let pushed: Vec<u32> =
-            drain(&mut order, &sent).into_iter().flat_map(|run| run.pages().map(|p| p.0)).collect();
+        let mut order = order(&sent, &[64, 65, 66, 199]);
+        order.fault_at(PageIndex(140));
+        let runs = pushed(&mut order, &sent, usize::MAX).into_iter();
+        let mut pages: Vec<u32> = runs.flat_map(|(first, count)| first..first + count).collect();
+        pages.sort_unstable();
         let expected: Vec<u32> = (0..200).filter(|p| ![0, 63, 64, 130, 131].contains(p)).collect();
-        assert_eq!(pushed, expected);
+        assert_eq!(pages, expected);
         assert_eq!(sent.remaining(), 0);
     }
 
     #[test]
-    fn the_push_goes_on_behind_a_fault_and_comes_round() {
+    fn without_anything_else_the_push_goes_on_behind_a_fault_and_comes_round() {
         let sent = Sent::new(256);
-        let mut order = PushOrder::new(&sent);
-        let first = order.next(&sent, Some(PageIndex(140))).unwrap();
-        assert_eq!(first, [PageRun { first: PageIndex(128), count: 64 }]);
-        let rest: Vec<u32> = drain(&mut order, &sent).iter().map(|run| run.first.0).collect();
-        assert_eq!(rest, [192, 0, 64]);
+        let mut order = PushOrder::new(&sent, Arc::new(PageSet::empty(0)));
+        order.fault_at(PageIndex(140));
+        assert_eq!(
+            pushed(&mut order, &sent, usize::MAX),
+            [(128, 64), (192, 64), (0, 64), (64, 64)]
+        );
+    }
+
+    #[test]
+    fn what_was_written_last_comes_behind_a_fault_and_before_the_rest() {
+        let sent = Sent::new(64 * 5);
+        let mut order = order(&sent, &[3, 4, 9, 70, 257]);
+        order.fault_at(PageIndex(130));
+        assert_eq!(
+            pushed(&mut order, &sent, 6),
+            [(128, 64), (3, 2), (9, 1), (70, 1), (257, 1), (192, 64), (256, 1), (258, 62)]
+        );
+        let left = sent.left();
+        assert_eq!(left.len(), 128 - 4);
+        assert!(left.runs().all(|run| run.end() <= 128));
+    }
+
+    #[test]
+    fn a_guest_that_walks_is_pushed_ahead_of_twice_as_far_each_time() {
+        let sent = Sent::new(64 * 1000);
+        let mut order = order(&sent, &[64 * 900]);
+        let mut ahead = Vec::new();
+        let mut group = 100;
+        for _ in 0..8 {
+            order.fault_at(PageIndex(group * 64 + 5));
+            let reach = order.walks[0].reach;
+            let near = pushed(&mut order, &sent, reach as usize);
+            let expected = (group..group + reach).map(|group| (group * 64, 64));
+            assert_eq!(near, expected.collect::<Vec<_>>());
+            ahead.push(reach);
+            group += reach;
+        }
+        assert_eq!(ahead, [1, 2, 4, 8, 16, 32, 64, PUSH_AHEAD_GROUPS_MAX]);
+        // Then comes what was written, although the walk has not ended.
+        assert_eq!(pushed(&mut order, &sent, 1), [(64 * 900, 1)]);
+    }
+
+    #[test]
+    fn unrelated_faults_reach_no_further_than_their_group() {
+        let sent = Sent::new(64 * 100);
+        let mut order = order(&sent, &[64 * 7 + 1]);
+        for group in [50, 20, 80, 10] {
+            order.fault_at(PageIndex(group * 64));
+        }
+        // The latest first.
+        let groups = [10, 80, 20, 50].map(|group| (group * 64, 64));
+        assert_eq!(pushed(&mut order, &sent, 4), groups);
+        assert_eq!(pushed(&mut order, &sent, 2), [(64 * 7 + 1, 1), (64 * 11, 64)]);
+    }
+
+    #[test]
+    fn walks_of_several_vcpus_do_not_disturb_each_other() {
+        let sent = Sent::new(64 * 200);
+        let mut order = order(&sent, &[]);
+        for step in 0..3 {
+            order.fault_at(PageIndex((10 + step) * 64));
+            order.fault_at(PageIndex((150 + step) * 64));
+        }
+        assert_eq!(order.walks.iter().map(|walk| walk.reach).collect::<Vec<_>>(), [4, 4]);
+        // The oldest is forgotten.
+        for walk in 0..u32::try_from(PUSH_WALKS_MAX).unwrap() {
+            order.fault_at(PageIndex((30 + walk * 3) * 64));
+        }
+        assert_eq!(order.walks.len(), PUSH_WALKS_MAX);
+    }
+
+    #[test]
+    fn a_walk_ends_where_memory_does() {
+        let sent = Sent::new(64 * 3);
+        let mut order = order(&sent, &[]);
+        for group in [0, 1, 2] {
+            order.fault_at(PageIndex(group * 64));
+        }
+        assert_eq!(pushed(&mut order, &sent, usize::MAX), [(128, 64), (0, 64), (64, 64)]);
     }
 
     #[test]

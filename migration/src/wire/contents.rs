@@ -27,6 +27,8 @@ pub enum PageKind {
     Word([u8; WORD_BYTES]),
     /// Something else.
     Data,
+    /// Nothing that anybody can read.
+    Lost,
 }
 
 impl PageKind {
@@ -71,11 +73,19 @@ impl RunBuffer {
         &mut self.bytes[RUN_HEAD_BYTES..][..PageSize::BASE.length_of(count)]
     }
 
-    /// What the first `count` pages are, as stretches of the same kind: kind and length.
-    pub fn stretches(&mut self, count: u32) -> Vec<(PageKind, u32)> {
+    /// What the first `count` pages are, as stretches of the same kind: kind and length. Those at
+    /// `lost` could not be read.
+    pub fn stretches(
+        &mut self,
+        count: u32,
+        lost: impl IntoIterator<Item = u32>,
+    ) -> Vec<(PageKind, u32)> {
         let pages = self.bytes[RUN_HEAD_BYTES..].chunks_exact(PAGE).take(count as usize);
         self.kinds.clear();
         self.kinds.extend(pages.map(PageKind::of));
+        for page in lost {
+            self.kinds[page as usize] = PageKind::Lost;
+        }
         for stretch in self.kinds.chunk_by_mut(PageKind::eq) {
             if matches!(stretch[0], PageKind::Word(_)) && stretch.len() < WORD_PAGES_MIN {
                 stretch.fill(PageKind::Data);
@@ -203,7 +213,11 @@ mod tests {
         }
         buffer.pages_mut(10)[PAGE - 1] = 7;
         let (data, zero, word) = (PageKind::Data, PageKind::Zero, PageKind::Word([2; 8]));
-        assert_eq!(buffer.stretches(10), [(data, 1), (zero, 2), (word, 4), (data, 3)]);
+        assert_eq!(buffer.stretches(10, []), [(data, 1), (zero, 2), (word, 4), (data, 3)]);
+        // What cannot be read is that, whatever the buffer has in its place.
+        let lost = PageKind::Lost;
+        let stretches = buffer.stretches(10, [0, 1, 4]);
+        assert_eq!(stretches, [(lost, 2), (zero, 1), (data, 1), (lost, 1), (data, 5)]);
     }
 
     #[test]

@@ -13,6 +13,7 @@ use uuid::Uuid;
 
 use crate::api::types::{DirtyTracking, MigrationMode, TimeoutStrategy};
 use crate::memory::Backing;
+use crate::vm::{DeviceConfig, DiskConfig};
 
 pub use snapshot::{Mode as RestoreMode, Restore, Snapshot};
 
@@ -128,6 +129,14 @@ pub struct Run {
     /// What guest memory is made of
     #[arg(long, value_name = "KIND", value_enum, default_value_t = MemoryBacking::Anon)]
     pub memory_backing: MemoryBacking,
+    /// Disk: a raw file or block device, as `path=FILE`, with `,readonly=on` to keep it as it is
+    ///
+    /// May be given again for another. The file is locked: a disk that is written has one user.
+    #[arg(long, value_name = "path=FILE[,readonly=on]", value_parser = disk)]
+    pub disk: Vec<DiskConfig>,
+    /// Give the guest random numbers of this host (virtio-rng)
+    #[arg(long)]
+    pub rng: bool,
     /// Control socket to make
     #[arg(long, value_name = "PATH")]
     pub api_socket: Option<PathBuf>,
@@ -145,6 +154,14 @@ pub struct Run {
     pub end_with: Option<u32>,
 }
 
+impl Run {
+    /// The virtio devices, in the order of their places.
+    pub fn devices(&self) -> Vec<DeviceConfig> {
+        let disks = self.disk.iter().cloned().map(DeviceConfig::Disk);
+        disks.chain(self.rng.then_some(DeviceConfig::Rng)).collect()
+    }
+}
+
 /// `godwit receive`.
 #[derive(Debug, ClapArgs)]
 pub struct Receive {
@@ -159,6 +176,10 @@ pub struct Receive {
     /// only the loopback and Unix sockets can be listened on
     #[arg(long, conflicts_with = "tls_dir")]
     pub insecure: bool,
+    /// Let guests bring disks whose files are in this directory, which they have at their source
+    /// under the same path. May be given again; without it, guests with disks are turned away
+    #[arg(long, value_name = "DIR")]
+    pub disk_dir: Vec<PathBuf>,
     /// Control socket to make
     #[arg(long, value_name = "PATH")]
     pub api_socket: Option<PathBuf>,
@@ -417,6 +438,24 @@ pub fn size(text: &str) -> Result<u64, String> {
         format!("`{text}` is not a size: write a number of bytes, or for example 512M or 1G")
     })?;
     number.checked_mul(1 << shift).ok_or_else(|| format!("`{text}` is beyond all memory"))
+}
+
+/// A disk: `path=FILE`, and `readonly=on` or `readonly=off` behind it.
+pub fn disk(text: &str) -> Result<DiskConfig, String> {
+    const FORM: &str = "write path=FILE, or path=FILE,readonly=on";
+    let (mut path, mut readonly) = (None, false);
+    for word in text.split(',') {
+        match word.split_once('=') {
+            Some(("path", file)) if path.is_none() && !file.is_empty() => path = Some(file),
+            Some(("readonly", "on")) => readonly = true,
+            Some(("readonly", "off")) => readonly = false,
+            _ => return Err(format!("`{word}` is no part of a disk: {FORM}")),
+        }
+    }
+    let path = path.ok_or_else(|| format!("the disk has no file: {FORM}"))?;
+    // The next host finds it under the same name, wherever godwit was started there.
+    let path = std::path::absolute(path).map_err(|e| format!("{path} cannot be a disk: {e}"))?;
+    Ok(DiskConfig { path, readonly })
 }
 
 #[cfg(test)]

@@ -34,7 +34,7 @@ pub fn restore(args: &Restore) -> Result<ExitCode, Failure> {
         record: record(args),
         began_us,
     };
-    let ended = Host::new(Role::Restore, records.clone(), None)
+    let ended = Host::new(Role::Restore, records.clone(), None, Vec::new())
         .map_err(|e| Failure::new(&e))
         .and_then(|host| {
             let server = start_api(args.api_socket.as_deref(), &host)?;

@@ -6,6 +6,7 @@
 use std::ptr::from_mut;
 use std::slice;
 
+use godwit_uffd::page::Hva;
 use kvm_bindings::{
     KVM_EXIT_FAIL_ENTRY, KVM_EXIT_HLT, KVM_EXIT_INTERNAL_ERROR, KVM_EXIT_INTR, KVM_EXIT_IO,
     KVM_EXIT_IO_IN, KVM_EXIT_IRQ_WINDOW_OPEN, KVM_EXIT_MMIO, KVM_EXIT_SHUTDOWN,
@@ -49,6 +50,9 @@ pub enum Exit<'a> {
     Interrupted,
     /// KVM could not reach memory that the guest uses.
     Fault,
+    /// The guest touched the poisoned page at this address of ours. The instruction has had no
+    /// effect.
+    Poisoned(Hva),
     /// KVM's interpreter could not go on. The instruction has had no effect.
     EmulationFailed,
     /// The guest gave up: a triple fault.

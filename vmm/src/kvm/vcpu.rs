@@ -13,6 +13,7 @@ use vmm_sys_util::errno;
 use vmm_sys_util::ioctl::{ioctl_with_mut_ref, ioctl_with_ref};
 
 use super::{Exit, ImmediateExit, KvmError, exit, failed};
+use crate::memory::watch_touch;
 
 /// `_IOR(KVMIO, 0xcc, struct kvm_sregs2)`
 const KVM_GET_SREGS2: u64 = ioctl_number(2, 0xcc);
@@ -42,7 +43,9 @@ impl Vcpu {
         let extra_words = xsave_bytes.saturating_sub(XSAVE_BYTES_MIN).div_ceil(4);
         let xsave =
             Xsave::new(extra_words).expect("the length has no limit that an xsave area reaches");
-        Ok(Vcpu { fd, run_page_bytes: vm.run_size(), xsave, cpuid: Vec::new() })
+        let vcpu = Vcpu { fd, run_page_bytes: vm.run_size(), xsave, cpuid: Vec::new() };
+        vcpu.set_up_machine_checks(vm);
+        Ok(vcpu)
     }
 
     /// The calls that are safe as they are.
@@ -65,10 +68,14 @@ impl Vcpu {
     /// [`KvmError::Call`] for an errno without a meaning for a running guest.
     pub fn enter(&mut self) -> Result<Exit<'_>, KvmError> {
         let page_bytes = self.run_page_bytes;
-        match self.fd.run() {
-            Ok(VcpuExit::MemoryFault { .. }) => Ok(Exit::Fault),
-            Ok(_) => Ok(exit::decode(self.fd.get_kvm_run(), page_bytes)),
-            Err(errno) => match errno.errno() {
+        let (result, touched) = watch_touch(|| match self.fd.run() {
+            Ok(VcpuExit::MemoryFault { .. }) => Err(errno::Error::new(libc::EFAULT)),
+            result => result.map(drop),
+        });
+        match (result, touched) {
+            (Ok(()), _) => Ok(exit::decode(self.fd.get_kvm_run(), page_bytes)),
+            (Err(_), Some(address)) => Ok(Exit::Poisoned(address)),
+            (Err(errno), None) => match errno.errno() {
                 libc::EINTR => Ok(Exit::Interrupted),
                 libc::EAGAIN => Ok(Exit::Again),
                 libc::EFAULT => Ok(Exit::Fault),

@@ -4,6 +4,7 @@ mod advice;
 mod available;
 mod hold;
 mod layout;
+mod poison;
 mod register;
 mod watch;
 mod written;
@@ -24,6 +25,8 @@ pub use available::available_bytes;
 pub use hold::HeldWrites;
 pub use layout::{HOLE_END, HOLE_START, MEMORY_BYTES_MAX, MEMORY_BYTES_MIN, ranges};
 
+pub use poison::copy_readable;
+pub(crate) use poison::{install_poison_handler, watch_touch};
 pub(crate) use watch::WriteWatch;
 pub(crate) use written::{WORD_PAGES, insert_words};
 
@@ -274,9 +277,9 @@ impl GuestMemory {
         self.advise(Advice::NoHugePage)
     }
 
-    /// Takes the memory away, so that whoever waits for a missing page inside the kernel fails. For
-    /// the end of a guest whose memory is incomplete, and only then: a thread of ours that still
-    /// touches the memory dies of it.
+    /// Takes the memory away, so that whoever waits for a missing page and is kicked waits no more,
+    /// and reads zeros. For the end of a guest whose memory is incomplete, and only then: vCPUs and
+    /// devices have been told to go, and what they do now means nothing.
     pub(crate) fn revoke(&self) {
         for region in &self.regions {
             if let Err(errno) = advice::revoke(region) {

@@ -11,7 +11,7 @@ use godwit_uffd::kernel::KernelUffd;
 use godwit_uffd::page::{PageRun, PageSize};
 
 use super::outgoing::{OPERATOR_SECTION, OPERATOR_VERSION, OperatorState};
-use super::{Guest, Host, HostEvent, Levers, in_full};
+use super::{Guest, Host, HostEvent, Levers, allowed, in_full};
 use crate::api::types::Direction;
 use crate::memory::{GuestMemory, available_bytes};
 use crate::vm::{Vm, VmConfig};
@@ -59,6 +59,7 @@ impl IncomingHost for Builder {
             let said = config.memory_bytes;
             return Err(format!("the guest has {promised} bytes of memory but {said} configured"));
         }
+        allowed::check(&config.devices, &self.host.disk_dirs)?;
         let vm = Vm::create(&config, Box::new(std::io::stdout())).map_err(|e| in_full(&e))?;
         let memory = Arc::new(register(vm.memory(), &offer.memslots)?);
         let tsc_khz = vm.tsc_khz();

@@ -3,6 +3,7 @@
 //! [`Host`] is what the control API, the migration threads and the main thread share. It is locked
 //! for moments only, and never while a vCPU, a disk or a peer is waited for.
 
+mod allowed;
 mod control;
 mod dirty;
 mod events;
@@ -13,6 +14,7 @@ mod saving;
 mod serve;
 mod status;
 
+use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
@@ -68,6 +70,8 @@ pub struct Host {
     events: Notifier<HostEvent>,
     /// Where guests come in; none in a process that only launched one.
     receiver: Option<Arc<Receiver>>,
+    /// Where the disks of guests that come in may be.
+    disk_dirs: Vec<PathBuf>,
     state: Mutex<State>,
     /// A migration is over.
     over: Condvar,
@@ -175,11 +179,13 @@ impl Host {
         role: Role,
         records: Records,
         receiver: Option<Arc<Receiver>>,
+        disk_dirs: Vec<PathBuf>,
     ) -> std::io::Result<Arc<Host>> {
         Ok(Arc::new(Host {
             role,
             records,
             receiver,
+            disk_dirs,
             events: Notifier::new()?,
             state: Mutex::new(State::default()),
             over: Condvar::new(),

@@ -14,6 +14,7 @@ use godwit_migration::wire::{MemslotLayout, Mode, Offer, Section};
 use super::{Guest, Host, Levers, Migration, Saving, in_full};
 use crate::api::ControlError;
 use crate::api::types::{Direction, MigrateRequest, MigrationMode, Problem, TimeoutStrategy};
+use crate::memory::copy_readable;
 use crate::vm::Vm;
 
 /// What travels beside the sections of the VM: what its operator wants of it.
@@ -56,6 +57,12 @@ impl OutgoingVm for Leaving {
         Ok(sections.into_iter().chain([operator]).collect())
     }
 
+    fn granted(&self) {
+        if let Err(error) = self.vm.release_disks() {
+            tracing::error!(error = in_full(&error), "the guest's disks stay locked here");
+        }
+    }
+
     fn resume(&self) {
         let mut state = self.host.state();
         let Some(guest) = &mut state.guest else { return };
@@ -69,7 +76,7 @@ impl OutgoingVm for Leaving {
     }
 
     fn pages(&self) -> GuestPages {
-        GuestPages::new(Arc::new(self.vm.memory().inner().clone()))
+        GuestPages::new(Arc::new(self.vm.memory().inner().clone()), copy_readable)
     }
 
     fn dirty_log(&self) -> &dyn DirtyLog {

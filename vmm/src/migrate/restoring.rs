@@ -18,7 +18,7 @@ use uuid::Uuid;
 use super::saving::{CONFIG_SECTION, REQUIREMENTS_SECTION, SECTION_VERSION};
 use super::{Guest, Host, in_full};
 use crate::api::types::RestoreMode;
-use crate::memory::{Backing, GuestMemory, MemoryError};
+use crate::memory::{Backing, GuestMemory, MemoryError, copy_readable};
 use crate::state::{ConfigState, StateError, decode};
 use crate::vm::{Vm, VmConfig};
 use crate::{Error, kvm};
@@ -122,6 +122,7 @@ pub fn restore(host: &Arc<Host>, plan: &RestorePlan) -> Result<(), RestoreError>
     }
     let vm = Arc::new(create(plan, &config, &image)?);
     vm.check_here(&requirements)?;
+    vm.take_disks()?;
     check_layout(vm.memory(), &manifest.facts.memslots)?;
     let tsc_khz = vm.tsc_khz();
     let guest = Guest::new(plan.id, Arc::clone(&vm), plan.transfer, tsc_khz);
@@ -264,7 +265,8 @@ impl Bringing<'_> {
         if !self.plan.huge_pages {
             memory.forbid_huge_pages()?;
         }
-        copy_all(&self.image, &GuestPages::new(Arc::new(memory.inner().clone())))?;
+        let pages = GuestPages::new(Arc::new(memory.inner().clone()), copy_readable);
+        copy_all(&self.image, &pages)?;
         memory.set_complete()?;
         self.progress.reached(Mark::Resident);
         Ok(())

@@ -17,7 +17,7 @@ use uuid::Uuid;
 use super::{Guest, Host, HostEvent, Migration, State, in_full};
 use crate::api::ControlError;
 use crate::api::types::{Problem, SnapshotPages, SnapshotRequest, SnapshotState, SnapshotStatus};
-use crate::memory::Backing;
+use crate::memory::{Backing, copy_readable};
 use crate::state::ConfigState;
 use crate::vm::Vm;
 
@@ -259,7 +259,7 @@ impl Taking {
     }
 
     fn read_pages(&self, writer: &mut Writer) -> Result<(), String> {
-        let pages = GuestPages::new(Arc::new(self.vm.memory().inner().clone()));
+        let pages = GuestPages::new(Arc::new(self.vm.memory().inner().clone()), copy_readable);
         let mut buffer = vec![0; PageSize::BASE.length_of(PIECE_PAGES)];
         let mut rest = PageRun { first: PageIndex(0), count: pages.page_count() };
         while rest.count > 0 {
@@ -269,7 +269,13 @@ impl Taking {
             let piece = rest.first_pages(rest.count.min(PIECE_PAGES));
             rest = rest.without(piece.count);
             let contents = &mut buffer[..PageSize::BASE.length_of(piece.count)];
-            pages.read_run(piece, contents).map_err(|e| in_full(&e))?;
+            let lost = pages.read_run(piece, contents).map_err(|e| in_full(&e))?;
+            for &page in &lost {
+                // What is there instead of it has no meaning.
+                let at = PageSize::BASE.length_of(page.0 - piece.first.0);
+                contents[at..at + PageSize::BASE.bytes()].fill(0);
+                writer.add_lost(page);
+            }
             writer.add(piece, contents).map_err(|e| in_full(&e))?;
             self.shared.saved.fetch_add(piece.count, Ordering::Relaxed);
         }

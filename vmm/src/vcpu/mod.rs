@@ -21,16 +21,25 @@
 //!   the access. (Measured: had the access failed instead, the operands of an instruction could be
 //!   had another way, but software KVM answers a failed interrupt delivery with a triple fault.)
 //!
-//! What KVM cannot reach at all (a poisoned page) it reports in strange ways, and a guest must not
-//! go on with wrong data because of that. An operand: as an access to a device at an address that
-//! lies in RAM; the thread makes that access itself, with a system call that can fail (`ram`), and
-//! completes the instruction as for a device, or ends the guest. An instruction: as one that cannot
-//! be interpreted. Anything else: as EFAULT. The last two are tried again when a kick came at the
-//! same time, a bounded number of times, and end the guest otherwise. (KVM would raise #UD in the
-//! guest as well if KVM_CAP_EXIT_ON_EMULATION_FAILURE did not keep it from that; where a program of
-//! the guest does use an instruction that KVM cannot interpret, we raise #UD instead.)
+//! # Poisoned pages
+//!
+//! A page that is lost (see [`crate::memory`]) cannot be reached at all, and a guest must not go on
+//! with wrong data because of that. An instruction that the processor runs has had no effect yet
+//! when it touches such a page: KVM sends its thread a SIGBUS with the address, and the guest gets
+//! a machine check (`poison`). If it has not enabled them, or touches the page again - which it
+//! would do for ever - it is ended, and told of with the address.
+//!
+//! KVM's own accesses it reports in strange ways. An operand: as an access to a device at an
+//! address that lies in RAM; the thread makes that access itself, with a system call that can fail
+//! (`ram`), and completes the instruction as for a device, or ends the guest. An instruction: as
+//! one that cannot be interpreted. Anything else: as EFAULT. The last two are tried again when a
+//! kick came at the same time, a bounded number of times, and end the guest otherwise. (KVM would
+//! raise #UD in the guest as well if KVM_CAP_EXIT_ON_EMULATION_FAILURE did not keep it from that;
+//! where a program of the guest does use an instruction that KVM cannot interpret, we raise #UD
+//! instead.)
 
 mod control;
+mod poison;
 mod ram;
 mod report;
 mod running;

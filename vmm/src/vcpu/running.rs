@@ -1,17 +1,22 @@
 //! The running state: enter the guest, answer what it exits for, stop when told to.
 
+use std::error::Error;
 use std::sync::{MutexGuard, PoisonError};
 
+use godwit_uffd::page::{Gpa, Hva};
+
+use super::poison::Poison;
 use super::ram::{Ferry, RamAccess};
 use super::thread::CpuShared;
-use super::{Wanted, report};
-use crate::kvm::{Exit, ImmediateExit, KvmError, Vcpu};
+use super::{Wanted, poison, report};
+use crate::kvm::{Exit, ImmediateExit, Vcpu};
 use crate::vm::GuestExit;
 
 /// What a vCPU thread works with.
 pub(super) struct Tools {
     pub(super) immediate_exit: ImmediateExit,
     pub(super) ferry: Ferry,
+    pub(super) poison: Poison,
 }
 
 /// In the guest, or about to be.
@@ -34,6 +39,8 @@ enum After {
     Interrupted,
     /// KVM could not reach memory.
     Fault,
+    /// The page at this address is poisoned.
+    Poisoned(Hva),
     /// KVM could not interpret an instruction.
     EmulationFailed,
     /// The guest is at its end.
@@ -83,6 +90,10 @@ impl<'a> Running<'a> {
             After::Ram(access) => self.access_ram(tools, access),
             After::Interrupted => {}
             After::Fault => self.retry(tools, "KVM cannot reach guest memory"),
+            After::Poisoned(address) => {
+                let touched = tools.poison.touched(self.shared, &self.vcpu, address);
+                touched.unwrap_or_else(|what| self.crash(&what));
+            }
             After::EmulationFailed => self.emulation_failed(tools),
             After::End(exit) => {
                 self.completing = true;
@@ -101,7 +112,16 @@ impl<'a> Running<'a> {
                 }
                 self.completing = true;
             }
-            Err(_) => self.crash(&format!("guest memory at {:#x} cannot be reached", access.gpa)),
+            Err(_) => self.crash(&self.why_unreachable(Gpa(access.gpa))),
+        }
+    }
+
+    fn why_unreachable(&self, gpa: Gpa) -> String {
+        // Memory that was taken away is not asked for: nobody hears the answer.
+        let here = self.wanted() != Wanted::Gone;
+        match here.then(|| self.shared.memory.poisoned_page(gpa)).flatten() {
+            Some(page) => poison::stopped(page, poison::IN_THE_MIDDLE),
+            None => format!("guest memory at {:#x} cannot be reached", gpa.0),
         }
     }
 
@@ -114,6 +134,9 @@ impl<'a> Running<'a> {
     }
 
     fn emulation_failed(&mut self, tools: &Tools) {
+        if let Some(page) = poison::poisoned_code(self.shared, &self.vcpu) {
+            return self.crash(&poison::stopped(page, poison::IN_THE_MIDDLE));
+        }
         let in_user_mode = self.vcpu.get_sregs2().is_ok_and(|sregs| sregs.ss.dpl == 3);
         if tools.immediate_exit.is_set() || !in_user_mode {
             return self.retry(tools, "KVM cannot interpret the instruction");
@@ -152,13 +175,14 @@ fn enter(shared: &CpuShared, vcpu: &mut Vcpu) -> After {
             shared.devices.port_io(port, size, direction, data)
         }
         Exit::Mmio { gpa, write, data } => {
-            if shared.memory.contains(godwit_uffd::page::Gpa(gpa), data.len() as u64) {
+            if shared.memory.contains(Gpa(gpa), data.len() as u64) {
                 return After::Ram(ram_access(gpa, write, data));
             }
             shared.devices.mmio(gpa, write, data)
         }
         Exit::Interrupted | Exit::Again => return After::Interrupted,
         Exit::Fault => return After::Fault,
+        Exit::Poisoned(address) => return After::Poisoned(address),
         Exit::EmulationFailed => return After::EmulationFailed,
         Exit::Shutdown => return After::Crash("the guest gave up (triple fault)".to_owned()),
         Exit::Halted => return After::Crash("the guest halted without interrupts".to_owned()),
@@ -174,9 +198,9 @@ fn ram_access(gpa: u64, write: bool, bytes: &[u8]) -> RamAccess {
 }
 
 /// An error and its causes on one line.
-fn describe(error: &KvmError) -> String {
+pub(super) fn describe(error: &dyn Error) -> String {
     let mut text = error.to_string();
-    let mut source = std::error::Error::source(error);
+    let mut source = error.source();
     while let Some(cause) = source {
         text.push_str(": ");
         text.push_str(&cause.to_string());

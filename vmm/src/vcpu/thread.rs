@@ -7,6 +7,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::JoinHandle;
 use std::{io, thread};
 
+use super::poison::Poison;
 use super::ram::Ferry;
 use super::running::{Running, Tools};
 use super::{Control, Wanted};
@@ -19,6 +20,8 @@ use crate::vm::Exits;
 pub(crate) struct CpuShared {
     /// Which vCPU it is, from 0.
     pub(crate) index: usize,
+    /// How many the guest has.
+    pub(crate) count: usize,
     /// The vCPU. Its thread holds the lock while it runs the guest; others take it while it is
     /// parked, to read or write its state.
     pub(crate) vcpu: Mutex<Vcpu>,
@@ -45,7 +48,7 @@ fn live(shared: &CpuShared, ferry: Ferry) {
         unsafe { shared.vcpu.lock().unwrap_or_else(PoisonError::into_inner).announce() };
     let tid = Tid(rustix::thread::gettid().as_raw_nonzero().get());
     shared.control.introduce(shared.index, tid);
-    let mut tools = Tools { immediate_exit, ferry };
+    let mut tools = Tools { immediate_exit, ferry, poison: Poison::default() };
     let mut state = State::Parked;
     loop {
         state = match state {

@@ -10,7 +10,7 @@ use super::{CPU_COUNT_MAX, Exits, Vm, VmConfig};
 use crate::arch::x86_64::cpuid;
 use crate::devices::Devices;
 use crate::kvm::{Capabilities, Machine, Vcpu};
-use crate::memory::{GuestMemory, MemoryError};
+use crate::memory::{GuestMemory, MemoryError, install_poison_handler};
 use crate::vcpu::{Control, CpuShared};
 use crate::{Error, kvm, vcpu};
 
@@ -19,7 +19,7 @@ impl Vm {
     ///
     /// # Errors
     /// [`Error::Kvm`] and [`Error::Memory`] say what the host lacks and what to do about it;
-    /// [`Error::CpuCount`].
+    /// [`Error::CpuCount`], [`Error::Device`].
     pub fn create(config: &VmConfig, console: Box<dyn Write + Send>) -> Result<Vm, Error> {
         let memory = || GuestMemory::create(config.memory_bytes, config.backing);
         Vm::create_on(config, memory, console)
@@ -35,15 +35,17 @@ impl Vm {
         console: Box<dyn Write + Send>,
     ) -> Result<Vm, Error> {
         kvm::install_kick_handler().map_err(Error::Event)?;
+        install_poison_handler().map_err(Error::Event)?;
         let Machine { kvm, vm, capabilities } = Machine::create()?;
         check_cpu_count(config.cpus, &capabilities)?;
         let memory = Arc::new(memory()?);
         kvm::add_memory(&vm, &memory)?;
         let fd = Arc::new(vm);
         let cpuid = cpuid::for_guest(&kvm, &capabilities, config.cpus)?;
+        let devices = Devices::create(&fd, &memory, &config.devices, console)?;
         let parts = Parts {
             memory,
-            devices: Arc::new(Devices::create(Arc::clone(&fd), console)?),
+            devices: Arc::new(devices),
             control: Arc::new(Control::new(config.cpus.into())),
             exits: Arc::new(Exits::new()?),
         };
@@ -51,7 +53,7 @@ impl Vm {
         for index in 0..config.cpus {
             let mut vcpu = Vcpu::create(&fd, index, capabilities.xsave_bytes)?;
             cpuid.apply(&mut vcpu, index)?;
-            cpus.push(parts.share(index, vcpu));
+            cpus.push(parts.share(index, config.cpus, vcpu));
         }
         let profile = profile(&kvm, &capabilities, &cpuid, &lock(&cpus[0].vcpu))?;
         let Parts { memory, devices, control, exits } = parts;
@@ -99,9 +101,10 @@ struct Parts {
 }
 
 impl Parts {
-    fn share(&self, index: u8, vcpu: Vcpu) -> Arc<CpuShared> {
+    fn share(&self, index: u8, count: u8, vcpu: Vcpu) -> Arc<CpuShared> {
         Arc::new(CpuShared {
             index: index.into(),
+            count: count.into(),
             vcpu: Mutex::new(vcpu),
             control: Arc::clone(&self.control),
             memory: Arc::clone(&self.memory),

@@ -15,6 +15,7 @@ use super::patience::{Due, Patience};
 use super::{MigrationState, Outcome, PeerError, Phase};
 use crate::limits::{PEER_TIMEOUT, RECORD_RETRY, SETUP_TIMEOUT, SWITCHOVER_TIMEOUT};
 use crate::page::{Claims, Class, Requested};
+use crate::schedule::FaultWindows;
 use crate::wire::{Abort, Accept, Complete, Kind, Message, Offer, RunHead, Section};
 
 /// What happens to the destination.
@@ -108,6 +109,7 @@ pub struct Destination {
     transfer: u64,
     /// No pages until the machine is built: no page index is valid until then.
     claims: Arc<Claims>,
+    windows: FaultWindows,
     /// How often the session was resumed.
     epoch: u32,
     /// The number of bulk channels, and of those that have read the end of the push.
@@ -135,6 +137,7 @@ impl Destination {
             state: State::AwaitOffer,
             transfer: 0,
             claims: Arc::new(Claims::new(0)),
+            windows: FaultWindows::default(),
             epoch: 0,
             connections: 0,
             ended: 0,
@@ -277,7 +280,8 @@ impl Destination {
     fn fault(&mut self, page: PageIndex) {
         match self.claims.request(page) {
             Requested::Now if self.state.pages_come() => {
-                self.outputs.push_back(Output::Send(Message::Request(PageRun::one(page))));
+                let run = self.windows.ask(page, &self.claims);
+                self.outputs.push_back(Output::Send(Message::Request(run)));
             }
             Requested::Now | Requested::Before => {}
             Requested::Present => self.outputs.push_back(Output::Wake(page)),
