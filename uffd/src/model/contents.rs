@@ -2,7 +2,7 @@
 //! to: copying a huge page then costs as little as copying a small one, and what is only read is
 //! there once.
 
-use super::folio::{PAGE_BYTES, PAGES_PER_HUGE};
+use super::folio::{HUGE, PAGE_BYTES};
 use super::frames::{Frame, Frames};
 use super::sync::Arc;
 
@@ -102,7 +102,8 @@ fn own(page: &mut PageBytes) -> &mut [u8] {
     frame
 }
 
-const HUGE_BYTES: usize = PAGE_BYTES * PAGES_PER_HUGE as usize;
+const HUGE_BYTES: usize = PAGE_BYTES * 512;
+const _: () = assert!(HUGE_BYTES as u64 == HUGE);
 
 #[cfg(test)]
 mod tests {
@@ -110,7 +111,7 @@ mod tests {
 
     #[test]
     fn a_copy_shares_memory_until_it_or_its_source_is_written_to() {
-        let bytes: Vec<u8> = (0..HUGE_BYTES).map(|at| (at / 1000) as u8).collect();
+        let bytes: Vec<u8> = (0_u8..=250).cycle().take(HUGE_BYTES).collect();
         let source = Contents::copy_of(&bytes, &Arc::default());
         let mut copy = Contents::zeros(HUGE_BYTES);
         for at in (0..HUGE_BYTES).step_by(PAGE_BYTES) {
