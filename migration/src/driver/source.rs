@@ -111,6 +111,7 @@ impl Outgoing {
 
     /// Migrates `vm`; returns when it is over, whichever way.
     pub fn run(self, vm: &dyn OutgoingVm) -> Outcome {
+        self.progress.is_of(&self.offer);
         let recorded = self.records.prepare(self.offer.guest).map_err(|e| in_full(&e));
         let (address, tls) = (&self.plan.address, self.plan.tls.as_ref());
         let dialled = recorded.and_then(|()| {
@@ -127,7 +128,6 @@ impl Outgoing {
         let pages = vm.pages();
         let sent = Arc::new(Sent::new(pages.page_count()));
         self.progress.count_sent(Arc::clone(&sent));
-        self.progress.moves_by(self.offer.mode);
         let limits = self.plan.limits;
         let shared = PushShared::new(&sent, Arc::new(PageSet::empty(0)), self.plan.push, None);
         Driver {
@@ -206,6 +206,9 @@ impl Driver<'_> {
     fn perform(&mut self, output: SourceOutput) {
         match output {
             SourceOutput::Send(message) => {
+                if let Message::Round { number } = message {
+                    self.setup.progress.round(number);
+                }
                 if let Some(channel) = &mut self.channel {
                     channel.queue(&message);
                 }

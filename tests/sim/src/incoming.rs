@@ -382,7 +382,9 @@ impl Incoming {
     fn prepare(&mut self, env: &mut Env, me: Me, offer: Offer) {
         let record = env.disk(me).record.clone();
         let checked = (|| {
-            offer.pages()?;
+            if offer.pages()? != env.guest.pages() {
+                return Err("its memory is not that of its machine");
+            }
             offer.check_transfer()?;
             offer.check_connections()
         })();
