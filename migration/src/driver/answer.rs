@@ -3,7 +3,7 @@
 use std::io;
 use std::time::Instant;
 
-use godwit_uffd::page::{PageIndex, PageRun, PageSize};
+use godwit_uffd::page::{PageIndex, PageRun};
 
 use crate::provider::GuestPages;
 use crate::wire::{Encoding, PageKind, PushFrame, RUN_HEAD_BYTES, RunHead};
@@ -21,7 +21,7 @@ pub(super) fn answer(
 ) -> io::Result<RunHead> {
     let (run, start) = (PageRun::one(page), out.len());
     let contents = start + RUN_HEAD_BYTES;
-    out.resize(contents + PageSize::BASE.bytes(), 0);
+    out.resize(contents + pages.page_size().bytes(), 0);
     let readable = pages.read_run(run, &mut out[contents..])?.is_empty();
     let encoding = match PageKind::of(&out[contents..]) {
         _ if !readable => Encoding::Poison,
@@ -31,7 +31,7 @@ pub(super) fn answer(
     if encoding != Encoding::Raw {
         out.truncate(contents);
     }
-    let mut head = RunHead::new(run, encoding, &out[contents..]);
+    let mut head = RunHead::new(pages.page_size(), run, encoding, &out[contents..]);
     head.service_us = u32::try_from(asked.elapsed().as_micros()).unwrap_or(u32::MAX);
     out[start..contents].copy_from_slice(&PushFrame::Pages(head).encode());
     Ok(head)
@@ -42,6 +42,7 @@ mod tests {
     use std::sync::Arc;
     use std::time::Duration;
 
+    use godwit_uffd::page::PageSize;
     use vm_memory::{Bytes, GuestAddress, GuestMemoryMmap};
 
     use super::*;
@@ -53,7 +54,7 @@ mod tests {
         let memory = GuestMemoryMmap::from_ranges(&[(GuestAddress(0), 3 * 4096)]).unwrap();
         memory.write_slice(&[6; 4096], GuestAddress(4096)).unwrap();
         memory.write_slice(&LOST, GuestAddress(2 * 4096)).unwrap();
-        let pages = GuestPages::new(Arc::new(memory), copy_up_to_lost);
+        let pages = GuestPages::new(Arc::new(memory), PageSize::BASE, copy_up_to_lost);
         let mut out = b"before".to_vec();
         let asked = Instant::now() - Duration::from_millis(3);
         for page in [0, 1, 2] {
@@ -65,7 +66,7 @@ mod tests {
         for (page, encoding, contents) in answers {
             let frame = decode(rest).unwrap().unwrap();
             rest = &rest[frame.wire_bytes()..];
-            let Message::Pages(head, bytes) = Message::read(&frame, 3).unwrap() else {
+            let Message::Pages(head, bytes) = Message::read(&frame, pages.paging()).unwrap() else {
                 panic!("{frame:?}");
             };
             assert_eq!((head.run, head.encoding), (PageRun::one(PageIndex(page)), encoding));

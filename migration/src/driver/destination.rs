@@ -20,9 +20,9 @@ use super::records::{RecordError, Records};
 use super::source::in_full;
 use super::stage::{Stage, stages};
 use super::take::{Failed, Installer, open, take_pushed};
-use crate::limits::DATA_PAGES_PER_RUN_MAX;
+use crate::limits::data_pages_per_run_max;
 use crate::metrics::Progress;
-use crate::page::Claims;
+use crate::page::{Claims, Paging};
 use crate::proto::{
     Destination, DestinationInput, DestinationOutput, Outcome, Ownership, PeerError, Prepared,
 };
@@ -31,12 +31,12 @@ use crate::wire::{Message, Offer, Section};
 
 /// The host that a guest comes to: makes the machine.
 pub trait IncomingHost: Send + Sync {
-    /// Builds the machine of `offer`, which has `pages` pages, with its memory registered for
-    /// missing faults and empty. Nothing outside this process is touched.
+    /// Builds the machine of `offer`, which has these pages, with its memory registered for missing
+    /// faults and empty. Nothing outside this process is touched.
     ///
     /// # Errors
     /// Why this host cannot run it, in a line that the source's operator will read.
-    fn prepare(&self, offer: &Offer, pages: u32) -> Result<Arc<dyn IncomingVm>, String>;
+    fn prepare(&self, offer: &Offer, paging: Paging) -> Result<Arc<dyn IncomingVm>, String>;
 }
 
 /// The guest as its destination sees it.
@@ -120,6 +120,7 @@ impl Incoming {
             receiver,
             host,
             guest: Uuid::nil(),
+            paging: Paging::base(0),
             machine_room: None,
             loading: None,
             bulk: Vec::new(),
@@ -153,6 +154,8 @@ struct Driver<'a> {
     returning: Option<Stream>,
     machine: Destination,
     guest: Uuid,
+    /// None until the machine is built: no page index is valid until then.
+    paging: Paging,
     machine_room: Option<MachineRoom>,
     loading: Option<JoinHandle<()>>,
     bulk: Vec<(Arc<Stream>, JoinHandle<()>)>,
@@ -252,21 +255,21 @@ impl Driver<'_> {
     }
 
     fn prepare(&mut self, offer: &Offer) -> Result<Prepared, String> {
-        let pages = offer.pages()?;
+        let paging = offer.paging()?;
         self.setup.progress.moves_by(offer.mode);
         offer.check_transfer()?;
         offer.check_connections()?;
         self.setup.records.may_come(offer.guest, offer.transfer).map_err(|e| in_full(&e))?;
-        let vm = self.host.prepare(offer, pages)?;
-        let claims = Arc::new(Claims::new(pages));
-        self.setup.progress.count_claims(Arc::clone(&claims));
+        let vm = self.host.prepare(offer, paging)?;
+        let claims = Arc::new(Claims::new(paging.count));
+        self.setup.progress.count_claims(Arc::clone(&claims), paging.size);
         let installer = Installer {
             claims: Arc::clone(&claims),
             memory: vm.memory(),
             progress: Arc::clone(&self.setup.progress),
         };
-        self.guest = offer.guest;
-        let stages = stages(&claims, vm.staged_bytes_max(), offer.connections);
+        (self.guest, self.paging) = (offer.guest, paging);
+        let stages = stages(&claims, paging, vm.staged_bytes_max(), offer.connections);
         // Last, so that the sync of the switchover finds the disk at rest.
         if let Err(error) = self.record(offer.transfer, Ownership::Expected) {
             vm.discard();
@@ -371,7 +374,7 @@ impl Driver<'_> {
             return Ok(false);
         };
         let now = Instant::now();
-        let message = Message::read(&frame, self.machine.page_count())?;
+        let message = Message::read(&frame, self.paging)?;
         let contents = match &message {
             Message::Pages(_, contents) => *contents,
             _ => &[],
@@ -381,7 +384,8 @@ impl Driver<'_> {
             let progress = &room.installer.progress;
             progress.pages_urgent(head.run.count);
             let service = Duration::from_micros(head.service_us.into());
-            for page in head.run.pages().take(DATA_PAGES_PER_RUN_MAX as usize) {
+            let most = data_pages_per_run_max(self.paging.size);
+            for page in head.run.pages().take(most as usize) {
                 progress.faults().answered(page, service, now);
             }
             let mut unpacked = Vec::new();
@@ -432,7 +436,7 @@ impl Driver<'_> {
         if self.bulk.len() == usize::from(self.machine.connections()) {
             return tracing::warn!(peer = stream.peer(), "a bulk channel too many");
         }
-        let room = self.room();
+        let (paging, room) = (self.paging, self.room());
         let (installer, mut stage) = (room.installer.clone(), room.stages.pop());
         let events = Arc::clone(&self.setup.events);
         let take = {
@@ -440,7 +444,7 @@ impl Driver<'_> {
             move || {
                 let last = || events.send(Event::AllInstalled);
                 let ended = || events.send(Event::PushEnded { epoch });
-                let taken = take_pushed(&stream, &installer, stage.as_mut(), last, ended);
+                let taken = take_pushed(&stream, paging, &installer, stage.as_mut(), last, ended);
                 if let Err(error) = taken {
                     events.send(Event::BulkFailed { epoch, error });
                 }

@@ -16,7 +16,7 @@ use super::dirty::{DirtyLog, DirtyTracking};
 use super::notify::Notifier;
 use super::push::{Push, PushOptions, PushShared};
 use super::records::{RecordError, Records};
-use crate::limits::{REDIAL_TIMEOUT, SETUP_TIMEOUT};
+use crate::limits::{ANSWERS_BYTES_MAX, REDIAL_TIMEOUT, SETUP_TIMEOUT};
 use crate::metrics::Progress;
 use crate::page::{PageSet, Sent};
 use crate::proto::{
@@ -135,10 +135,10 @@ impl Outgoing {
         };
         let pages = vm.pages();
         let sent = Arc::new(Sent::new(pages.page_count()));
-        self.progress.count_sent(Arc::clone(&sent));
+        self.progress.count_sent(Arc::clone(&sent), pages.page_size());
         self.progress.moves_by(self.offer.mode);
         let limits = self.plan.limits;
-        let shared = Arc::new(PushShared::new(&sent, self.plan.push));
+        let shared = Arc::new(PushShared::new(&sent, pages.page_size(), self.plan.push));
         Driver {
             machine: Source::new(self.offer.clone(), limits, Arc::clone(&sent), Instant::now()),
             address: self.plan.address.clone(),
@@ -308,7 +308,8 @@ impl Driver<'_> {
 
     fn start_push(&mut self) {
         self.join_push();
-        self.shared = Arc::new(PushShared::new(&self.sent, self.setup.plan.push));
+        let page_size = self.pages.page_size();
+        self.shared = Arc::new(PushShared::new(&self.sent, page_size, self.setup.plan.push));
         let (epoch, running) = (self.machine.epoch(), Arc::new(AtomicUsize::new(self.bulk.len())));
         for stream in self.bulk.clone() {
             let (pages, sent) = (self.pages.clone(), Arc::clone(&self.sent));
@@ -344,6 +345,9 @@ impl Driver<'_> {
             .expect("the request was checked");
         self.setup.progress.run(&head, |page| self.pages.gpa_of(page));
         self.setup.progress.pages_urgent(1);
+        if channel.outgoing().len() >= ANSWERS_BYTES_MAX {
+            self.flush();
+        }
     }
 
     fn wait(&mut self) {
@@ -379,7 +383,7 @@ impl Driver<'_> {
     }
 
     fn receive_frames(&mut self) -> Result<(), PeerError> {
-        let page_count = self.pages.page_count();
+        let paging = self.pages.paging();
         let Some(channel) = &mut self.channel else { return Ok(()) };
         if !channel.receive()? {
             return Ok(());
@@ -389,7 +393,7 @@ impl Driver<'_> {
         while let Some(channel) = &mut self.channel
             && let Some(frame) = channel.next_frame()?
         {
-            let message = Message::read(&frame, page_count)?;
+            let message = Message::read(&frame, paging)?;
             self.machine.handle(SourceInput::Message(message), Instant::now());
             self.drain();
         }

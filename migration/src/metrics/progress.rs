@@ -5,7 +5,7 @@ use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Instant;
 
-use godwit_uffd::page::{Gpa, PageIndex, PageRun};
+use godwit_uffd::page::{Gpa, PageIndex, PageRun, PageSize};
 use serde::{Deserialize, Serialize};
 
 use super::classes::{ClassCounters, Classes};
@@ -18,6 +18,8 @@ use crate::wire::{Encoding, Mode, RunHead};
 /// Pages of the guest, by what has become of them.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Pages {
+    /// The size of each, in bytes; 0 until the guest is known.
+    pub bytes: u32,
     /// All pages of the guest.
     pub total: u32,
     /// Not sent (source), not installed (destination).
@@ -68,8 +70,8 @@ pub fn monotonic_us() -> u64 {
 #[derive(Debug, Clone)]
 enum Counts {
     None,
-    Source(Arc<Sent>),
-    Destination(Arc<Claims>),
+    Source(Arc<Sent>, PageSize),
+    Destination(Arc<Claims>, PageSize),
 }
 
 /// The progress of one migration.
@@ -184,14 +186,14 @@ impl Progress {
         inner.state = inner.end.unwrap_or(inner.state);
     }
 
-    /// The source counts what it sends.
-    pub fn count_sent(&self, sent: Arc<Sent>) {
-        self.inner().counts = Counts::Source(sent);
+    /// The source counts what it sends, in pages of this size.
+    pub fn count_sent(&self, sent: Arc<Sent>, size: PageSize) {
+        self.inner().counts = Counts::Source(sent, size);
     }
 
-    /// The destination counts what it installs.
-    pub fn count_claims(&self, claims: Arc<Claims>) {
-        self.inner().counts = Counts::Destination(claims);
+    /// The destination counts what it installs, in pages of this size.
+    pub fn count_claims(&self, claims: Arc<Claims>, size: PageSize) {
+        self.inner().counts = Counts::Destination(claims, size);
     }
 
     /// A run of pages was sent, or has come. Lost pages are named in the log by the address that
@@ -235,20 +237,23 @@ impl Progress {
         let inner = self.inner();
         let classes = self.classes.read();
         let count = |pages: u64| u32::try_from(pages).unwrap_or(u32::MAX);
+        let in_bytes = |size: PageSize| count(size.bytes() as u64);
         let urgent = count(self.urgent.load(Ordering::Relaxed));
         let (pages, faults) = match &inner.counts {
             Counts::None => (Pages::default(), None),
-            Counts::Source(sent) => {
+            Counts::Source(sent, size) => {
                 let (total, remaining) = (sent.page_count(), sent.remaining());
+                let bytes = in_bytes(*size);
                 let (zero, data) = (count(classes.zero.pages), count(classes.data_pages()));
                 let poisoned = count(classes.poisoned.pages);
-                (Pages { total, remaining, zero, data, poisoned, urgent }, None)
+                (Pages { bytes, total, remaining, zero, data, poisoned, urgent }, None)
             }
-            Counts::Destination(claims) => {
+            Counts::Destination(claims, size) => {
                 let (total, remaining) = (claims.page_count(), claims.remaining());
+                let bytes = in_bytes(*size);
                 let [zero, data, poisoned] =
                     [Class::Zero, Class::Data, Class::Poisoned].map(|c| claims.installed(c));
-                let pages = Pages { total, remaining, zero, data, poisoned, urgent };
+                let pages = Pages { bytes, total, remaining, zero, data, poisoned, urgent };
                 (pages, Some(self.faults.report(Instant::now())))
             }
         };

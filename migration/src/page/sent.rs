@@ -2,7 +2,7 @@
 
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 
-use godwit_uffd::page::PageIndex;
+use godwit_uffd::page::{PageIndex, PageRun};
 
 use super::PageSet;
 
@@ -35,19 +35,9 @@ impl Sent {
         self.remaining.load(Ordering::Acquire)
     }
 
-    /// The number of words: groups of 64 consecutive pages.
-    pub fn word_count(&self) -> u32 {
-        self.pages.div_ceil(WORD_PAGES)
-    }
-
     /// The word that `page` is in.
-    pub fn word_of(page: PageIndex) -> u32 {
+    fn word_of(page: PageIndex) -> u32 {
         page.0 / WORD_PAGES
-    }
-
-    /// The first page of `word`.
-    pub fn first_page(word: u32) -> PageIndex {
-        PageIndex(word * WORD_PAGES)
     }
 
     /// Takes one page. False if another channel has taken it.
@@ -62,13 +52,17 @@ impl Sent {
         taken
     }
 
-    /// Takes what is left of `word`: one bit per page taken, the lowest for its first page.
-    pub fn take_word(&self, word: u32) -> u64 {
-        let in_word = (self.pages - word * WORD_PAGES).min(WORD_PAGES);
-        let all = if in_word == WORD_PAGES { u64::MAX } else { (1 << in_word) - 1 };
+    /// Takes what is left of `group`, whose pages are in one word: one bit per page taken, the
+    /// lowest for its first page. Pages behind the guest's last are none.
+    pub fn take_group(&self, group: PageRun) -> u64 {
+        let (first, word) = (group.first.0, Sent::word_of(group.first));
+        let count = group.count.min(self.pages - first);
+        let shift = first % WORD_PAGES;
+        assert!(shift + count <= WORD_PAGES, "{group} is not in one word");
+        let all = u64::MAX >> (WORD_PAGES - count) << shift;
         let taken = all & !self.words[word as usize].fetch_or(all, Ordering::AcqRel);
         self.remaining.fetch_sub(taken.count_ones(), Ordering::AcqRel);
-        taken
+        taken >> shift
     }
 
     /// The pages of `pages` have to be sent again. Returns how many of them had been.
@@ -124,9 +118,11 @@ mod tests {
         let sent = Sent::new(70);
         assert!(sent.take(PageIndex(3)));
         assert!(!sent.take(PageIndex(3)));
-        assert_eq!(sent.take_word(0), !8);
-        assert_eq!(sent.take_word(1), 0b11_1111);
-        assert_eq!((sent.take_word(1), sent.remaining()), (0, 0));
+        let group = |first, count| sent.take_group(PageRun { first: PageIndex(first), count });
+        assert_eq!((group(2, 1), group(2, 4)), (1, 0b1100));
+        assert_eq!(group(0, 64), !0b11_1100);
+        assert_eq!(group(64, 64), 0b11_1111);
+        assert_eq!((group(64, 64), sent.remaining()), (0, 0));
         assert!(!sent.take(PageIndex(69)));
     }
 }

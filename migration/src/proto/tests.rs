@@ -4,12 +4,12 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use godwit_uffd::page::{PageIndex, PageRun};
+use godwit_uffd::page::{PageIndex, PageRun, PageSize};
 use uuid::Uuid;
 
 use super::*;
 use crate::limits::{REDIAL_MAX, REDIAL_MIN};
-use crate::page::{Claims, Class, PageSet, Requested, Sent};
+use crate::page::{Claims, Class, PageSet, Paging, Requested, Sent};
 use crate::schedule::{OnTimeout, RoundLimits};
 use crate::wire::{
     Abort, Complete, Encoding, MemslotLayout, Message, Mode, Offer, RunHead, Section, decode,
@@ -51,7 +51,7 @@ struct Pair {
 fn wire<'a>(message: &Message<'_>, bytes: &'a mut Vec<u8>) -> Message<'a> {
     bytes.clear();
     encode(message, bytes);
-    Message::read(&decode(bytes).unwrap().unwrap(), PAGES).unwrap()
+    Message::read(&decode(bytes).unwrap().unwrap(), Paging::base(PAGES)).unwrap()
 }
 
 fn result(fails: bool) -> Result<(), String> {
@@ -159,7 +159,7 @@ impl Pair {
                 self.tell_source(SourceInput::GrantRecorded(result(self.faults.grant_record)));
             }
             SourceOutput::Serve(page) => {
-                let head = RunHead::new(PageRun::one(page), Encoding::Zero, &[]);
+                let head = RunHead::new(PageSize::BASE, PageRun::one(page), Encoding::Zero, &[]);
                 if self.connected {
                     self.tell_destination(DestinationInput::Message(Message::Pages(head, &[])));
                 }

@@ -8,32 +8,35 @@ use crate::page::Sent;
 /// start. A guest that walks through its memory then finds the pages ahead of it on their way.
 #[derive(Debug)]
 pub struct PushOrder {
-    words: u32,
+    /// Pages that are taken at once.
+    group: u32,
+    groups: u32,
     next: u32,
     left: u32,
 }
 
 impl PushOrder {
-    /// Every word of `sent`, from the first.
-    pub fn new(sent: &Sent) -> PushOrder {
-        let words = sent.word_count();
-        PushOrder { words, next: 0, left: words }
+    /// Every page of `sent` from the first, at most `group` of them at once, which divides 64.
+    pub fn new(sent: &Sent, group: u32) -> PushOrder {
+        assert!(group > 0 && 64 % group == 0, "{group}");
+        let groups = sent.page_count().div_ceil(group);
+        PushOrder { group, groups, next: 0, left: groups }
     }
 
-    /// The pages to send now, taken from `sent`: runs within one group of 64, or `None` at the end.
+    /// The pages to send now, taken from `sent`: runs within one group, or `None` at the end.
     /// `fault` is the latest page that was asked for, if one was since the call before.
     pub fn next(&mut self, sent: &Sent, fault: Option<PageIndex>) -> Option<Vec<PageRun>> {
         if let Some(page) = fault {
-            self.next = Sent::word_of(page);
-            self.left = self.words;
+            self.next = page.0 / self.group;
+            self.left = self.groups;
         }
         while self.left > 0 {
-            let word = self.next;
-            self.next = (word + 1) % self.words;
+            let first = PageIndex(self.next * self.group);
+            self.next = (self.next + 1) % self.groups;
             self.left -= 1;
-            let taken = sent.take_word(word);
+            let taken = sent.take_group(PageRun { first, count: self.group });
             if taken != 0 {
-                return Some(runs(Sent::first_page(word), taken).collect());
+                return Some(runs(first, taken).collect());
             }
         }
         None
@@ -68,7 +71,7 @@ mod tests {
         for page in [0, 63, 64, 130, 131] {
             sent.take(PageIndex(page));
         }
-        let mut order = PushOrder::new(&sent);
+        let mut order = PushOrder::new(&sent, 64);
         let pushed: Vec<u32> =
             drain(&mut order, &sent).into_iter().flat_map(|run| run.pages().map(|p| p.0)).collect();
         let expected: Vec<u32> = (0..200).filter(|p| ![0, 63, 64, 130, 131].contains(p)).collect();
@@ -79,11 +82,22 @@ mod tests {
     #[test]
     fn the_push_goes_on_behind_a_fault_and_comes_round() {
         let sent = Sent::new(256);
-        let mut order = PushOrder::new(&sent);
+        let mut order = PushOrder::new(&sent, 64);
         let first = order.next(&sent, Some(PageIndex(140))).unwrap();
         assert_eq!(first, [PageRun { first: PageIndex(128), count: 64 }]);
         let rest: Vec<u32> = drain(&mut order, &sent).iter().map(|run| run.first.0).collect();
         assert_eq!(rest, [192, 0, 64]);
+    }
+
+    #[test]
+    fn huge_pages_are_taken_one_by_one_from_behind_a_fault() {
+        let sent = Sent::new(70);
+        let mut order = PushOrder::new(&sent, 1);
+        assert!(sent.take(PageIndex(67)));
+        let first = order.next(&sent, Some(PageIndex(67))).unwrap();
+        assert_eq!((first, sent.remaining()), (vec![PageRun::one(PageIndex(68))], 68));
+        let rest: Vec<u32> = drain(&mut order, &sent).iter().map(|run| run.first.0).collect();
+        assert_eq!(rest, [69].into_iter().chain(0..67).collect::<Vec<_>>());
     }
 
     #[test]

@@ -6,7 +6,7 @@ use std::collections::VecDeque;
 use std::sync::Arc;
 use std::time::Duration;
 
-use godwit_migration::page::Claims;
+use godwit_migration::page::{Claims, Paging};
 use godwit_migration::proto::{
     Destination, DestinationInput, DestinationOutput, MigrationState, Outcome, Ownership,
     PeerError, Prepared, may_come,
@@ -259,7 +259,7 @@ impl Incoming {
 
     fn receive_frame(&mut self, env: &mut Env, bytes: &[u8]) -> Result<(), PeerError> {
         let frame = decode(bytes).expect("it was decoded").expect("it is whole");
-        let message = Message::read(&frame, self.machine.page_count())?;
+        let message = Message::read(&frame, Paging::base(self.machine.page_count()))?;
         let contents = match &message {
             Message::Pages(head, contents) => {
                 env.log(|| format!("destination receives {}", head.run));
@@ -368,7 +368,7 @@ impl Incoming {
     }
 
     fn build(&mut self, env: &mut Env, me: Me, vm: &mut Option<Vm>, offer: &Offer) {
-        let pages = offer.pages().expect("it was checked");
+        let pages = offer.paging().expect("it was checked").count;
         let memory = Arriving::new(pages, env.guest.cpus());
         let claims = Arc::new(Claims::new(pages));
         self.room = Some(Room { claims, uffd: Arc::clone(&memory.uffd) });
@@ -382,7 +382,7 @@ impl Incoming {
     fn prepare(&mut self, env: &mut Env, me: Me, offer: Offer) {
         let record = env.disk(me).record.clone();
         let checked = (|| {
-            offer.pages()?;
+            offer.paging()?;
             offer.check_transfer()?;
             offer.check_connections()
         })();

@@ -4,9 +4,10 @@ use std::collections::VecDeque;
 use std::time::Duration;
 
 use godwit_migration::limits::PEER_TIMEOUT;
+use godwit_migration::limits::data_pages_per_run_max;
 use godwit_migration::page::Sent;
 use godwit_migration::schedule::{Gate, PushOrder};
-use godwit_uffd::page::{PageIndex, PageRun};
+use godwit_uffd::page::{PageIndex, PageRun, PageSize};
 
 use crate::env::Env;
 use crate::guest::{Values, page_of};
@@ -31,7 +32,7 @@ impl Shared {
             urgent: false,
             latest_fault: None,
             stopped: false,
-            order: PushOrder::new(sent),
+            order: PushOrder::new(sent, data_pages_per_run_max(PageSize::BASE)),
         }
     }
 

@@ -10,7 +10,6 @@ use super::Failure;
 use super::args::Receive;
 use super::parent::end_with;
 use super::run::{exit_code, open_records, start_api};
-use crate::api::types::Role;
 use crate::migrate::{Host, serve, watch_signals};
 
 /// Listens for guests and serves the one that comes until it ends; listens again when it has moved
@@ -21,7 +20,7 @@ pub fn receive(args: &Receive) -> Result<ExitCode, Failure> {
     let records = open_records(args.state_dir.as_deref())?;
     let receiver = Receiver::bind(&args.address, trust, records.clone());
     let receiver = Arc::new(receiver.map_err(|e| Failure::new(&e))?);
-    let host = Host::new(Role::Receive, records, Some(Arc::clone(&receiver)));
+    let host = Host::receiving(records, Arc::clone(&receiver), args.page_size);
     let host = host.map_err(|e| Failure::new(&e))?;
     let server = start_api(args.api_socket.as_deref(), &host)?;
     watch_signals(&host).map_err(|e| Failure::new(&e))?;

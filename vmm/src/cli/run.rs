@@ -8,12 +8,13 @@ use godwit_migration::driver::{RecordError, Records};
 use uuid::Uuid;
 
 use super::Failure;
-use super::args::Run;
+use super::args::{MemoryBacking, Run};
 use super::parent::end_with;
 use crate::api::Server;
 use crate::api::types::Role;
 use crate::boot::KernelImage;
 use crate::guest_image;
+use crate::memory::Backing;
 use crate::migrate::{Controlled, End, Host, serve, watch_signals};
 use crate::vm::{GuestExit, Vm, VmConfig};
 
@@ -34,7 +35,7 @@ fn run_guest(args: &Run, records: Records, id: Uuid, transfer: u64) -> Result<Ex
     let config = VmConfig {
         cpus: args.cpus,
         memory_bytes: args.memory,
-        backing: args.memory_backing.into(),
+        backing: Backing::of(args.memory_backing == MemoryBacking::Memfd, args.page_size),
     };
     let host = Host::new(Role::Run, records, None).map_err(|e| Failure::new(&e))?;
     let server = start_api(args.api_socket.as_deref(), &host)?;

@@ -22,6 +22,7 @@ use godwit_migration::metrics::Progress;
 use godwit_migration::proto::{MigrationState, Outcome, Phase};
 use godwit_uffd::guest::GuestUffd;
 use godwit_uffd::kernel::KernelUffd;
+use godwit_uffd::page::PageSize;
 use uuid::Uuid;
 
 use crate::api::types::{Direction, Role, VmInfo};
@@ -60,6 +61,8 @@ pub struct Host {
     events: Notifier<HostEvent>,
     /// Where guests come in; none in a process that only launched one.
     receiver: Option<Arc<Receiver>>,
+    /// Guests that come must have pages of this size, if it is given.
+    page_size_wanted: Option<PageSize>,
     state: Mutex<State>,
     /// A migration is over.
     over: Condvar,
@@ -164,10 +167,33 @@ impl Host {
         records: Records,
         receiver: Option<Arc<Receiver>>,
     ) -> std::io::Result<Arc<Host>> {
+        Host::build(role, records, receiver, None)
+    }
+
+    /// A process that takes guests in: only those whose memory has pages of this size, if one is
+    /// given.
+    ///
+    /// # Errors
+    /// No descriptor to be had.
+    pub fn receiving(
+        records: Records,
+        receiver: Arc<Receiver>,
+        page_size: Option<PageSize>,
+    ) -> std::io::Result<Arc<Host>> {
+        Host::build(Role::Receive, records, Some(receiver), page_size)
+    }
+
+    fn build(
+        role: Role,
+        records: Records,
+        receiver: Option<Arc<Receiver>>,
+        page_size_wanted: Option<PageSize>,
+    ) -> std::io::Result<Arc<Host>> {
         Ok(Arc::new(Host {
             role,
             records,
             receiver,
+            page_size_wanted,
             events: Notifier::new()?,
             state: Mutex::new(State::default()),
             over: Condvar::new(),
