@@ -9,6 +9,7 @@ mod deadline;
 pub mod device;
 mod godwit;
 pub mod guest;
+pub mod huge_pages;
 pub mod passes;
 pub mod peer;
 mod process;

@@ -9,6 +9,7 @@ mod cancel;
 mod control;
 mod demo;
 mod doctor;
+mod granules;
 mod hostile;
 mod hostile_destination;
 mod hostile_pages;
