@@ -355,6 +355,7 @@ impl Driver<'_> {
         let Some(channel) = &mut self.channel else { return };
         match channel.receive() {
             Ok(true) => loop {
+                self.machine.handle(DestinationInput::PartHeard, Instant::now());
                 match self.receive_frame() {
                     Ok(true) => self.drain(),
                     Ok(false) => return,

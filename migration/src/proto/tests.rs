@@ -8,7 +8,7 @@ use godwit_uffd::page::{PageIndex, PageRun, PageSize};
 use uuid::Uuid;
 
 use super::*;
-use crate::limits::{REDIAL_MAX, REDIAL_MIN};
+use crate::limits::{PEER_TIMEOUT, REDIAL_MAX, REDIAL_MIN};
 use crate::page::{Claims, Class, PageSet, Paging, Requested, Sent};
 use crate::schedule::{OnTimeout, RoundLimits};
 use crate::wire::{
@@ -601,6 +601,23 @@ fn silence_is_an_abort_before_the_grant_and_a_loss_after_it() {
     pair.destination.handle_timeout(pair.now + hour);
     pair.run();
     assert!(pair.is_paused());
+}
+
+#[test]
+fn a_source_that_sends_a_long_message_slowly_is_not_silent() {
+    let step = PEER_TIMEOUT / 2;
+    let mut pair = Pair::new(Faults::default());
+    pair.run();
+    for _ in 0..10 {
+        pair.now += step;
+        pair.tell_destination(DestinationInput::PartHeard);
+        pair.destination.handle_timeout(pair.now);
+    }
+    while pair.step_destination() {}
+    assert!(!pair.did("destination interrupted"), "{:?}", pair.log);
+    pair.destination.handle_timeout(pair.now + PEER_TIMEOUT);
+    while pair.step_destination() {}
+    assert!(pair.did("destination interrupted"), "{:?}", pair.log);
 }
 
 #[test]

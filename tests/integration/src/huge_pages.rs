@@ -59,7 +59,7 @@ impl HugePages {
 
 impl Drop for HugePages {
     fn drop(&mut self) {
-        // Nobody is left to tell if this fails; whoever comes next sees a value that is not the old.
+        // Nobody is left to tell if this fails; the next user sees a value that is not the old.
         let _ = set(self.before);
     }
 }

@@ -35,6 +35,8 @@ pub enum Input<'a> {
     /// The channel that resumes the session is in use, and nothing is installed any more from those
     /// that were.
     Adopted,
+    /// Bytes of a message came, and it is not whole yet: a huge page takes a while on a slow link.
+    PartHeard,
     /// The last page was installed.
     AllInstalled,
     /// A bulk channel of this session and epoch has come.
@@ -214,6 +216,13 @@ impl Destination {
             Input::Message(message) => {
                 self.patience.heard(now);
                 self.message(message, now)
+            }
+            Input::PartHeard => {
+                // Before the grant a message has to be whole in time: the guest stands still.
+                if self.state == State::Running {
+                    self.patience.heard(now);
+                }
+                Ok(())
             }
             Input::Prepared(result) => self.prepared(result, now),
             Input::Loaded(result) => self.loaded(result, now),
