@@ -181,7 +181,11 @@ impl Pushing<'_> {
     fn send_data(&mut self, run: PageRun, at: u32) -> io::Result<()> {
         self.flush_zeros()?;
         let begun = Instant::now();
-        let (head, frame) = self.buffer.frame(run, at, self.policy.packs());
+        let packs = self.policy.packs();
+        let (head, frame) = self.buffer.frame(run, at, packs);
+        if packs {
+            self.policy.packed(head.page_bytes(), frame.len(), begun.elapsed());
+        }
         self.push.send(&head, frame)?;
         self.policy.sent(head.page_bytes(), begun.elapsed());
         Ok(())

@@ -25,6 +25,9 @@ const WINDOW_TIME: Duration = Duration::from_millis(500);
 /// A link that takes a byte in less, in nanoseconds, is not worth a try: packing in safe code costs
 /// a core about as much.
 const FAST_LINK_NS_PER_BYTE: f64 = 2.0;
+/// A try of packing that shows no gain after so many bytes of pages is not gone through with: a run
+/// or a few, because one may have lost the core for a while.
+const PROBE_BYTES: usize = 1 << 20;
 /// The other way is taken if its cost is at most this part of that of the present one.
 const WORTH_A_CHANGE: f64 = 0.9;
 /// Windows until the other way is tried, after a change.
@@ -45,6 +48,8 @@ pub struct CompressionPolicy {
     packs: bool,
     state: State,
     window: Window,
+    /// What packing alone takes and gives in a try.
+    probe: Probe,
     /// Windows until the next try, and how many that were.
     left: u32,
     patience: u32,
@@ -67,6 +72,22 @@ struct Window {
     took: Duration,
 }
 
+#[derive(Clone, Copy, Debug, Default)]
+struct Probe {
+    window: Window,
+    packed_bytes: usize,
+}
+
+impl Probe {
+    /// Whether packing cannot be the better way: it takes as long as sending does, or what it
+    /// leaves to be sent is as much.
+    fn is_hopeless(self, usual: f64) -> bool {
+        let left = self.packed_bytes as f64 / self.window.page_bytes as f64;
+        self.window.page_bytes >= PROBE_BYTES
+            && (left >= WORTH_A_CHANGE || self.window.ns_per_byte() >= usual * WORTH_A_CHANGE)
+    }
+}
+
 impl Window {
     fn is_full(self) -> bool {
         self.page_bytes >= WINDOW_BYTES || self.took >= WINDOW_TIME
@@ -85,6 +106,7 @@ impl CompressionPolicy {
             packs: wanted == Compression::Lz4,
             state: State::Steady,
             window: Window::default(),
+            probe: Probe::default(),
             left: 1,
             patience: 1,
         }
@@ -93,6 +115,22 @@ impl CompressionPolicy {
     /// Whether to pack the next run.
     pub fn packs(&self) -> bool {
         self.packs
+    }
+
+    /// Packing made `packed_bytes` of `page_bytes` of pages and `took` so long; they are not sent
+    /// yet.
+    pub fn packed(&mut self, page_bytes: usize, packed_bytes: usize, took: Duration) {
+        let (State::Settling { usual } | State::Trying { usual }) = self.state else { return };
+        if !self.packs {
+            return;
+        }
+        self.probe.window.page_bytes += page_bytes;
+        self.probe.window.took += took;
+        self.probe.packed_bytes += packed_bytes;
+        if self.probe.is_hopeless(usual) {
+            self.window = Window::default();
+            self.try_ended(false);
+        }
     }
 
     /// A run of `page_bytes` of pages was sent as [`CompressionPolicy::packs`] said, and packing
@@ -121,21 +159,26 @@ impl CompressionPolicy {
                 let may_pay = self.packs || cost >= FAST_LINK_NS_PER_BYTE;
                 if self.left == 0 && may_pay {
                     self.packs = !self.packs;
+                    self.probe = Probe::default();
                     self.state = State::Settling { usual: cost };
                 }
             }
             State::Settling { usual } => self.state = State::Trying { usual },
             State::Trying { usual } => {
-                self.state = State::Steady;
-                if cost <= usual * WORTH_A_CHANGE {
-                    self.patience = PATIENCE_MIN;
-                } else {
-                    self.packs = !self.packs;
-                    self.patience = (self.patience * 2).min(PATIENCE_MAX);
-                }
-                self.left = self.patience;
+                self.try_ended(cost <= usual * WORTH_A_CHANGE);
             }
         }
+    }
+
+    fn try_ended(&mut self, is_better: bool) {
+        self.state = State::Steady;
+        if is_better {
+            self.patience = PATIENCE_MIN;
+        } else {
+            self.packs = !self.packs;
+            self.patience = (self.patience * 2).min(PATIENCE_MAX);
+        }
+        self.left = self.patience;
     }
 }
 
@@ -167,6 +210,10 @@ mod tests {
         for _ in 0..runs {
             let packs = policy.packs();
             let ns = world.cost(packs) * RUN as f64;
+            if packs {
+                let pack = Duration::from_secs_f64(world.pack * RUN as f64 / 1e9);
+                policy.packed(RUN, (world.ratio * RUN as f64) as usize, pack);
+            }
             packed += f64::from(u8::from(packs));
             took += ns;
             policy.sent(RUN, Duration::from_secs_f64(ns / 1e9));
@@ -198,14 +245,14 @@ mod tests {
     fn bytes_that_do_not_shrink_are_tried_rarely() {
         let noise = World { ratio: 1.0, ..SLOW_LINK };
         let (packed, _) = push(&mut auto(), noise, 4096);
-        assert!(packed < 0.05, "{packed}");
+        assert!(packed < 0.005, "{packed}");
     }
 
     #[test]
     fn a_core_that_packs_too_slowly_does_not() {
         let slow_core = World { pack: 12.0, ..SLOW_LINK };
         let (packed, worse) = push(&mut auto(), slow_core, 4096);
-        assert!(packed < 0.05 && worse < 0.02, "{packed} {worse}");
+        assert!(packed < 0.005 && worse < 0.005, "{packed} {worse}");
     }
 
     #[test]
