@@ -45,6 +45,22 @@ pub const CONNECTIONS_MAX: u8 = 32;
 /// Most requests that a source keeps unanswered before it answers; a vCPU has one fault at a time.
 pub const REQUESTS_IN_FLIGHT_MAX: usize = 4096;
 
+/// Most pages that one fault asks for: 64 KiB, which keep others waiting for half a millisecond on
+/// a link of a gigabit a second, or one huge page.
+pub const fn fault_window_pages_max(size: PageSize) -> u32 {
+    pages_in(64 << 10, size)
+}
+/// Walks of the guest through its memory that its destination tells apart: a few vCPUs with a few
+/// each.
+pub const FAULT_WALKS_MAX: usize = 16;
+/// Most pages that came unasked between two faults of one walk: they are looked at one by one.
+pub const WALK_GAP_PAGES_MAX: u32 = 512;
+/// Faults around which the push goes on, and that it takes in at once.
+pub const PUSH_WALKS_MAX: usize = 8;
+/// Groups of pages that the push is ahead of a guest that walks, before it sends what was written
+/// last: 16 MiB of base pages, 128 MiB of huge ones.
+pub const PUSH_AHEAD_GROUPS_MAX: u32 = 64;
+
 /// Most bytes of pages that a destination has allocated ahead of the pages that come.
 pub const STAGED_AHEAD_BYTES_MAX: usize = 1 << 30;
 /// Bytes of pages that are allocated ahead in one step, between two looks at what is wanted.
@@ -95,6 +111,7 @@ const _: () = {
         let size = PageSize::ALL[at];
         assert!(zero_pages_held_max(size) <= ZERO_PAGES_PER_RUN_MAX);
         assert!(zero_pages_held_max(size) >= data_pages_per_run_max(size));
+        assert!(fault_window_pages_max(size) <= data_pages_per_run_max(size));
         // A push takes pages by words of a bitmap, or parts of them.
         assert!(u64::BITS.is_multiple_of(data_pages_per_run_max(size)));
         assert!(run_bytes_max(size) <= RUN_BYTES_MAX);

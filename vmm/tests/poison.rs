@@ -13,8 +13,8 @@ use godwit_vmm::memory::Backing;
 use godwit_vmm::vm::{GuestExit, Vm};
 
 /// Goes to ring 3 and loads from an address. What it was given by the test, from `GIVEN` on, says
-/// from which, whether machine checks are on, and whether the handler ends the guest or ignores what
-/// it is told.
+/// from which, whether machine checks are on, and whether the handler ends the guest or ignores
+/// what it is told.
 #[rustfmt::skip]
 const PROGRAM: &[u8] = &[
     0xb8, 0x00, 0x00, 0x40, 0x00, // mov eax,0x400000

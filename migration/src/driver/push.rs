@@ -2,22 +2,22 @@
 
 use std::io;
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Instant;
 
 use godwit_uffd::page::{PageIndex, PageRun, PageSize};
 
 use super::background::stand_back;
-use crate::limits::{data_pages_per_run_max, zero_pages_held_max};
+use crate::limits::{PUSH_WALKS_MAX, data_pages_per_run_max, zero_pages_held_max};
 use crate::metrics::Progress;
-use crate::page::Sent;
+use crate::page::{PageSet, Sent};
 use crate::provider::GuestPages;
 use crate::schedule::{Compression, CompressionPolicy, Gate, Pacer, PushOrder};
 use crate::transport::Stream;
 use crate::wire::{Encoding, PageKind, PushFrame, RunBuffer, RunHead};
 
-/// No fault since the push looked last.
-const NO_FAULT: u32 = u32::MAX;
+/// No page: no guest has as many.
+const NO_PAGE: u32 = u32::MAX;
 
 /// How the operator wants pages pushed.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -32,7 +32,7 @@ pub struct PushOptions {
 #[derive(Debug)]
 pub(super) struct PushShared {
     pub gate: Gate,
-    latest_fault: AtomicU32,
+    faults: LatestFaults,
     order: Mutex<PushOrder>,
     stopped: AtomicBool,
     pacer: Option<Mutex<Pacer>>,
@@ -40,11 +40,18 @@ pub(super) struct PushShared {
 }
 
 impl PushShared {
-    pub fn new(sent: &Sent, page_size: PageSize, options: PushOptions) -> PushShared {
+    /// A push of what is not `sent`, pages of this size of which the guest wrote `written` last.
+    pub fn new(
+        sent: &Sent,
+        page_size: PageSize,
+        written: Arc<PageSet>,
+        options: PushOptions,
+    ) -> PushShared {
+        let group = data_pages_per_run_max(page_size);
         PushShared {
             gate: Gate::default(),
-            latest_fault: AtomicU32::new(NO_FAULT),
-            order: Mutex::new(PushOrder::new(sent, data_pages_per_run_max(page_size))),
+            faults: LatestFaults::new(group),
+            order: Mutex::new(PushOrder::new(sent, group, written)),
             stopped: AtomicBool::new(false),
             pacer: options.bandwidth_bytes_per_s.map(|rate| Mutex::new(Pacer::new(rate))),
             compression: options.compression,
@@ -56,17 +63,9 @@ impl PushShared {
         self.stopped.store(true, Ordering::Relaxed);
     }
 
-    /// The push goes on from `page`.
+    /// The push goes on around `page`. Called by one thread, which never waits.
     pub fn fault_at(&self, page: PageIndex) {
-        self.latest_fault.store(page.0, Ordering::Relaxed);
-    }
-
-    fn take_fault(&self) -> Option<PageIndex> {
-        if self.latest_fault.load(Ordering::Relaxed) == NO_FAULT {
-            return None;
-        }
-        let page = self.latest_fault.swap(NO_FAULT, Ordering::Relaxed);
-        (page != NO_FAULT).then_some(PageIndex(page))
+        self.faults.add(page);
     }
 
     /// The runs that the caller sends next, taken from `sent`.
@@ -74,7 +73,9 @@ impl PushShared {
         if self.stopped.load(Ordering::Relaxed) {
             return None;
         }
-        lock(&self.order).next(sent, self.take_fault())
+        let mut order = lock(&self.order);
+        self.faults.take().for_each(|page| order.fault_at(page));
+        order.next(sent)
     }
 
     /// Counts `bytes` that are sent now against the cap.
@@ -82,6 +83,45 @@ impl PushShared {
         if let Some(pacer) = &self.pacer {
             lock(pacer).sent(bytes, Instant::now());
         }
+    }
+}
+
+/// The latest faults that no thread of the push has looked at, without a lock: whoever answers them
+/// is not kept waiting by threads of a lower priority.
+#[derive(Debug)]
+struct LatestFaults {
+    /// The oldest is lost if there are too many.
+    pages: [AtomicU32; PUSH_WALKS_MAX],
+    next: AtomicU32,
+    /// The group of the latest: a walk within one group is one fault.
+    group: AtomicU32,
+    pages_in_group: u32,
+}
+
+impl LatestFaults {
+    fn new(pages_in_group: u32) -> LatestFaults {
+        LatestFaults {
+            pages: [const { AtomicU32::new(NO_PAGE) }; PUSH_WALKS_MAX],
+            next: AtomicU32::new(0),
+            group: AtomicU32::new(NO_PAGE),
+            pages_in_group,
+        }
+    }
+
+    fn add(&self, page: PageIndex) {
+        let group = page.0 / self.pages_in_group;
+        if self.group.swap(group, Ordering::Relaxed) != group {
+            let slot = self.next.fetch_add(1, Ordering::Relaxed) as usize % PUSH_WALKS_MAX;
+            self.pages[slot].store(page.0, Ordering::Relaxed);
+        }
+    }
+
+    fn take(&self) -> impl Iterator<Item = PageIndex> {
+        let there = |page: &&AtomicU32| page.load(Ordering::Relaxed) != NO_PAGE;
+        let pages = self.pages.iter().filter(there);
+        let pages = pages.map(|page| page.swap(NO_PAGE, Ordering::Relaxed));
+        // Nobody else takes any: the order is locked.
+        pages.map(PageIndex)
     }
 }
 
@@ -235,7 +275,6 @@ impl Push<'_> {
 #[cfg(test)]
 mod tests {
     use std::os::unix::net::UnixStream;
-    use std::sync::Arc;
 
     use vm_memory::{Bytes, GuestAddress};
 
@@ -256,6 +295,10 @@ mod tests {
         GuestPages::new(Arc::new(memory), PageSize::BASE, copy_up_to_lost)
     }
 
+    fn nothing() -> Arc<PageSet> {
+        Arc::new(PageSet::empty(0))
+    }
+
     /// The runs that `threads` threads push of a guest, by channel, and what its memory is then.
     fn pushed(
         pages: &GuestPages,
@@ -263,7 +306,7 @@ mod tests {
         threads: usize,
     ) -> (Vec<Vec<RunHead>>, Vec<u8>) {
         let sent = Sent::new(pages.page_count());
-        let shared = PushShared::new(&sent, pages.page_size(), options);
+        let shared = PushShared::new(&sent, pages.page_size(), nothing(), options);
         let progress = Progress::new("destination".into());
         let page_bytes = pages.page_size().bytes();
         let mut memory = vec![0xee; pages.page_count() as usize * page_bytes];
@@ -408,6 +451,29 @@ mod tests {
     }
 
     #[test]
+    fn the_latest_faults_are_taken_once_and_a_group_counts_once() {
+        let shared =
+            PushShared::new(&Sent::new(64_000), PageSize::BASE, nothing(), PushOptions::default());
+        let faults = || shared.faults.take().map(|page| page.0).collect::<Vec<_>>();
+        assert!(faults().is_empty());
+        [640, 641, 703, 64, 640].into_iter().for_each(|page| shared.fault_at(PageIndex(page)));
+        assert_eq!((faults(), faults()), (vec![640, 64, 640], vec![]));
+        (0..=8).for_each(|group| shared.fault_at(PageIndex(group * 64)));
+        assert_eq!(faults().len(), PUSH_WALKS_MAX);
+    }
+
+    #[test]
+    fn faults_and_what_was_written_last_come_first() {
+        let (sent, mut written) = (Sent::new(64 * 10), PageSet::empty(64 * 10));
+        written.insert_run(PageRun { first: PageIndex(130), count: 3 });
+        let shared =
+            PushShared::new(&sent, PageSize::BASE, Arc::new(written), PushOptions::default());
+        shared.fault_at(PageIndex(500));
+        let firsts = [(); 3].map(|()| shared.next(&sent).unwrap()[0].first.0);
+        assert_eq!(firsts, [448, 130, 512]);
+    }
+
+    #[test]
     fn several_threads_push_each_page_once_and_each_its_end() {
         let data: Vec<_> = (0..1000).map(|page| (page, page.into(), 1)).collect();
         let pages = guest(3000, &data);
@@ -437,7 +503,7 @@ mod tests {
         let stream = Stream::new(source.into(), "destination".into()).unwrap();
         let sent = Sent::new(256);
         let options = PushOptions { bandwidth_bytes_per_s: Some(1), ..PushOptions::default() };
-        let shared = PushShared::new(&sent, pages.page_size(), options);
+        let shared = PushShared::new(&sent, PageSize::BASE, nothing(), options);
         let progress = Progress::new("destination".into());
         std::thread::scope(|scope| {
             let push = Push {

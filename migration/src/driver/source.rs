@@ -7,7 +7,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::thread::JoinHandle;
 use std::time::Instant;
 
-use godwit_uffd::page::PageIndex;
+use godwit_uffd::page::PageRun;
 
 use super::answer::answer;
 use super::channel::{UrgentChannel, wait_readable};
@@ -25,7 +25,7 @@ use crate::proto::{
 use crate::provider::GuestPages;
 use crate::schedule::RoundLimits;
 use crate::transport::{Address, Stream, TlsConnector};
-use crate::wire::{BulkHello, Channel, Message, Offer, ResumeHello, Section};
+use crate::wire::{BulkHello, Channel, Message, Offer, ResumeHello, RunBuffer, Section};
 
 /// The guest as its source sees it.
 pub trait OutgoingVm: Send + Sync {
@@ -138,12 +138,15 @@ impl Outgoing {
         self.progress.count_sent(Arc::clone(&sent), pages.page_size());
         self.progress.moves_by(self.offer.mode);
         let limits = self.plan.limits;
-        let shared = Arc::new(PushShared::new(&sent, pages.page_size(), self.plan.push));
+        let machine = Source::new(self.offer.clone(), limits, Arc::clone(&sent), Instant::now());
+        let written = Arc::clone(machine.written_last());
+        let shared = Arc::new(PushShared::new(&sent, pages.page_size(), written, self.plan.push));
         Driver {
-            machine: Source::new(self.offer.clone(), limits, Arc::clone(&sent), Instant::now()),
+            machine,
             address: self.plan.address.clone(),
             setup: self,
             vm,
+            answer: RunBuffer::new(pages.page_size()),
             pages,
             shared,
             sent,
@@ -169,6 +172,8 @@ struct Driver<'a> {
     channel: Option<UrgentChannel>,
     /// When the requests that are answered now were read.
     asked: Instant,
+    /// The pages that answer them.
+    answer: RunBuffer,
     bulk: Vec<Arc<Stream>>,
     shared: Arc<PushShared>,
     push: Vec<JoinHandle<()>>,
@@ -214,7 +219,7 @@ impl Driver<'_> {
                     channel.queue(&message);
                 }
             }
-            SourceOutput::Serve(page) => self.serve(page),
+            SourceOutput::Serve(run) => self.serve(run),
             SourceOutput::ConnectBulk { session, epoch } => {
                 let connected = self.connect_bulk(BulkHello { session, epoch });
                 let connected = connected.map_err(|error| error.to_string());
@@ -308,8 +313,9 @@ impl Driver<'_> {
 
     fn start_push(&mut self) {
         self.join_push();
-        let page_size = self.pages.page_size();
-        self.shared = Arc::new(PushShared::new(&self.sent, page_size, self.setup.plan.push));
+        let written = Arc::clone(self.machine.written_last());
+        let (size, options) = (self.pages.page_size(), self.setup.plan.push);
+        self.shared = Arc::new(PushShared::new(&self.sent, size, written, options));
         let (epoch, running) = (self.machine.epoch(), Arc::new(AtomicUsize::new(self.bulk.len())));
         for stream in self.bulk.clone() {
             let (pages, sent) = (self.pages.clone(), Arc::clone(&self.sent));
@@ -338,13 +344,19 @@ impl Driver<'_> {
         }
     }
 
-    fn serve(&mut self, page: PageIndex) {
+    fn serve(&mut self, run: PageRun) {
+        if run.count > 1 {
+            // Whoever waits for the page before these does not wait for them to be read.
+            self.flush();
+        }
         let Some(channel) = &mut self.channel else { return };
-        self.shared.fault_at(page);
-        let head = answer(&self.pages, page, self.asked, channel.outgoing())
+        self.shared.fault_at(run.first);
+        let heads = answer(&self.pages, run, self.asked, &mut self.answer, channel.outgoing())
             .expect("the request was checked");
-        self.setup.progress.run(&head, |page| self.pages.gpa_of(page));
-        self.setup.progress.pages_urgent(1);
+        for head in heads {
+            self.setup.progress.run(&head, |page| self.pages.gpa_of(page));
+        }
+        self.setup.progress.pages_urgent(run.count);
         if channel.outgoing().len() >= ANSWERS_BYTES_MAX {
             self.flush();
         }

@@ -122,6 +122,19 @@ impl Claims {
         }
     }
 
+    /// Marks a page that nobody waits for yet as requested, if nobody has asked for it or sent it.
+    /// False if somebody has.
+    ///
+    /// `page` must be a page of the guest.
+    pub fn request_ahead(&self, page: PageIndex) -> bool {
+        self.update(page, |state| (state == MISSING).then_some(REQUESTED)).is_ok()
+    }
+
+    /// Whether `page`, a page of the guest, has not come.
+    pub fn is_awaited(&self, page: PageIndex) -> bool {
+        matches!(self.states[page.0 as usize].load(Ordering::Acquire), MISSING | REQUESTED)
+    }
+
     /// Moves one page by `step`; the state before it, as an error where there is no such step.
     fn update(&self, page: PageIndex, step: impl FnMut(u8) -> Option<u8>) -> Result<u8, u8> {
         self.states[page.0 as usize].fetch_update(Ordering::AcqRel, Ordering::Acquire, step)

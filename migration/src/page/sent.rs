@@ -52,15 +52,19 @@ impl Sent {
         taken
     }
 
-    /// Takes what is left of `group`, whose pages are in one word: one bit per page taken, the
-    /// lowest for its first page. Pages behind the guest's last are none.
-    pub fn take_group(&self, group: PageRun) -> u64 {
-        let (first, word) = (group.first.0, Sent::word_of(group.first));
+    /// Takes what is left of the `wanted` pages of `group`, whose pages are in one word: one bit per
+    /// page, the lowest for its first page. Returns those that were taken.
+    pub fn take_of_group(&self, group: PageRun, wanted: u64) -> u64 {
+        let (first, word) = (group.first.0, &self.words[Sent::word_of(group.first) as usize]);
         let count = group.count.min(self.pages - first);
         let shift = first % WORD_PAGES;
         assert!(shift + count <= WORD_PAGES, "{group} is not in one word");
-        let all = u64::MAX >> (WORD_PAGES - count) << shift;
-        let taken = all & !self.words[word as usize].fetch_or(all, Ordering::AcqRel);
+        let wanted = (wanted & (u64::MAX >> (WORD_PAGES - count))) << shift;
+        // Groups are passed over again and again, and looking is cheaper than taking.
+        if wanted & !word.load(Ordering::Acquire) == 0 {
+            return 0;
+        }
+        let taken = wanted & !word.fetch_or(wanted, Ordering::AcqRel);
         self.remaining.fetch_sub(taken.count_ones(), Ordering::AcqRel);
         taken >> shift
     }
@@ -118,11 +122,14 @@ mod tests {
         let sent = Sent::new(70);
         assert!(sent.take(PageIndex(3)));
         assert!(!sent.take(PageIndex(3)));
-        let group = |first, count| sent.take_group(PageRun { first: PageIndex(first), count });
-        assert_eq!((group(2, 1), group(2, 4)), (1, 0b1100));
-        assert_eq!(group(0, 64), !0b11_1100);
-        assert_eq!(group(64, 64), 0b11_1111);
-        assert_eq!((group(64, 64), sent.remaining()), (0, 0));
+        let group = |first, count, wanted| {
+            sent.take_of_group(PageRun { first: PageIndex(first), count }, wanted)
+        };
+        assert_eq!((group(2, 1, 1), group(2, 4, !0b1000)), (1, 0b0100));
+        assert_eq!(group(0, 64, 0b1111_1000), 0b1110_0000);
+        assert_eq!(group(0, 64, u64::MAX), !0b1111_1100);
+        assert_eq!(group(64, 64, u64::MAX), 0b11_1111);
+        assert_eq!((group(64, 64, u64::MAX), sent.remaining()), (0, 0));
         assert!(!sent.take(PageIndex(69)));
     }
 }

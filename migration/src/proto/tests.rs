@@ -158,8 +158,8 @@ impl Pair {
                 self.log.push("granted".into());
                 self.tell_source(SourceInput::GrantRecorded(result(self.faults.grant_record)));
             }
-            SourceOutput::Serve(page) => {
-                let head = RunHead::new(PageSize::BASE, PageRun::one(page), Encoding::Zero, &[]);
+            SourceOutput::Serve(run) => {
+                let head = RunHead::new(PageSize::BASE, run, Encoding::Zero, &[]);
                 if self.connected {
                     self.tell_destination(DestinationInput::Message(Message::Pages(head, &[])));
                 }
@@ -375,6 +375,37 @@ fn a_guest_whose_destination_is_gone_is_lost_and_never_run_again() {
     pair.dial_again();
     assert!(matches!(pair.source_end, Some(Outcome::Lost { .. })), "{:?}", pair.source_end);
     assert!(!pair.did("resume") && !pair.did("reclaimed"));
+}
+
+#[test]
+fn a_window_is_answered_but_for_what_the_push_has_taken() {
+    let mut pair = Pair::new(Faults::default());
+    pair.run();
+    // Loading has asked for page 1, so a fault behind it is a walk.
+    pair.tell_destination(DestinationInput::Fault(PageIndex(2)));
+    pair.run();
+    let received = |pair: &Pair| pair.claims.received().runs().collect::<Vec<_>>();
+    let run = |first, count| PageRun { first: PageIndex(first), count };
+    assert_eq!(received(&pair), [run(1, 3)]);
+    // The window of page 4 is as large as what is left.
+    assert!(pair.sent.take(PageIndex(6)));
+    pair.tell_destination(DestinationInput::Fault(PageIndex(4)));
+    pair.run();
+    assert_eq!(received(&pair), [run(1, 5), run(7, 1)]);
+    assert_eq!(pair.claims.requested().runs().collect::<Vec<_>>(), [run(6, 1)]);
+    assert_eq!(pair.sent.left().runs().collect::<Vec<_>>(), [run(0, 1)]);
+    assert_eq!(pair.source_end, None);
+}
+
+#[test]
+fn what_was_written_last_is_remembered_for_the_push() {
+    let mut pair = Pair::of(Mode::Hybrid, Faults::default());
+    pair.dirty = vec![vec![0, 1, 2, 3], vec![2, 5]];
+    pair.run();
+    assert!(pair.dirty.is_empty());
+    let written: Vec<_> = pair.source.written_last().runs().map(|run| run.first.0).collect();
+    assert_eq!(written, [2, 5]);
+    assert_eq!(pair.source.written_last().len(), 2);
 }
 
 #[test]

@@ -25,6 +25,7 @@ mod records;
 mod recovery;
 mod silence;
 mod tls;
+mod windows;
 
 use godwit_tests::Godwit;
 

@@ -79,7 +79,7 @@ pub enum Trigger {
 }
 
 /// What faults can wait for; see the calls of `mark`.
-const LABELS: [&str; 31] = [
+const LABELS: [&str; 32] = [
     "source sends Offer",
     "source sends Round",
     "source sends Package",
@@ -91,6 +91,7 @@ const LABELS: [&str; 31] = [
     "source records the grant",
     "source has recorded the grant",
     "source serves",
+    "source serves a window",
     "source starts to push",
     "source ends a push",
     "source is interrupted",

@@ -112,7 +112,7 @@ impl Outgoing {
         Outgoing {
             offer,
             machine: None,
-            shared: Shared::new(&sent),
+            shared: Shared::new(&sent, Arc::new(PageSet::empty(0))),
             sent,
             target,
             first_target: target,

@@ -1,11 +1,12 @@
 //! One bulk channel of the source: what its thread does, step by step.
 
 use std::collections::VecDeque;
+use std::sync::Arc;
 use std::time::Duration;
 
 use godwit_migration::limits::PEER_TIMEOUT;
 use godwit_migration::limits::data_pages_per_run_max;
-use godwit_migration::page::Sent;
+use godwit_migration::page::{PageSet, Sent};
 use godwit_migration::schedule::{Gate, PushOrder};
 use godwit_uffd::page::{PageIndex, PageRun, PageSize};
 
@@ -20,27 +21,29 @@ pub struct Shared {
     pub gate: Gate,
     /// The urgent channel is being answered.
     pub urgent: bool,
-    pub latest_fault: Option<PageIndex>,
     pub stopped: bool,
     order: PushOrder,
 }
 
 impl Shared {
-    pub fn new(sent: &Sent) -> Shared {
+    pub fn new(sent: &Sent, written: Arc<PageSet>) -> Shared {
         Shared {
             gate: Gate::default(),
             urgent: false,
-            latest_fault: None,
             stopped: false,
-            order: PushOrder::new(sent, data_pages_per_run_max(PageSize::BASE)),
+            order: PushOrder::new(sent, data_pages_per_run_max(PageSize::BASE), written),
         }
+    }
+
+    pub fn fault_at(&mut self, page: PageIndex) {
+        self.order.fault_at(page);
     }
 
     fn next(&mut self, sent: &Sent) -> Option<Vec<PageRun>> {
         if self.stopped {
             return None;
         }
-        self.order.next(sent, self.latest_fault.take())
+        self.order.next(sent)
     }
 }
 

@@ -13,8 +13,11 @@ use godwit_uffd::page::{PageIndex, PageRun};
 use self::state::State;
 use super::patience::{Due, Patience};
 use super::{MigrationState, Outcome, PeerError, Phase};
-use crate::limits::{PEER_TIMEOUT, RECORD_RETRY, SETUP_TIMEOUT, SWITCHOVER_TIMEOUT};
+use crate::limits::{
+    PEER_TIMEOUT, RECORD_RETRY, SETUP_TIMEOUT, SWITCHOVER_TIMEOUT, fault_window_pages_max,
+};
 use crate::page::{Claims, Class, Requested};
+use crate::schedule::FaultWindows;
 use crate::wire::{Abort, Accept, Complete, Kind, Message, Offer, RunHead, Section};
 
 /// What happens to the destination.
@@ -110,6 +113,7 @@ pub struct Destination {
     transfer: u64,
     /// No pages until the machine is built: no page index is valid until then.
     claims: Arc<Claims>,
+    windows: FaultWindows,
     /// How often the session was resumed.
     epoch: u32,
     /// The number of bulk channels, and of those that have read the end of the push.
@@ -137,6 +141,7 @@ impl Destination {
             state: State::AwaitOffer,
             transfer: 0,
             claims: Arc::new(Claims::new(0)),
+            windows: FaultWindows::new(1),
             epoch: 0,
             connections: 0,
             ended: 0,
@@ -286,7 +291,8 @@ impl Destination {
     fn fault(&mut self, page: PageIndex) {
         match self.claims.request(page) {
             Requested::Now if self.state.pages_come() => {
-                self.outputs.push_back(Output::Send(Message::Request(PageRun::one(page))));
+                let run = self.windows.ask(page, &self.claims);
+                self.outputs.push_back(Output::Send(Message::Request(run)));
             }
             Requested::Now | Requested::Before => {}
             Requested::Present => self.outputs.push_back(Output::Wake(page)),
@@ -302,6 +308,9 @@ impl Destination {
                 self.state = State::Preparing;
                 self.transfer = offer.transfer;
                 self.connections = offer.connections;
+                if let Ok(paging) = offer.paging() {
+                    self.windows = FaultWindows::new(fault_window_pages_max(paging.size));
+                }
                 self.outputs.push_back(Output::Reached(Phase::Started));
                 self.outputs.push_back(Output::Prepare(offer));
             }

@@ -93,8 +93,8 @@ pub enum Output {
     StartPush,
     /// End the round early: what is not sent stays.
     StopPush,
-    /// Send this page, which is taken, on the urgent channel.
-    Serve(PageIndex),
+    /// Send these pages, which are taken, on the urgent channel.
+    Serve(PageRun),
     /// Close all channels; nothing that is still on them counts.
     HangUp,
     /// The destination is lost for now, and why; both sides keep the guest safe.
@@ -123,6 +123,8 @@ pub struct Source {
     session: [u8; 16],
     epoch: u32,
     sent: Arc<Sent>,
+    /// What the guest wrote since it was looked for before, when it was looked for last.
+    written: Arc<PageSet>,
     patience: Patience,
     rounds: Rounds,
     round: rounds::Current,
@@ -149,6 +151,7 @@ impl Source {
             transfer,
             session: [0; 16],
             epoch: 0,
+            written: Arc::new(PageSet::empty(sent.page_count())),
             sent,
             patience: Patience::step(now, SETUP_TIMEOUT),
             rounds,
@@ -191,6 +194,13 @@ impl Source {
         self.tracking
     }
 
+    /// What the guest wrote last before it changes hands: of the pages that are left, those that it
+    /// is likely to need first. Whatever else is left after rounds was written before that, or
+    /// never sent. Empty in post-copy.
+    pub fn written_last(&self) -> &Arc<PageSet> {
+        &self.written
+    }
+
     /// How often the session was resumed, or tried to be.
     pub fn epoch(&self) -> u32 {
         self.epoch
@@ -208,7 +218,7 @@ impl Source {
             }
             Input::BulkConnected(result) => result.map(|()| self.bulk_connected(now)),
             Input::TrackingStarted(result) => result.map(|()| self.tracking_started(now)),
-            Input::Collected(result) => result.and_then(|dirty| self.collected(&dirty, now)),
+            Input::Collected(result) => result.and_then(|dirty| self.collected(dirty, now)),
             Input::Saved(result) => result.map(|saved| self.saved(saved, now)),
             Input::GrantRecorded(result) => result.map(|()| self.grant_recorded(now)),
             Input::Pushed => {
@@ -349,7 +359,7 @@ impl Source {
         self.stop_tracking();
         self.outputs.push_back(Output::Reached(Phase::Package));
         self.patience = Patience::step(now, SWITCHOVER_TIMEOUT);
-        self.send_again(&saved.dirty);
+        self.send_again(saved.dirty);
         self.sections = saved.sections;
         if self.round.finishing && self.sent.remaining() > 0 {
             return self.announce_round(now);
@@ -365,10 +375,11 @@ impl Source {
     }
 
     /// Pages that the destination has were written here since.
-    fn send_again(&mut self, dirty: &PageSet) {
-        self.sent.give_back(dirty);
-        let parts = BitmapPart::of(dirty).map(|part| Output::Send(Message::Discard(part)));
+    fn send_again(&mut self, dirty: PageSet) {
+        self.sent.give_back(&dirty);
+        let parts = BitmapPart::of(&dirty).map(|part| Output::Send(Message::Discard(part)));
         self.outputs.extend(parts);
+        self.written = Arc::new(dirty);
     }
 
     fn stop_tracking(&mut self) {
@@ -401,8 +412,13 @@ impl Source {
 
     fn request(&mut self, run: PageRun) {
         // A page that another channel took is on its way: it travels once.
-        let sent = &self.sent;
-        self.outputs.extend(run.pages().filter(|&page| sent.take(page)).map(Output::Serve));
+        let taken: Vec<PageIndex> = run.pages().filter(|&page| self.sent.take(page)).collect();
+        // Somebody waits for the first page, and not for those behind it.
+        let joins = |a: &PageIndex, b: &PageIndex| *a != run.first && a.0 + 1 == b.0;
+        for pages in taken.chunk_by(joins) {
+            let count = u32::try_from(pages.len()).expect("at most the run");
+            self.outputs.push_back(Output::Serve(PageRun { first: pages[0], count }));
+        }
     }
 
     fn complete(&mut self, complete: Complete) -> Result<(), PeerError> {

@@ -131,7 +131,7 @@ impl Source {
         self.outputs.push_back(Output::Collect);
     }
 
-    pub(super) fn collected(&mut self, dirty: &PageSet, now: Instant) -> Result<(), String> {
+    pub(super) fn collected(&mut self, dirty: PageSet, now: Instant) -> Result<(), String> {
         if self.state != State::Round(RoundStep::Collecting) {
             return Ok(());
         }

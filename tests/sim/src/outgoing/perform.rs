@@ -10,6 +10,7 @@ use godwit_migration::limits::REDIAL_TIMEOUT;
 use godwit_migration::proto::{MigrationState, Outcome, Ownership, SourceInput, SourceOutput};
 use godwit_migration::wire::{BulkHello, Channel, Message, ResumeHello};
 use godwit_uffd::page::{PageIndex, PageRun};
+use std::sync::Arc;
 use std::time::Duration;
 
 use super::{Blocked, Event, Outgoing};
@@ -29,7 +30,7 @@ impl Outgoing {
         env.log(|| format!("host {} source: {output:?}", me.host));
         match output {
             SourceOutput::Send(message) => self.send(env, me, &message),
-            SourceOutput::Serve(page) => self.serve(env, vm.plain(), page),
+            SourceOutput::Serve(run) => self.serve(env, vm.plain(), run),
             SourceOutput::ConnectBulk { session, epoch } => {
                 env.mark("source connects bulk");
                 self.bulk.clear();
@@ -90,19 +91,27 @@ impl Outgoing {
         }
     }
 
-    pub(super) fn serve(&mut self, env: &mut Env, memory: &[Values], page: PageIndex) {
-        env.mark("source serves");
+    pub(super) fn serve(&mut self, env: &mut Env, memory: &[Values], run: PageRun) {
+        env.mark(if run.count > 1 { "source serves a window" } else { "source serves" });
         let Some(channel) = &mut self.channel else { return };
-        self.shared.latest_fault = Some(page);
-        let (run, values) = (PageRun::one(page), memory[page.0 as usize]);
-        let zero = values == Values::default();
-        channel.queue_pages(if zero { zero_frame(run) } else { data_frame(run, &page_of(values)) });
+        self.shared.fault_at(run.first);
+        let pages = &memory[run.first.0 as usize..][..run.count as usize];
+        let is_zero = |values: &Values| *values == Values::default();
+        let mut first = run.first;
+        for pages in pages.chunk_by(|a, b| is_zero(a) == is_zero(b)) {
+            let run = PageRun { first, count: u32::try_from(pages.len()).expect("of the run") };
+            let contents: Vec<u8> = pages.iter().flat_map(|&values| page_of(values)).collect();
+            let zero = is_zero(&pages[0]);
+            channel.queue_pages(if zero { zero_frame(run) } else { data_frame(run, &contents) });
+            first = PageIndex(first.0 + run.count);
+        }
     }
 
     pub(super) fn start_push(&mut self, env: &mut Env) {
         env.mark("source starts to push");
         let urgent = self.shared.urgent;
-        self.shared = Shared::new(&self.sent);
+        let written = Arc::clone(self.machine().written_last());
+        self.shared = Shared::new(&self.sent, written);
         if urgent {
             self.shared.urgent = true;
             self.shared.gate.enter();
