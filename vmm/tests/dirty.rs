@@ -238,7 +238,7 @@ fn calls_out_of_order_are_refused() {
         assert!(collect(vm).unwrap_err().contains("not being tracked"));
         DirtyLog::start(vm, tracking).unwrap();
         for second in WAYS {
-            assert!(DirtyLog::start(vm, second).unwrap_err().contains("already"));
+            assert!(DirtyLog::start(vm, second).err().unwrap().contains("already"));
         }
         collect(vm).unwrap();
         DirtyLog::stop(vm);

@@ -202,7 +202,7 @@ fn memory_is_protected_by_one_at_a_time() {
         let guard = hold(vm);
         let error = vm.memory().hold_writes().err().expect("a second guard");
         assert!(error.to_string().contains("already"), "{error}");
-        let error = DirtyLog::start(vm, DirtyTracking::WriteProtect).unwrap_err();
+        let error = DirtyLog::start(vm, DirtyTracking::WriteProtect).err().unwrap();
         assert!(error.contains("already") || error.contains("WP_ASYNC"), "{error}");
         // The log of KVM has nothing to do with it.
         DirtyLog::start(vm, DirtyTracking::KvmLog).unwrap();

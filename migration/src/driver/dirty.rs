@@ -1,6 +1,7 @@
 //! Which pages a running guest writes, as the driver asks for them.
 
 use std::os::fd::AsFd;
+use std::sync::Arc;
 
 use godwit_uffd::page::{PageIndex, PageRun};
 use serde::{Deserialize, Serialize};
@@ -15,15 +16,19 @@ pub enum DirtyTracking {
     KvmLog,
     /// Asynchronous write-protection of userfaultfd, read by PAGEMAP_SCAN.
     WriteProtect,
+    /// Write-protection of userfaultfd whose faults are answered: the first write to a page waits
+    /// until the page is on the wire.
+    WriteFaults,
 }
 
 /// The pages that a running guest writes, while its memory is sent in rounds.
 pub trait DirtyLog: Send + Sync {
-    /// Begins to note writes, by whomever. A page written from now on is in the next collection.
+    /// Begins to note writes, by whomever. With [`DirtyTracking::WriteFaults`] it returns a guard
+    /// that holds them up, and whoever has that notes them: the two calls below do nothing then. A page written from now on is in the next collection.
     ///
     /// # Errors
     /// What went wrong, in a line. Nothing is noted then.
-    fn start(&self, tracking: DirtyTracking) -> Result<(), String>;
+    fn start(&self, tracking: DirtyTracking) -> Result<Option<Arc<dyn WriteGuard>>, String>;
     /// Adds the pages that were written since the call before, or since the start, to `dirty`.
     /// Pages that were taken from the kernel are in `dirty` even if it fails afterwards.
     ///
@@ -52,4 +57,9 @@ pub trait WriteGuard: AsFd + Send + Sync {
     /// # Errors
     /// What went wrong, in a line. A part of the run may be allowed.
     fn allow(&self, run: PageRun) -> Result<(), String>;
+    /// Holds up writes to the pages of `run` again.
+    ///
+    /// # Errors
+    /// What went wrong, in a line. A part of the run may be held.
+    fn hold(&self, run: PageRun) -> Result<(), String>;
 }

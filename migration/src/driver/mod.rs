@@ -6,6 +6,7 @@ mod channel;
 mod destination;
 mod dial;
 mod dirty;
+mod held;
 mod lock;
 mod notify;
 mod push;
@@ -14,6 +15,7 @@ mod records;
 mod source;
 mod stage;
 mod take;
+mod text;
 
 pub use destination::{Incoming, IncomingHost, IncomingVm};
 pub use dirty::{DirtyLog, DirtyTracking, WriteGuard};

@@ -8,6 +8,7 @@ use std::time::Instant;
 use godwit_uffd::page::{PageIndex, PageRun, PageSize};
 
 use super::background::stand_back;
+use super::held::HeldWrites;
 use crate::limits::{PUSH_WALKS_MAX, data_pages_per_run_max, zero_pages_held_max};
 use crate::metrics::Progress;
 use crate::page::{PageSet, Sent};
@@ -29,7 +30,6 @@ pub struct PushOptions {
 }
 
 /// What the urgent thread and the threads of one push share.
-#[derive(Debug)]
 pub(super) struct PushShared {
     pub gate: Gate,
     faults: LatestFaults,
@@ -37,15 +37,19 @@ pub(super) struct PushShared {
     stopped: AtomicBool,
     pacer: Option<Mutex<Pacer>>,
     compression: Compression,
+    /// Writers that wait for pages of this push.
+    held: Option<Arc<HeldWrites>>,
 }
 
 impl PushShared {
     /// A push of what is not `sent`, pages of this size of which the guest wrote `written` last.
+    /// Those that writers wait for in `held` go first.
     pub fn new(
         sent: &Sent,
         page_size: PageSize,
         written: Arc<PageSet>,
         options: PushOptions,
+        held: Option<Arc<HeldWrites>>,
     ) -> PushShared {
         let group = data_pages_per_run_max(page_size);
         PushShared {
@@ -55,6 +59,14 @@ impl PushShared {
             stopped: AtomicBool::new(false),
             pacer: options.bandwidth_bytes_per_s.map(|rate| Mutex::new(Pacer::new(rate))),
             compression: options.compression,
+            held,
+        }
+    }
+
+    /// No thread pushes any more.
+    pub fn over(&self) {
+        if let Some(held) = &self.held {
+            held.end_push();
         }
     }
 
@@ -72,6 +84,9 @@ impl PushShared {
     fn next(&self, sent: &Sent) -> Option<Vec<PageRun>> {
         if self.stopped.load(Ordering::Relaxed) {
             return None;
+        }
+        if let Some(page) = self.held.as_ref().and_then(|held| held.take_first(sent)) {
+            return Some(vec![PageRun::one(page)]);
         }
         let mut order = lock(&self.order);
         self.faults.take().for_each(|page| order.fault_at(page));
@@ -266,6 +281,9 @@ impl Push<'_> {
     fn send(&self, head: &RunHead, frame: &[u8]) -> io::Result<()> {
         self.shared.pace(frame.len());
         self.stream.send(frame, false)?;
+        if let Some(held) = &self.shared.held {
+            held.sent(head.run);
+        }
         self.progress.run(head, |page| self.pages.gpa_of(page));
         self.progress.bytes(frame.len());
         Ok(())
@@ -306,7 +324,7 @@ mod tests {
         threads: usize,
     ) -> (Vec<Vec<RunHead>>, Vec<u8>) {
         let sent = Sent::new(pages.page_count());
-        let shared = PushShared::new(&sent, pages.page_size(), nothing(), options);
+        let shared = PushShared::new(&sent, pages.page_size(), nothing(), options, None);
         let progress = Progress::new("destination".into());
         let page_bytes = pages.page_size().bytes();
         let mut memory = vec![0xee; pages.page_count() as usize * page_bytes];
@@ -452,8 +470,13 @@ mod tests {
 
     #[test]
     fn the_latest_faults_are_taken_once_and_a_group_counts_once() {
-        let shared =
-            PushShared::new(&Sent::new(64_000), PageSize::BASE, nothing(), PushOptions::default());
+        let shared = PushShared::new(
+            &Sent::new(64_000),
+            PageSize::BASE,
+            nothing(),
+            PushOptions::default(),
+            None,
+        );
         let faults = || shared.faults.take().map(|page| page.0).collect::<Vec<_>>();
         assert!(faults().is_empty());
         [640, 641, 703, 64, 640].into_iter().for_each(|page| shared.fault_at(PageIndex(page)));
@@ -467,7 +490,7 @@ mod tests {
         let (sent, mut written) = (Sent::new(64 * 10), PageSet::empty(64 * 10));
         written.insert_run(PageRun { first: PageIndex(130), count: 3 });
         let shared =
-            PushShared::new(&sent, PageSize::BASE, Arc::new(written), PushOptions::default());
+            PushShared::new(&sent, PageSize::BASE, Arc::new(written), PushOptions::default(), None);
         shared.fault_at(PageIndex(500));
         let firsts = [(); 3].map(|()| shared.next(&sent).unwrap()[0].first.0);
         assert_eq!(firsts, [448, 130, 512]);
@@ -503,7 +526,7 @@ mod tests {
         let stream = Stream::new(source.into(), "destination".into()).unwrap();
         let sent = Sent::new(256);
         let options = PushOptions { bandwidth_bytes_per_s: Some(1), ..PushOptions::default() };
-        let shared = PushShared::new(&sent, PageSize::BASE, nothing(), options);
+        let shared = PushShared::new(&sent, PageSize::BASE, nothing(), options, None);
         let progress = Progress::new("destination".into());
         std::thread::scope(|scope| {
             let push = Push {

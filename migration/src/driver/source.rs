@@ -13,9 +13,11 @@ use super::answer::answer;
 use super::channel::{UrgentChannel, wait_readable};
 use super::dial::{dial, dial_bulk, dial_resume};
 use super::dirty::{DirtyLog, DirtyTracking};
+use super::held::HeldStream;
 use super::notify::Notifier;
 use super::push::{Push, PushOptions, PushShared};
 use super::records::{RecordError, Records};
+use super::text::in_full;
 use crate::limits::{ANSWERS_BYTES_MAX, REDIAL_TIMEOUT, SETUP_TIMEOUT};
 use crate::metrics::Progress;
 use crate::page::{PageSet, Sent};
@@ -139,8 +141,9 @@ impl Outgoing {
         self.progress.moves_by(self.offer.mode);
         let limits = self.plan.limits;
         let machine = Source::new(self.offer.clone(), limits, Arc::clone(&sent), Instant::now());
+        let (size, options) = (pages.page_size(), self.plan.push);
         let written = Arc::clone(machine.written_last());
-        let shared = Arc::new(PushShared::new(&sent, pages.page_size(), written, self.plan.push));
+        let shared = Arc::new(PushShared::new(&sent, size, written, options, None));
         Driver {
             machine,
             address: self.plan.address.clone(),
@@ -153,6 +156,7 @@ impl Outgoing {
             channel: Some(UrgentChannel::new(stream)),
             asked: Instant::now(),
             bulk: Vec::new(),
+            held: None,
             push: Vec::new(),
             outcome: None,
         }
@@ -176,6 +180,8 @@ struct Driver<'a> {
     answer: RunBuffer,
     bulk: Vec<Arc<Stream>>,
     shared: Arc<PushShared>,
+    /// Who waits to write, while that is how writes are noted.
+    held: Option<HeldStream>,
     push: Vec<JoinHandle<()>>,
     outcome: Option<Outcome>,
 }
@@ -226,14 +232,17 @@ impl Driver<'_> {
                 self.input(SourceInput::BulkConnected(connected));
             }
             SourceOutput::StartTracking => {
-                let started = self.vm.dirty_log().start(self.setup.plan.tracking);
+                let started = self.start_tracking();
                 self.input(SourceInput::TrackingStarted(started));
             }
             SourceOutput::Collect => {
                 let collected = self.collect();
                 self.input(SourceInput::Collected(collected));
             }
-            SourceOutput::StopTracking => self.vm.dirty_log().stop(),
+            SourceOutput::StopTracking => {
+                self.held = None;
+                self.vm.dirty_log().stop();
+            }
             SourceOutput::PauseAndSave => {
                 let saved = self.pause_and_save();
                 self.input(SourceInput::Saved(saved));
@@ -264,7 +273,19 @@ impl Driver<'_> {
         }
     }
 
+    fn start_tracking(&mut self) -> Result<(), String> {
+        if let Some(guard) = self.vm.dirty_log().start(self.setup.plan.tracking)? {
+            let (pages, progress) = (self.pages.page_count(), Arc::clone(&self.setup.progress));
+            let held = HeldStream::start(guard, pages, progress);
+            self.held = Some(held.map_err(|error| format!("cannot answer writers: {error}"))?);
+        }
+        Ok(())
+    }
+
     fn collect(&self) -> Result<PageSet, String> {
+        if let Some(held) = &self.held {
+            return held.collect();
+        }
         let mut dirty = PageSet::empty(self.pages.page_count());
         self.vm.dirty_log().collect(&mut dirty)?;
         Ok(dirty)
@@ -313,9 +334,10 @@ impl Driver<'_> {
 
     fn start_push(&mut self) {
         self.join_push();
+        let held = self.held.as_ref().map(|held| held.begin_push(&self.sent));
         let written = Arc::clone(self.machine.written_last());
         let (size, options) = (self.pages.page_size(), self.setup.plan.push);
-        self.shared = Arc::new(PushShared::new(&self.sent, size, written, options));
+        self.shared = Arc::new(PushShared::new(&self.sent, size, written, options, held));
         let (epoch, running) = (self.machine.epoch(), Arc::new(AtomicUsize::new(self.bulk.len())));
         for stream in self.bulk.clone() {
             let (pages, sent) = (self.pages.clone(), Arc::clone(&self.sent));
@@ -324,10 +346,13 @@ impl Driver<'_> {
             let run = move || {
                 let (stream, progress) = (&*stream, &*progress);
                 let (pages, sent, shared) = (&pages, &*sent, &*shared);
-                match (Push { pages, sent, shared, stream, progress }).run() {
-                    Ok(true) if running.fetch_sub(1, Ordering::AcqRel) == 1 => {
-                        events.send(Event::Pushed { epoch });
-                    }
+                let pushed = (Push { pages, sent, shared, stream, progress }).run();
+                let is_last = running.fetch_sub(1, Ordering::AcqRel) == 1;
+                if is_last {
+                    shared.over();
+                }
+                match pushed {
+                    Ok(true) if is_last => events.send(Event::Pushed { epoch }),
                     Ok(_) => {}
                     Err(error) => {
                         events.send(Event::PushFailed { epoch, error: error.to_string() });
@@ -472,15 +497,4 @@ fn warn_unrecorded(result: Result<(), RecordError>) {
     if let Err(error) = result {
         tracing::warn!(error = in_full(&error), "the guest's record is out of date");
     }
-}
-
-/// An error and its causes in one line.
-pub(super) fn in_full(error: &dyn std::error::Error) -> String {
-    let mut text = error.to_string();
-    let mut cause = error.source();
-    while let Some(error) = cause {
-        text = format!("{text}: {error}");
-        cause = error.source();
-    }
-    text
 }

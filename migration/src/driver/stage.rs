@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 
 use godwit_uffd::kernel::{Populator, Staging};
 
-use super::source::in_full;
+use super::text::in_full;
 use crate::limits::{STAGED_AHEAD_BYTES_MAX, STAGING_STEP_BYTES, STAGING_TIMEOUT};
 use crate::page::{Claims, Paging};
 

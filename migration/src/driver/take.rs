@@ -8,8 +8,8 @@ use godwit_uffd::Uffd;
 use godwit_uffd::guest::GuestUffd;
 
 use super::background::stand_back;
-use super::source::in_full;
 use super::stage::Stage;
+use super::text::in_full;
 use crate::limits::run_bytes_max;
 use crate::metrics::Progress;
 use crate::page::{Claims, Contents, InstallError, Paging, install};

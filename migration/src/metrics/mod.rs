@@ -6,4 +6,4 @@ mod progress;
 
 pub use classes::{ClassCount, Classes};
 pub use faults::{FaultLedger, FaultReport, Quantiles, Stage};
-pub use progress::{Pages, Progress, Report, monotonic_us};
+pub use progress::{Pages, Progress, Report, WritesHeld, monotonic_us};

@@ -34,6 +34,15 @@ pub struct Pages {
     pub urgent: u32,
 }
 
+/// Writes that waited until they were allowed, while memory was sent in rounds.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct WritesHeld {
+    /// All of them: the first to each page in a round, by each writer.
+    pub writes: u64,
+    /// Pages that were pushed before all others because a write waited for that.
+    pub pushed_first: u64,
+}
+
 /// What is known about a migration at one instant.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Report {
@@ -53,6 +62,8 @@ pub struct Report {
     pub classes: Classes,
     /// Bytes of page frames, sent or received.
     pub bytes: u64,
+    /// Writes of the guest that were held up, at a source that notes writes so.
+    pub writes_held: WritesHeld,
     /// Faults, at the destination.
     pub faults: Option<FaultReport>,
     /// Why it failed or stands still.
@@ -83,6 +94,8 @@ pub struct Progress {
     urgent: AtomicU64,
     bytes: AtomicU64,
     lost_runs: AtomicU32,
+    writes_held: AtomicU64,
+    held_pages_pushed: AtomicU64,
     faults: FaultLedger,
 }
 
@@ -117,6 +130,8 @@ impl Progress {
             urgent: AtomicU64::new(0),
             bytes: AtomicU64::new(0),
             lost_runs: AtomicU32::new(0),
+            writes_held: AtomicU64::new(0),
+            held_pages_pushed: AtomicU64::new(0),
             faults: FaultLedger::default(),
         }
     }
@@ -227,6 +242,16 @@ impl Progress {
         self.bytes.fetch_add(bytes as u64, Ordering::Relaxed);
     }
 
+    /// Writes of the guest are held up.
+    pub fn writes_held(&self, writes: usize) {
+        self.writes_held.fetch_add(writes as u64, Ordering::Relaxed);
+    }
+
+    /// A page goes before all others because a write waits for that.
+    pub fn held_page_pushed(&self) {
+        self.held_pages_pushed.fetch_add(1, Ordering::Relaxed);
+    }
+
     /// The faults of this migration.
     pub fn faults(&self) -> &FaultLedger {
         &self.faults
@@ -266,6 +291,10 @@ impl Progress {
             pages,
             classes,
             bytes: self.bytes.load(Ordering::Relaxed),
+            writes_held: WritesHeld {
+                writes: self.writes_held.load(Ordering::Relaxed),
+                pushed_first: self.held_pages_pushed.load(Ordering::Relaxed),
+            },
             faults,
             error: inner.error.clone(),
         }

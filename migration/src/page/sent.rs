@@ -52,8 +52,8 @@ impl Sent {
         taken
     }
 
-    /// Takes what is left of the `wanted` pages of `group`, whose pages are in one word: one bit per
-    /// page, the lowest for its first page. Returns those that were taken.
+    /// Takes what is left of the `wanted` pages of `group`, which are in one word: one bit a page,
+    /// the lowest for its first. Returns those that were taken.
     pub fn take_of_group(&self, group: PageRun, wanted: u64) -> u64 {
         let (first, word) = (group.first.0, &self.words[Sent::word_of(group.first) as usize]);
         let count = group.count.min(self.pages - first);

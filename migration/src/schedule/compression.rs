@@ -188,17 +188,17 @@ mod tests {
 
     const RUN: usize = 256 << 10;
 
-    /// What a byte costs in nanoseconds: on the link, to be packed, and what is left of it then.
+    /// What a byte costs in nanoseconds: on the link, and to be packed, and how much is left of it then.
     #[derive(Clone, Copy)]
     struct World {
         link: f64,
         pack: f64,
-        ratio: f64,
+        percent: usize,
     }
 
     impl World {
         fn cost(self, packs: bool) -> f64 {
-            if packs { self.pack.max(self.link * self.ratio) } else { self.link }
+            if packs { self.pack.max(self.link * self.percent as f64 / 100.0) } else { self.link }
         }
     }
 
@@ -212,7 +212,7 @@ mod tests {
             let ns = world.cost(packs) * RUN as f64;
             if packs {
                 let pack = Duration::from_secs_f64(world.pack * RUN as f64 / 1e9);
-                policy.packed(RUN, (world.ratio * RUN as f64) as usize, pack);
+                policy.packed(RUN, RUN * world.percent / 100, pack);
             }
             packed += f64::from(u8::from(packs));
             took += ns;
@@ -227,7 +227,7 @@ mod tests {
     }
 
     /// A gigabit a second and bytes that shrink to a third.
-    const SLOW_LINK: World = World { link: 8.0, pack: 2.0, ratio: 0.33 };
+    const SLOW_LINK: World = World { link: 8.0, pack: 2.0, percent: 33 };
 
     #[test]
     fn a_slow_link_makes_packing_worth_it() {
@@ -243,7 +243,7 @@ mod tests {
 
     #[test]
     fn bytes_that_do_not_shrink_are_tried_rarely() {
-        let noise = World { ratio: 1.0, ..SLOW_LINK };
+        let noise = World { percent: 100, ..SLOW_LINK };
         let (packed, _) = push(&mut auto(), noise, 4096);
         assert!(packed < 0.005, "{packed}");
     }
@@ -258,7 +258,7 @@ mod tests {
     #[test]
     fn what_changes_is_noticed_both_ways() {
         let mut policy = auto();
-        let noise = World { ratio: 1.0, ..SLOW_LINK };
+        let noise = World { percent: 100, ..SLOW_LINK };
         push(&mut policy, SLOW_LINK, 512);
         // Packing noise costs nothing while the link is what limits, and as much again if not.
         let fast = World { link: 1.0, ..noise };

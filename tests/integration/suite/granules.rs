@@ -28,7 +28,7 @@ fn moved_in_huge_pages(migration: &MigrationStatus) {
     assert_eq!((pages.total, pages.bytes), (GUEST_PAGES, 2 << 20), "{pages:?}");
 }
 
-fn every_mode_moves(backing: &str, ways: [Way; 6]) {
+fn every_mode_moves(backing: &str, ways: [Way; 7]) {
     require_kvm!();
     let Some(_pages) = room_for_two() else { return };
     let stage = Stage::new(GODWIT);
@@ -55,6 +55,7 @@ fn every_mode_moves_huge_anonymous_memory() {
             ["hybrid", "4", "auto", "kvm-log"],
             ["precopy", "1", "none", "write-protect"],
             ["hybrid", "2", "lz4", "write-protect"],
+            ["precopy", "2", "none", "write-faults"],
             ["postcopy", "4", "lz4", "kvm-log"],
         ],
     );
@@ -70,6 +71,7 @@ fn every_mode_moves_huge_shared_memory() {
             ["hybrid", "1", "lz4", "kvm-log"],
             ["precopy", "2", "auto", "write-protect"],
             ["hybrid", "4", "none", "write-protect"],
+            ["hybrid", "2", "auto", "write-faults"],
             ["postcopy", "1", "lz4", "kvm-log"],
         ],
     );

@@ -32,6 +32,9 @@ pub fn moves(guest: &mut ToAndFro<'_>, way: Way) -> Moved {
     if expected == MigrationMode::Precopy {
         assert_eq!(faults.count, 0, "{way:?}: a page was missing");
     }
+    if tracking == "write-faults" && rounds {
+        assert!(source.writes_held.writes > 0, "{way:?}: no write was held up");
+    }
     if compression == "none" {
         assert_eq!(source.classes.lz4.pages, 0, "{way:?}");
     }
@@ -86,8 +89,24 @@ fn a_guest_that_writes_all_the_time_moves_in_rounds() {
         ["hybrid", "2", "none", "kvm-log"],
         ["precopy", "2", "none", "write-protect"],
         ["hybrid", "1", "auto", "write-protect"],
+        ["precopy", "2", "auto", "write-faults"],
+        ["hybrid", "1", "none", "write-faults"],
     ] {
         moves(&mut guest, way);
+    }
+}
+
+#[test]
+fn a_guest_that_writes_all_the_time_is_held_up_until_what_it_writes_is_sent() {
+    require_kvm!();
+    let stage = Stage::new(GODWIT);
+    let mut guest = ToAndFro::start(&stage, &Machine { cpus: 2, ..SMALL });
+    for mode in ["hybrid", "precopy"] {
+        let options = ["--mode", mode, "--dirty-tracking", "write-faults", "--bandwidth", "64M"];
+        let Moved { source, .. } =
+            guest.moves(&[&options[..], &["--downtime-ms", "20000"]].concat(), Proxy::plain);
+        let held = source.writes_held;
+        assert!(held.pushed_first > 0 && held.pushed_first <= held.writes, "{held:?}");
     }
 }
 
@@ -97,7 +116,7 @@ fn a_guest_that_writes_little_comes_in_rounds_within_the_downtime() {
     let stage = Stage::new(GODWIT);
     let machine = Machine { cmdline: "workload=dirty rate=200", ..SMALL };
     let mut guest = ToAndFro::start(&stage, &machine);
-    for tracking in ["kvm-log", "write-protect"] {
+    for tracking in ["kvm-log", "write-protect", "write-faults"] {
         let options = ["--mode", "precopy", "--dirty-tracking", tracking];
         let Moved { destination, .. } = guest.moves(&options, Proxy::plain);
         assert_eq!(destination.faults.expect("a destination has faults").count, 0);

@@ -63,6 +63,8 @@ fn add_migration(registry: &mut Registry, migration: &MigrationStatus) {
     count(&bytes, &[], migration.bytes);
     let lost = counters(registry, "interruptions", "Times that the peer was lost");
     count(&lost, &[], migration.interruptions.into());
+    let held = counters(registry, "writes_held", "Writes that waited until they were allowed");
+    count(&held, &[], migration.writes_held.writes);
     if let Some(blackout) = migration.blackout_us {
         let family = seconds(registry, "blackout", "Time in which no vCPU ran anywhere");
         set(&family, &[], whole(blackout) / 1e6);

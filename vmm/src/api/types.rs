@@ -10,6 +10,7 @@ use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
 pub use godwit_migration::driver::DirtyTracking;
+pub use godwit_migration::metrics::WritesHeld;
 pub use godwit_migration::proto::MigrationState;
 pub use godwit_migration::schedule::Compression;
 use godwit_migration::transport::Address;
@@ -182,6 +183,9 @@ pub struct MigrationStatus {
     /// Bytes of page contents that moved per second, from the switchover to the last page or to
     /// now; absent before the switchover.
     pub drain_bytes_per_s: Option<u64>,
+    /// Writes of the guest that were held up at its source; none unless writes are noted so.
+    #[serde(default)]
+    pub writes_held: WritesHeld,
     /// The faults that the guest took; absent at the source, which sees requests and not faults.
     pub faults: Option<FaultReport>,
     /// How long each vCPU has waited for missing pages, in microseconds; absent at the source.

@@ -342,6 +342,9 @@ pub enum Tracking {
     KvmLog,
     /// Asynchronous write-protection of userfaultfd, read by PAGEMAP_SCAN
     WriteProtect,
+    /// Write-protection of userfaultfd whose faults are answered: who writes a page waits until
+    /// it is sent
+    WriteFaults,
 }
 
 impl From<Tracking> for DirtyTracking {
@@ -349,6 +352,7 @@ impl From<Tracking> for DirtyTracking {
         match tracking {
             Tracking::KvmLog => DirtyTracking::KvmLog,
             Tracking::WriteProtect => DirtyTracking::WriteProtect,
+            Tracking::WriteFaults => DirtyTracking::WriteFaults,
         }
     }
 }

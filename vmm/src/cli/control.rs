@@ -163,6 +163,13 @@ fn print_migration(migration: &MigrationStatus) {
     if let Some(blackout) = migration.blackout_us {
         println!("blackout   {blackout} us");
     }
+    let held = migration.writes_held;
+    if held.writes > 0 {
+        println!(
+            "held up    {} writes, {} for a page to be sent first",
+            held.writes, held.pushed_first
+        );
+    }
     if migration.interruptions > 0 {
         println!("lost peer  {} times after the switchover", migration.interruptions);
     }

@@ -69,6 +69,17 @@ impl HeldWrites {
         }
         Ok(())
     }
+
+    /// Holds up writes to the pages of `run` again.
+    ///
+    /// # Errors
+    /// [`MemoryError::Uffd`]: the run is not all of the guest's, or the kernel refuses it.
+    pub fn hold(&self, run: PageRun) -> Result<(), MemoryError> {
+        for part in parts(run, self.guest.page_size()) {
+            all_of_it(self.memory.protect(part)?);
+        }
+        Ok(())
+    }
 }
 
 impl AsFd for HeldWrites {

@@ -1,5 +1,7 @@
 //! A guest's writes, as the driver of its migration asks for them.
 
+use std::sync::Arc;
+
 use godwit_migration::driver::{DirtyLog, DirtyTracking, WriteGuard};
 use godwit_migration::page::PageSet;
 use godwit_uffd::page::{PageIndex, PageRun};
@@ -9,8 +11,9 @@ use crate::memory::HeldWrites;
 use crate::vm::Vm;
 
 impl DirtyLog for Vm {
-    fn start(&self, tracking: DirtyTracking) -> Result<(), String> {
-        self.start_tracking(tracking).map_err(|e| in_full(&e))
+    fn start(&self, tracking: DirtyTracking) -> Result<Option<Arc<dyn WriteGuard>>, String> {
+        let held = self.start_tracking(tracking).map_err(|e| in_full(&e))?;
+        Ok(held.map(|held| Arc::new(held) as Arc<dyn WriteGuard>))
     }
 
     fn collect(&self, dirty: &mut PageSet) -> Result<(), String> {
@@ -29,5 +32,9 @@ impl WriteGuard for HeldWrites {
 
     fn allow(&self, run: PageRun) -> Result<(), String> {
         HeldWrites::allow(self, run).map_err(|e| in_full(&e))
+    }
+
+    fn hold(&self, run: PageRun) -> Result<(), String> {
+        HeldWrites::hold(self, run).map_err(|e| in_full(&e))
     }
 }

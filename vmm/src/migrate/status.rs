@@ -122,6 +122,7 @@ fn migration_status(migration: &Migration, guest: Option<&Guest>) -> MigrationSt
         classes: classes(&report),
         bytes: report.bytes,
         drain_bytes_per_s: drain_rate(&report),
+        writes_held: report.writes_held,
         blocktime_us: report.faults.as_ref().and_then(|faults| blocktime(faults, guest?)),
         faults: report.faults.as_ref().map(fault_report),
         blackout_us,

@@ -8,7 +8,7 @@ use godwit_migration::page::PageSet;
 use super::Vm;
 use crate::Error;
 use crate::kvm::{KvmLog, Reading};
-use crate::memory::WriteWatch;
+use crate::memory::{HeldWrites, WriteWatch};
 
 /// What notes the writes. Dropping it ends that.
 pub(super) enum Tracker {
@@ -18,12 +18,13 @@ pub(super) enum Tracker {
 
 impl Vm {
     /// Begins to note the pages that are written, by vCPUs, by KVM and by this process. The guest
-    /// may run or be paused.
+    /// may run or be paused. [`DirtyTracking::WriteFaults`] holds writes up, and whoever gets the
+    /// guard notes them.
     ///
     /// # Errors
     /// [`Error::TrackingAlready`]; [`Error::Kvm`] and [`Error::Memory`] say what the host lacks.
     /// Nothing is noted then.
-    pub fn start_tracking(&self, tracking: DirtyTracking) -> Result<(), Error> {
+    pub fn start_tracking(&self, tracking: DirtyTracking) -> Result<Option<HeldWrites>, Error> {
         let mut tracker = self.tracker();
         if tracker.is_some() {
             return Err(Error::TrackingAlready);
@@ -35,8 +36,9 @@ impl Vm {
             DirtyTracking::WriteProtect => {
                 Tracker::WriteProtect(Box::new(self.memory.watch_writes()?))
             }
+            DirtyTracking::WriteFaults => return Ok(Some(self.memory.hold_writes()?)),
         });
-        Ok(())
+        Ok(None)
     }
 
     /// Adds the pages that were written since the call before, or since the start, to `dirty`, a

@@ -222,13 +222,7 @@ impl Destination {
                 self.patience.heard(now);
                 self.message(message, now)
             }
-            Input::PartHeard => {
-                // Before the grant a message has to be whole in time: the guest stands still.
-                if self.state == State::Running {
-                    self.patience.heard(now);
-                }
-                Ok(())
-            }
+            Input::PartHeard => self.part_heard(now),
             Input::Prepared(result) => self.prepared(result, now),
             Input::Loaded(result) => self.loaded(result, now),
             Input::OwnedRecorded(result) => self.owned_recorded(result, now),

@@ -92,7 +92,9 @@ fn the_document_has_every_word_and_no_other() {
     ours.extend([Postcopy, Precopy, Hybrid].map(word));
     use TimeoutStrategy::{Cancel, Ignore, Switch};
     ours.extend([Cancel, Ignore, Switch].map(word));
-    ours.extend([DirtyTracking::KvmLog, DirtyTracking::WriteProtect].map(word));
+    ours.extend(
+        [DirtyTracking::KvmLog, DirtyTracking::WriteProtect, DirtyTracking::WriteFaults].map(word),
+    );
     use MigrationState::{Active, Cancelled, PostcopyRecover, PostcopyRecoverSetup};
     ours.extend([Active, Cancelled, PostcopyRecover, PostcopyRecoverSetup].map(word));
     ours.extend([Compression::Auto, Compression::Lz4, Compression::None].map(word));

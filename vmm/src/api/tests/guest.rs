@@ -152,6 +152,7 @@ fn full_migration() -> MigrationStatus {
         state: MigrationState::PostcopyPaused,
         mode: MigrationMode::Postcopy,
         interruptions: 1,
+        writes_held: WritesHeld { writes: 7, pushed_first: 3 },
         peer: "tcp:10.0.0.7:7070".to_owned(),
         error: Some(Problem::new("receive pages", "the peer is gone", Some("see the source"))),
         timeline: Timeline {
