@@ -81,6 +81,10 @@ SEEDS ?= 20000
 sim: ## The engine over a virtual network, clock and disk, one seed a run: SEEDS=N SEED=N VERBOSE=1
 	SEEDS=$(SEEDS) SEED=$(SEED) $(CARGO) run --locked -p godwit-sim
 
+.PHONY: linux-test
+linux-test: build ## Stock Debian guests with disks, moved on emulated SVM: ARGS="postcopy@6.12"
+	tests/linux/run.sh $(ARGS)
+
 .PHONY: uffd-bench
 uffd-bench: setup ## What each call costs on the kernel and on our model: ARGS=COPY/memfd
 	$(CARGO) bench --locked -p godwit-uffd --bench operations -- $(ARGS)

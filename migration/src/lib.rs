@@ -8,6 +8,7 @@
 //! * [`schedule`]: what to push next, when to stand back, when rounds end;
 //! * [`proto`]: the state machines of both sides, without I/O and without a clock;
 //! * [`provider`]: who has the bytes of a page;
+//! * [`snapshot`]: guests on disk, as files and as a page provider;
 //! * [`metrics`]: timeline, latencies and counts;
 //! * [`transport`]: addresses, listeners and streams;
 //! * [`driver`]: threads, sockets, the clock and durable records around `proto`.
@@ -20,5 +21,6 @@ pub mod page;
 pub mod proto;
 pub mod provider;
 pub mod schedule;
+pub mod snapshot;
 pub mod transport;
 pub mod wire;

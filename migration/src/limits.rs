@@ -67,6 +67,8 @@ pub const STAGED_AHEAD_BYTES_MAX: usize = 1 << 30;
 pub const STAGING_STEP_BYTES: usize = 2 << 20;
 /// Runs of lost pages that a log names: enough to find what they were, and no flood.
 pub const LOST_RUNS_NAMED_MAX: u32 = 8;
+/// Damaged pages of a snapshot that a log names: enough to see what happened, and no flood.
+pub const DAMAGED_PAGES_NAMED_MAX: u32 = 8;
 /// The lowest cap on bandwidth, in bytes per second, of a guest with pages of this size: a full run
 /// passes while the peer has patience.
 pub const fn bandwidth_min(size: PageSize) -> u64 {

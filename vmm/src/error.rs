@@ -1,6 +1,7 @@
 //! The error of the VM: what went wrong, one variant per part.
 
 use crate::boot::BootError;
+use crate::devices::DeviceError;
 use crate::kvm::KvmError;
 use crate::memory::MemoryError;
 use crate::state::StateError;
@@ -20,6 +21,26 @@ pub enum Error {
     /// Saved state or requirements do not fit this machine or this build.
     #[error(transparent)]
     State(#[from] StateError),
+    /// A device cannot be had, or not now.
+    #[error(transparent)]
+    Device(#[from] DeviceError),
+    /// A device did not stop in time.
+    #[error("the {device} did not stop within {waited_ms} ms; the guest goes on")]
+    DeviceBusy {
+        /// The device.
+        device: String,
+        /// How long it was waited for.
+        waited_ms: u64,
+    },
+    /// A device waits for a page in the middle of a request.
+    #[error(
+        "the {device} waits for a page of guest memory that has not arrived; \
+         resume the guest, and save it later"
+    )]
+    DeviceUnfinished {
+        /// The device that waits.
+        device: String,
+    },
     /// The number of vCPUs is not possible.
     #[error("a guest with {wanted} vCPUs is not possible here; choose 1 to {limit}")]
     CpuCount {

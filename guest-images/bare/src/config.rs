@@ -9,6 +9,8 @@ use crate::page::PAGE_BYTES;
 pub const VCPUS_MAX: usize = 16;
 /// Pages in the fault window at most: as many as one page directory holds.
 pub const FAULT_PAGES_MAX: u64 = 512 * 512;
+/// Blocks of a disk that are used at most: as many as one page of generations has room for.
+pub const BLOCKS_MAX: u64 = 512;
 /// Windows that a vCPU can remember at most.
 pub const WINDOWS_MAX: u64 = 4096;
 
@@ -33,6 +35,8 @@ pub enum Workload {
     Smp,
     /// Looks at the clock only.
     Clock,
+    /// Verifies and writes the blocks of a disk, and pages like `Dirty`.
+    Disk,
 }
 
 impl Workload {
@@ -90,6 +94,12 @@ pub struct Config {
     pub tsc_khz: u64,
     /// `corrupt=`, the page that the guest damages.
     pub corrupt: Option<u64>,
+    /// `disk=`, the address of the disk's registers.
+    pub disk: Option<u64>,
+    /// `blocks=`, the most blocks of the disk that are used.
+    pub blocks: u64,
+    /// `rng=`, the address of the registers of a source of random numbers.
+    pub rng: Option<u64>,
     /// `stale=`, the page that the guest sets back to generation 0.
     pub stale: Option<u64>,
 }
@@ -158,6 +168,9 @@ impl Config {
             "faults" => self.fault_pages = number(value, 0, FAULT_PAGES_MAX)?,
             "tsc_khz" => self.tsc_khz = number(value, 1, 1_000_000_000)?,
             "corrupt" => self.corrupt = Some(number(value, 0, u64::MAX)?),
+            "disk" => self.disk = Some(address(value)?),
+            "blocks" => self.blocks = number(value, 1, BLOCKS_MAX)?,
+            "rng" => self.rng = Some(address(value)?),
             "stale" => self.stale = Some(number(value, 0, u64::MAX)?),
             _ => {}
         }
@@ -174,7 +187,7 @@ fn workload(value: &str) -> Result<Workload, &'static str> {
     let found = WORKLOADS.iter().find(|(name, _)| *name == value);
     found
         .map(|(_, workload)| *workload)
-        .ok_or("halt, touch, stride, random, chase, dirty, checksum, smp or clock")
+        .ok_or("halt, touch, stride, random, chase, dirty, checksum, smp, clock or disk")
 }
 
 fn order(value: &str) -> Result<Order, &'static str> {
@@ -183,6 +196,12 @@ fn order(value: &str) -> Result<Order, &'static str> {
         "zipf" => Ok(Order::Zipf),
         _ => Err("uniform or zipf"),
     }
+}
+
+/// An address, with 0x or without.
+fn address(value: &str) -> Result<u64, &'static str> {
+    let digits = value.strip_prefix("0x").unwrap_or(value);
+    u64::from_str_radix(digits, 16).map_err(|_| "an address such as 0xd0000000")
 }
 
 /// The PIT divides 1193182 Hz by 1 to 65536.
@@ -223,7 +242,7 @@ fn pages(value: &str) -> Result<u64, &'static str> {
     Ok(bytes / PAGE_BYTES)
 }
 
-const WORKLOADS: [(&str, Workload); 9] = [
+const WORKLOADS: [(&str, Workload); 10] = [
     ("halt", Workload::Halt),
     ("touch", Workload::Touch),
     ("stride", Workload::Stride),
@@ -233,6 +252,7 @@ const WORKLOADS: [(&str, Workload); 9] = [
     ("checksum", Workload::Checksum),
     ("smp", Workload::Smp),
     ("clock", Workload::Clock),
+    ("disk", Workload::Disk),
 ];
 
 const DEFAULTS: Config = Config {
@@ -254,6 +274,9 @@ const DEFAULTS: Config = Config {
     fault_pages: 0,
     tsc_khz: 2_300_000,
     corrupt: None,
+    disk: None,
+    blocks: BLOCKS_MAX,
+    rng: None,
     stale: None,
 };
 
@@ -307,6 +330,9 @@ mod tests {
             "stride=0",
             "faults=262145",
             "seed=-1",
+            "disk=x",
+            "blocks=0",
+            "rng=",
             "span=99999999999G",
             "tsc_khz=0",
         ];

@@ -34,6 +34,8 @@ pub struct Guest {
     pub verified: AtomicU64,
     /// Corrupt pages found so far.
     pub corrupt: AtomicU64,
+    /// What the drivers of devices work with, if there are devices.
+    pub disk_pages: Option<DiskPages>,
     arena: Ram,
     /// The windows of all vCPUs.
     windows: &'static [AtomicU64],
@@ -81,7 +83,9 @@ impl Guest {
         let fault_pages = paging::Window::memory_pages(config.fault_pages);
         let window_words = windows_of_a_vcpu(&config) * WINDOW_WORDS;
         let windows_bytes = (config.vcpus * window_words) as u64 * 8;
-        let wanted = table_pages + fault_pages + windows_bytes.div_ceil(PAGE_BYTES);
+        let windows_pages = windows_bytes.div_ceil(PAGE_BYTES);
+        let disk_pages = config.disk.map_or(0, |_| DiskPages::COUNT);
+        let wanted = table_pages + fault_pages + windows_pages + disk_pages;
         let mut arena = ram;
         let found = ram.ranges().first().map_or(0, |range| range.pages());
         let start = arena.take(wanted).ok_or(Error::NoMemory { wanted: wanted + 1, found })?;
@@ -101,6 +105,10 @@ impl Guest {
             finished: AtomicU32::new(0),
             verified: AtomicU64::new(0),
             corrupt: AtomicU64::new(0),
+            disk_pages: config.disk.map(|_| {
+                let start = windows_start + windows_pages * PAGE_BYTES;
+                DiskPages { ram, start }
+            }),
             arena,
             windows: memory::words(&ram, windows_start, config.vcpus * window_words),
             generations: memory::half_words(&ram, start, owned_pages as usize),
@@ -118,6 +126,9 @@ impl Guest {
 
     /// The physical address of a page of the arena, or the address of a page of the fault window.
     pub fn address_of(&self, index: u64) -> u64 {
+        if let (Some(pages), true) = (&self.disk_pages, index >= DISK_INDEX) {
+            return pages.data_address();
+        }
         match index.checked_sub(FAULT_INDEX) {
             Some(fault) => self.faults.address(fault),
             None => self.address(index),
@@ -166,6 +177,68 @@ fn windows_of_a_vcpu(config: &Config) -> usize {
     }
 }
 
+/// The pages that drivers share with devices, and what they remember.
+#[derive(Clone, Copy)]
+pub struct DiskPages {
+    ram: Ram,
+    start: u64,
+}
+
+impl DiskPages {
+    const COUNT: u64 = 5;
+
+    fn page(&self, number: u64) -> &'static Page {
+        memory::page(&self.ram, self.start + number * PAGE_BYTES)
+    }
+
+    /// The queue of the disk.
+    pub fn queue(&self) -> &'static Page {
+        self.page(0)
+    }
+
+    /// Where that is.
+    pub fn queue_address(&self) -> u64 {
+        self.start
+    }
+
+    /// The queue of the source of random numbers.
+    pub fn rng_queue(&self) -> &'static Page {
+        self.page(1)
+    }
+
+    /// Where that is.
+    pub fn rng_queue_address(&self) -> u64 {
+        self.start + PAGE_BYTES
+    }
+
+    /// The header and the status of a request, and 64 bytes on what came from the source.
+    pub fn request(&self) -> &'static Page {
+        self.page(2)
+    }
+
+    /// Where that is.
+    pub fn request_address(&self) -> u64 {
+        self.start + 2 * PAGE_BYTES
+    }
+
+    /// The block that is read or written.
+    pub fn data(&self) -> &'static Page {
+        self.page(3)
+    }
+
+    /// Where that is.
+    pub fn data_address(&self) -> u64 {
+        self.start + 3 * PAGE_BYTES
+    }
+
+    /// How often each block has been written.
+    pub fn generations(&self) -> &'static Page {
+        self.page(4)
+    }
+}
+
+/// The blocks of a disk have indices from here on.
+pub const DISK_INDEX: u64 = 1 << 41;
 /// The pages of the fault window have indices from here on.
 pub const FAULT_INDEX: u64 = 1 << 40;
 const LOCKED: u32 = 1 << 31;

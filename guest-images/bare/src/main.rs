@@ -11,6 +11,7 @@ mod faults;
 mod guest;
 mod machine;
 mod vcpu;
+mod virtio;
 mod workload;
 
 use core::panic::PanicInfo;

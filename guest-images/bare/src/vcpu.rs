@@ -6,7 +6,7 @@ use core::sync::atomic::AtomicU32;
 use core::sync::atomic::Ordering::{AcqRel, Acquire, Relaxed};
 
 use godwit_guest::clock::{Clock, Gap};
-use godwit_guest::page::{self, Content, Mismatch};
+use godwit_guest::page::{self, Content, Mismatch, Page};
 use godwit_guest::ram;
 
 use crate::console::Console;
@@ -143,7 +143,12 @@ impl Vcpu {
     /// Verifies an owned page of the expected `content`; false if it is corrupt.
     #[inline]
     pub fn check(&mut self, pass: &mut Pass, content: &Content) -> bool {
-        let page = self.guest.page(content.index);
+        self.check_page(pass, self.guest.page(content.index), content)
+    }
+
+    /// Verifies a page that is somewhere else than the arena.
+    #[inline]
+    pub fn check_page(&mut self, pass: &mut Pass, page: &Page, content: &Content) -> bool {
         pass.verified += 1;
         pass.generations = pass.generations.wrapping_add(content.generation);
         match page::verify(page, content) {

@@ -23,8 +23,9 @@ pub enum DirtyTracking {
 
 /// The pages that a running guest writes, while its memory is sent in rounds.
 pub trait DirtyLog: Send + Sync {
-    /// Begins to note writes, by whomever. With [`DirtyTracking::WriteFaults`] it returns a guard
-    /// that holds them up, and whoever has that notes them: the two calls below do nothing then. A page written from now on is in the next collection.
+    /// Begins to note writes, by whomever. A page written from now on is in the next collection.
+    /// With [`DirtyTracking::WriteFaults`] it returns a guard that holds writes up instead, and
+    /// whoever has that notes them.
     ///
     /// # Errors
     /// What went wrong, in a line. Nothing is noted then.

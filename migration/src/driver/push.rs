@@ -104,7 +104,7 @@ impl PushShared {
 /// The latest faults that no thread of the push has looked at, without a lock: whoever answers them
 /// is not kept waiting by threads of a lower priority.
 #[derive(Debug)]
-struct LatestFaults {
+pub(super) struct LatestFaults {
     /// The oldest is lost if there are too many.
     pages: [AtomicU32; PUSH_WALKS_MAX],
     next: AtomicU32,
@@ -114,7 +114,7 @@ struct LatestFaults {
 }
 
 impl LatestFaults {
-    fn new(pages_in_group: u32) -> LatestFaults {
+    pub fn new(pages_in_group: u32) -> LatestFaults {
         LatestFaults {
             pages: [const { AtomicU32::new(NO_PAGE) }; PUSH_WALKS_MAX],
             next: AtomicU32::new(0),
@@ -123,7 +123,7 @@ impl LatestFaults {
         }
     }
 
-    fn add(&self, page: PageIndex) {
+    pub fn add(&self, page: PageIndex) {
         let group = page.0 / self.pages_in_group;
         if self.group.swap(group, Ordering::Relaxed) != group {
             let slot = self.next.fetch_add(1, Ordering::Relaxed) as usize % PUSH_WALKS_MAX;
@@ -131,7 +131,7 @@ impl LatestFaults {
         }
     }
 
-    fn take(&self) -> impl Iterator<Item = PageIndex> {
+    pub fn take(&self) -> impl Iterator<Item = PageIndex> {
         let there = |page: &&AtomicU32| page.load(Ordering::Relaxed) != NO_PAGE;
         let pages = self.pages.iter().filter(there);
         let pages = pages.map(|page| page.swap(NO_PAGE, Ordering::Relaxed));

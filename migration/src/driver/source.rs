@@ -11,6 +11,7 @@ use godwit_uffd::page::PageRun;
 
 use super::answer::answer;
 use super::channel::{UrgentChannel, wait_readable};
+use super::command::Command;
 use super::dial::{dial, dial_bulk, dial_resume};
 use super::dirty::{DirtyLog, DirtyTracking};
 use super::held::HeldStream;
@@ -41,6 +42,10 @@ pub trait OutgoingVm: Send + Sync {
     /// # Errors
     /// What went wrong, in a line.
     fn save(&self) -> Result<Vec<Section>, String>;
+    /// It is recorded that the guest belongs to the destination, which has not been told yet: what
+    /// only one host may hold is given up here. [`OutgoingVm::resume`] may follow nevertheless, if
+    /// the destination refuses it.
+    fn granted(&self);
     /// Lets the guest run on, unless it was paused by its operator before.
     fn resume(&self);
     /// Its memory.
@@ -62,21 +67,6 @@ pub struct Plan {
     pub tracking: DirtyTracking,
     /// How pages are pushed.
     pub push: PushOptions,
-}
-
-/// What others want of a migration that is under way.
-#[derive(Debug)]
-pub enum Command {
-    /// Before the grant: the guest stays, for this reason.
-    GiveUp(String),
-    /// Before the grant: the operator wants the guest to stay.
-    Cancel,
-    /// In a round: the guest changes hands as soon as it can.
-    SwitchNow,
-    /// After the loss of the destination: dial again now, perhaps elsewhere.
-    Recover(Option<Address>),
-    /// After the grant: give up what is only here, for this reason.
-    Abandon(String),
 }
 
 /// What happens to the source outside its urgent channel. What comes from the threads of one epoch
@@ -140,18 +130,16 @@ impl Outgoing {
         self.progress.count_sent(Arc::clone(&sent), pages.page_size());
         self.progress.moves_by(self.offer.mode);
         let limits = self.plan.limits;
-        let machine = Source::new(self.offer.clone(), limits, Arc::clone(&sent), Instant::now());
-        let (size, options) = (pages.page_size(), self.plan.push);
-        let written = Arc::clone(machine.written_last());
-        let shared = Arc::new(PushShared::new(&sent, size, written, options, None));
+        let (size, options, nothing) = (pages.page_size(), self.plan.push, PageSet::empty(0));
+        let shared = PushShared::new(&sent, size, Arc::new(nothing), options, None);
         Driver {
-            machine,
+            machine: Source::new(self.offer.clone(), limits, Arc::clone(&sent), Instant::now()),
             address: self.plan.address.clone(),
             setup: self,
             vm,
             answer: RunBuffer::new(pages.page_size()),
             pages,
-            shared,
+            shared: Arc::new(shared),
             sent,
             channel: Some(UrgentChannel::new(stream)),
             asked: Instant::now(),
@@ -174,9 +162,8 @@ struct Driver<'a> {
     machine: Source,
     /// None while the destination is lost.
     channel: Option<UrgentChannel>,
-    /// When the requests that are answered now were read.
+    /// When the requests that are answered now were read, and room for their pages.
     asked: Instant,
-    /// The pages that answer them.
     answer: RunBuffer,
     bulk: Vec<Arc<Stream>>,
     shared: Arc<PushShared>,
@@ -249,6 +236,9 @@ impl Driver<'_> {
             }
             SourceOutput::RecordGrant(transfer) => {
                 let recorded = self.record(transfer, Ownership::Granted);
+                if recorded.is_ok() {
+                    self.vm.granted();
+                }
                 self.input(SourceInput::GrantRecorded(recorded.map_err(|e| in_full(&e))));
             }
             SourceOutput::RecordReclaimed(transfer) => {
@@ -335,8 +325,8 @@ impl Driver<'_> {
     fn start_push(&mut self) {
         self.join_push();
         let held = self.held.as_ref().map(|held| held.begin_push(&self.sent));
-        let written = Arc::clone(self.machine.written_last());
-        let (size, options) = (self.pages.page_size(), self.setup.plan.push);
+        let (written, options) = (Arc::clone(self.machine.written_last()), self.setup.plan.push);
+        let size = self.pages.page_size();
         self.shared = Arc::new(PushShared::new(&self.sent, size, written, options, held));
         let (epoch, running) = (self.machine.epoch(), Arc::new(AtomicUsize::new(self.bulk.len())));
         for stream in self.bulk.clone() {
@@ -371,17 +361,15 @@ impl Driver<'_> {
 
     fn serve(&mut self, run: PageRun) {
         if run.count > 1 {
-            // Whoever waits for the page before these does not wait for them to be read.
-            self.flush();
+            self.flush(); // Whoever waits for the page before these waits no longer.
         }
         let Some(channel) = &mut self.channel else { return };
         self.shared.fault_at(run.first);
         let heads = answer(&self.pages, run, self.asked, &mut self.answer, channel.outgoing())
             .expect("the request was checked");
-        for head in heads {
-            self.setup.progress.run(&head, |page| self.pages.gpa_of(page));
-        }
-        self.setup.progress.pages_urgent(run.count);
+        let progress = &self.setup.progress;
+        heads.iter().for_each(|head| progress.run(head, |page| self.pages.gpa_of(page)));
+        progress.pages_urgent(run.count);
         if channel.outgoing().len() >= ANSWERS_BYTES_MAX {
             self.flush();
         }

@@ -3,7 +3,9 @@
 mod classes;
 mod faults;
 mod progress;
+mod restore;
 
 pub use classes::{ClassCount, Classes};
 pub use faults::{FaultLedger, FaultReport, Quantiles, Stage};
 pub use progress::{Pages, Progress, Report, WritesHeld, monotonic_us};
+pub use restore::{Mark, RestoreProgress, RestoreReport, RestoreState};

@@ -126,6 +126,22 @@ impl GuestPages {
             done = (pages + 1) * self.page_size.bytes();
         }
     }
+
+    /// Puts `contents`, which are as long, into the pages of `run`.
+    ///
+    /// # Errors
+    /// A run that reaches outside the guest.
+    pub fn write_run(&self, mut run: PageRun, mut contents: &[u8]) -> io::Result<()> {
+        debug_assert_eq!(contents.len(), self.page_size.length_of(run.count));
+        while run.count > 0 {
+            let (slice, count) = self.slice(run)?;
+            let (part, rest) = contents.split_at(slice.len());
+            slice.copy_from(part);
+            contents = rest;
+            run = run.without(count);
+        }
+        Ok(())
+    }
 }
 
 #[cfg(test)]
@@ -166,6 +182,17 @@ pub(crate) mod tests {
         assert!(pages.read_run(PageRun::one(PageIndex(3)), &mut page).is_err());
         let places = [0, 1, 2, 3].map(|page| pages.gpa_of(PageIndex(page)).map(|gpa| gpa.0));
         assert_eq!(places, [Some(0), Some(4096), Some(1 << 32), None]);
+    }
+
+    #[test]
+    fn what_is_written_across_regions_is_read() {
+        let (pages, run) = (two_regions(), PageRun { first: PageIndex(0), count: 3 });
+        let written: Vec<u8> = [1, 2, 3].into_iter().flat_map(|byte| [byte; 4096]).collect();
+        pages.write_run(run, &written).unwrap();
+        let mut read = vec![0; written.len()];
+        pages.read_run(run, &mut read).unwrap();
+        assert!(read == written);
+        assert!(pages.write_run(PageRun::one(PageIndex(3)), &[0; 4096]).is_err());
     }
 
     #[test]

@@ -188,7 +188,7 @@ mod tests {
 
     const RUN: usize = 256 << 10;
 
-    /// What a byte costs in nanoseconds: on the link, and to be packed, and how much is left of it then.
+    /// What a byte costs in nanoseconds, on the link and to be packed, and how much is left of it.
     #[derive(Clone, Copy)]
     struct World {
         link: f64,

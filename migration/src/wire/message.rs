@@ -83,24 +83,33 @@ impl Offer {
     /// What is wrong with the layout: pages of an unknown size, no memory, too much, not whole
     /// pages, or not in order.
     pub fn paging(&self) -> Result<Paging, &'static str> {
-        let size = PageSize::of(self.page_bytes.into());
-        let size = size.ok_or("its memory has pages of a size that this version does not know")?;
-        if self.memslots.is_empty() || self.memslots.len() > limits::MEMSLOTS_MAX {
-            return Err("it has no memslots, or too many");
+        paging_of(self.page_bytes, &self.memslots)
+    }
+}
+
+/// The pages of a guest whose memory is `memslots`.
+///
+/// # Errors
+/// What is wrong with the layout: pages of an unknown size, no memory, too much, not whole pages,
+/// or not in order.
+pub fn paging_of(page_bytes: u32, memslots: &[MemslotLayout]) -> Result<Paging, &'static str> {
+    let size = PageSize::of(page_bytes.into());
+    let size = size.ok_or("its memory has pages of a size that this version does not know")?;
+    if memslots.is_empty() || memslots.len() > limits::MEMSLOTS_MAX {
+        return Err("it has no memslots, or too many");
+    }
+    let (mut pages, mut end) = (0u64, 0u64);
+    for slot in memslots {
+        let whole = size.divides(slot.gpa) && size.divides(slot.bytes) && slot.bytes > 0;
+        if !whole || slot.gpa < end {
+            return Err("its memslots overlap, are not in order or not whole pages");
         }
-        let (mut pages, mut end) = (0u64, 0u64);
-        for slot in &self.memslots {
-            let whole = size.divides(slot.gpa) && size.divides(slot.bytes) && slot.bytes > 0;
-            if !whole || slot.gpa < end {
-                return Err("its memslots overlap, are not in order or not whole pages");
-            }
-            end = slot.gpa.checked_add(slot.bytes).ok_or("a memslot is beyond all addresses")?;
-            pages += slot.bytes / u64::from(self.page_bytes);
-        }
-        match u32::try_from(pages) {
-            Ok(count) if pages < limits::GUEST_PAGES_MAX => Ok(Paging { size, count }),
-            _ => Err("it has more pages than an index can count"),
-        }
+        end = slot.gpa.checked_add(slot.bytes).ok_or("a memslot is beyond all addresses")?;
+        pages += slot.bytes / u64::from(page_bytes);
+    }
+    match u32::try_from(pages) {
+        Ok(count) if pages < limits::GUEST_PAGES_MAX => Ok(Paging { size, count }),
+        _ => Err("it has more pages than an index can count"),
     }
 }
 

@@ -7,6 +7,7 @@
 pub mod certificates;
 mod deadline;
 pub mod device;
+pub mod disk;
 mod godwit;
 pub mod guest;
 pub mod huge_pages;

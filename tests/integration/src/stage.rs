@@ -1,7 +1,7 @@
 //! Processes that hold guests, and what is done to them.
 
 use std::ffi::OsString;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use godwit_migration::transport::Address;
 use godwit_vmm::api::Client;
@@ -174,6 +174,56 @@ impl Stage {
         words.push(node.client.path().into());
         words.extend(options.iter().map(Into::into));
         self.godwit.start(verb, &words)
+    }
+
+    /// Saves the guest of `node` to the directory `name`, and says where that is.
+    ///
+    /// # Panics
+    /// If it is not saved.
+    #[track_caller]
+    pub fn snapshot(&self, node: &Node, name: &str, options: &[&str]) -> PathBuf {
+        let dir = self.folder.path(name);
+        self.snapshot_to(node, &dir, options).wait_success();
+        dir
+    }
+
+    /// Starts `godwit snapshot` of the guest of `node`.
+    ///
+    /// # Panics
+    /// If it cannot be started.
+    #[track_caller]
+    pub fn snapshot_to(&self, node: &Node, dir: &Path, options: &[&str]) -> Process {
+        let dir = dir.to_str().expect("a path of ours");
+        self.control("snapshot", node, &[&[dir], options].concat())
+    }
+
+    /// Brings the guest in `dir` back in a process called `name`, and waits until it may run.
+    ///
+    /// # Panics
+    /// If it does not come to that.
+    #[track_caller]
+    pub fn restore(&self, name: &str, dir: &Path, options: &[&str]) -> Node {
+        let node = self.try_restore(name, dir, options);
+        until("a guest that is back", || {
+            let back = node.client.status().is_ok_and(|status| {
+                let restore = status.restore.as_ref();
+                restore.is_some_and(|restore| restore.timeline.restored_us.is_some())
+            });
+            assert!(back || node.lives(), "{}", node.process.failure("did not bring it back"));
+            back.then_some(())
+        });
+        node
+    }
+
+    /// Starts `godwit restore` of the guest in `dir`.
+    ///
+    /// # Panics
+    /// If it cannot be started.
+    #[track_caller]
+    pub fn try_restore(&self, name: &str, dir: &Path, options: &[&str]) -> Node {
+        let words = [OsString::from("restore"), dir.into()];
+        let words: Vec<_> = words.into_iter().chain(options.iter().map(Into::into)).collect();
+        self.start(name, &words)
     }
 
     fn start(&self, name: &str, words: &[OsString]) -> Node {

@@ -7,7 +7,9 @@ use std::sync::Arc;
 
 use godwit_tests::resources::Resources;
 use godwit_tests::{Process, Stream, TestDir, until};
-use godwit_vmm::api::types::{GuestState, MigrateRequest, Ownership, RecoverRequest, Role, Status};
+use godwit_vmm::api::types::{
+    GuestState, MigrateRequest, Ownership, RecoverRequest, Role, SnapshotRequest, Status,
+};
 use godwit_vmm::api::{ClientError, Control, ControlError, Server};
 
 /// Tells this test that it is the process to look at, and where to serve.
@@ -26,6 +28,8 @@ impl Control for Empty {
             vm: None,
             memory: None,
             migration: None,
+            snapshot: None,
+            restore: None,
         }
     }
 
@@ -55,6 +59,10 @@ impl Control for Empty {
 
     fn recover(&self, _request: RecoverRequest) -> Result<(), ControlError> {
         Err(ControlError::wrong_state("recover", "there is no guest", None))
+    }
+
+    fn snapshot(&self, _request: SnapshotRequest) -> Result<(), ControlError> {
+        Err(ControlError::wrong_state("snapshot", "there is no guest", None))
     }
 }
 

@@ -362,7 +362,7 @@ fn a_session_that_nobody_knows_is_not_resumed() {
 }
 
 fn config(cpus: u8, memory_bytes: u64) -> Vec<u8> {
-    let config = VmConfig { cpus, memory_bytes, backing: Backing::Anon };
+    let config = VmConfig { cpus, memory_bytes, backing: Backing::Anon, devices: Vec::new() };
     postcard::to_stdvec(&config).expect("plain data")
 }
 

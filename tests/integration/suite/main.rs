@@ -8,6 +8,7 @@ mod binary;
 mod cancel;
 mod control;
 mod demo;
+mod disk;
 mod doctor;
 mod granules;
 mod hostile;
@@ -24,6 +25,8 @@ mod poison;
 mod records;
 mod recovery;
 mod silence;
+mod snapshot;
+mod snapshot_refused;
 mod tls;
 mod windows;
 

@@ -56,9 +56,9 @@ impl Source {
     /// Launches the bare guest and pauses it as its operator once it has filled its memory.
     fn launch(stage: &Stage, backing: Backing) -> Source {
         let records = Records::open(&stage.folder().path("source.state")).expect("a folder");
-        let host = Host::new(Role::Run, records, None).expect("a descriptor");
+        let host = Host::new(Role::Run, records, None, Vec::new()).expect("a descriptor");
         let console = Console::default();
-        let config = VmConfig { cpus: 1, memory_bytes: 64 << 20, backing };
+        let config = VmConfig { cpus: 1, memory_bytes: 64 << 20, backing, devices: Vec::new() };
         let vm = Vm::create(&config, Box::new(console.clone())).expect("a machine");
         vm.boot(&KernelImage::Embedded(BARE), None, CMDLINE).expect("the bare guest");
         let vm = Arc::new(vm);

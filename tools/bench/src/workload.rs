@@ -78,7 +78,7 @@ impl GuestArgs {
 
     /// The guest as a VM of ours.
     pub fn vm_config(&self, backing: Backing) -> VmConfig {
-        VmConfig { cpus: self.cpus, memory_bytes: self.memory, backing }
+        VmConfig { cpus: self.cpus, memory_bytes: self.memory, backing, devices: Vec::new() }
     }
 
     /// Waits until the guest has filled its memory and, if it reads it over and over, has begun

@@ -110,6 +110,7 @@ fn perform(call: Call, control: &dyn Control) -> Result<Response<Full<Bytes>>, C
         Call::Cancel => control.cancel().map(|()| empty(StatusCode::ACCEPTED)),
         Call::SwitchOver => control.switch_over().map(|()| empty(StatusCode::ACCEPTED)),
         Call::Recover(request) => control.recover(request).map(|()| empty(StatusCode::ACCEPTED)),
+        Call::Snapshot(request) => control.snapshot(request).map(|()| empty(StatusCode::ACCEPTED)),
     }
 }
 

@@ -16,7 +16,8 @@ use tokio::net::UnixStream;
 use tokio::time::timeout;
 
 use super::types::{
-    ErrorBody, MigrateRequest, Ping, Problem, RecoverRequest, ShutdownRequest, Status,
+    ErrorBody, MigrateRequest, Ping, Problem, RecoverRequest, ShutdownRequest, SnapshotRequest,
+    Status,
 };
 
 /// The longest answer that is read, in bytes.
@@ -217,6 +218,14 @@ impl Client {
     /// [`ClientError`], as for every call.
     pub fn recover(&self, request: &RecoverRequest) -> Result<(), ClientError> {
         self.put("recover", "/api/v1/recover", to_json(request)?)
+    }
+
+    /// Begins to save the guest; returns when it has begun. [`Client::status`] tells how it goes.
+    ///
+    /// # Errors
+    /// [`ClientError`], as for every call.
+    pub fn snapshot(&self, request: &SnapshotRequest) -> Result<(), ClientError> {
+        self.put("snapshot", "/api/v1/snapshot", to_json(request)?)
     }
 
     fn get<T: DeserializeOwned>(&self, step: &'static str, at: &str) -> Result<T, ClientError> {

@@ -23,7 +23,7 @@ pub use client::{Client, ClientError};
 pub use error::{ControlError, ServerError};
 pub use server::Server;
 
-use types::{MigrateRequest, RecoverRequest, Status};
+use types::{MigrateRequest, RecoverRequest, SnapshotRequest, Status};
 
 /// What the API can do to a guest: implemented by the process that holds it.
 ///
@@ -78,4 +78,11 @@ pub trait Control: Send + Sync + 'static {
     /// [`ControlError::WrongState`] if no peer is lost, [`ControlError::Failed`] if the address
     /// cannot be listened at.
     fn recover(&self, request: RecoverRequest) -> Result<(), ControlError>;
+
+    /// Begins to save the guest and returns at once; `status` tells how it goes.
+    ///
+    /// # Errors
+    /// [`ControlError::WrongState`] if there is no guest to save, or pages of it are on their way,
+    /// [`ControlError::Failed`] if the place cannot be written to.
+    fn snapshot(&self, request: SnapshotRequest) -> Result<(), ControlError>;
 }

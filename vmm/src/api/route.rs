@@ -4,7 +4,7 @@ use hyper::Method;
 use serde::Deserialize;
 use serde::de::DeserializeOwned;
 
-use super::types::{MigrateRequest, Problem, RecoverRequest, ShutdownRequest};
+use super::types::{MigrateRequest, Problem, RecoverRequest, ShutdownRequest, SnapshotRequest};
 
 /// A path of the API, with the one method that it takes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -19,10 +19,11 @@ pub(super) enum Command {
     Cancel,
     SwitchOver,
     Recover,
+    Snapshot,
 }
 
 /// All that the API has.
-pub(super) const ROUTES: [(Method, &str, Command); 10] = [
+pub(super) const ROUTES: [(Method, &str, Command); 11] = [
     (Method::GET, "/api/v1/ping", Command::Ping),
     (Method::GET, "/api/v1/status", Command::Status),
     (Method::GET, "/api/v1/metrics", Command::Metrics),
@@ -33,6 +34,7 @@ pub(super) const ROUTES: [(Method, &str, Command); 10] = [
     (Method::PUT, "/api/v1/cancel", Command::Cancel),
     (Method::PUT, "/api/v1/switch-over", Command::SwitchOver),
     (Method::PUT, "/api/v1/recover", Command::Recover),
+    (Method::PUT, "/api/v1/snapshot", Command::Snapshot),
 ];
 
 /// A command with its arguments, checked.
@@ -48,6 +50,7 @@ pub(super) enum Call {
     Cancel,
     SwitchOver,
     Recover(RecoverRequest),
+    Snapshot(SnapshotRequest),
 }
 
 impl Call {
@@ -64,6 +67,7 @@ impl Call {
             Call::Cancel => "cancel",
             Call::SwitchOver => "switch over",
             Call::Recover(_) => "recover",
+            Call::Snapshot(_) => "snapshot",
         }
     }
 }
@@ -104,6 +108,7 @@ pub(super) fn read(command: Command, body: &[u8]) -> Result<Call, Problem> {
             optional::<Empty>("switch over", body).map(|Empty {}| Call::SwitchOver)
         }
         Command::Recover => optional("recover", body).map(Call::Recover),
+        Command::Snapshot => required("snapshot", body).map(Call::Snapshot),
     }
 }
 

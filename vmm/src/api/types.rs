@@ -3,6 +3,8 @@
 //! These types are for people and for their tools, so they are never the types that run: names are
 //! the ones users know from QEMU and libvirt, times are microseconds, sizes are bytes.
 
+mod snapshot;
+
 use std::fmt;
 use std::path::PathBuf;
 
@@ -14,6 +16,11 @@ pub use godwit_migration::metrics::WritesHeld;
 pub use godwit_migration::proto::MigrationState;
 pub use godwit_migration::schedule::Compression;
 use godwit_migration::transport::Address;
+
+pub use snapshot::{
+    RestoreMode, RestorePages, RestoreState, RestoreStatus, RestoreTimeline, SnapshotPages,
+    SnapshotRequest, SnapshotState, SnapshotStatus,
+};
 
 /// Who answers: the reply to `GET /api/v1/ping`.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -43,6 +50,12 @@ pub struct Status {
     pub memory: Option<MemoryMethods>,
     /// The latest migration of this guest in this process, under way or over; absent if none.
     pub migration: Option<MigrationStatus>,
+    /// The latest snapshot that was taken of it here, or is being taken; absent if none.
+    #[serde(default)]
+    pub snapshot: Option<SnapshotStatus>,
+    /// How it was brought back from a snapshot here; absent if it was not.
+    #[serde(default)]
+    pub restore: Option<RestoreStatus>,
 }
 
 impl Status {
@@ -62,6 +75,8 @@ pub enum Role {
     Run,
     /// `godwit receive`: it waits for a guest, or has received one.
     Receive,
+    /// `godwit restore`: it brought the guest back from a snapshot.
+    Restore,
 }
 
 /// A guest, as seen from one process.

@@ -1,4 +1,5 @@
-//! What lies where below 1 MiB when a kernel begins. Nothing here is needed once it runs.
+//! What lies where below 1 MiB when a kernel begins. Nothing of it but the ACPI tables is needed once
+//! it runs.
 
 use godwit_uffd::page::Gpa;
 
@@ -41,6 +42,10 @@ pub const COMMAND_LINE: Gpa = Gpa(0x2_0000);
 
 /// Where low memory ends for the guest: the extended BIOS data area of a PC.
 pub const LOW_MEMORY_END: Gpa = Gpa(0x9_fc00);
+
+/// The root pointer of the ACPI tables, with the tables behind it: in the area that PCs reserve for
+/// firmware, where old kernels look for it.
+pub const ACPI_RSDP: Gpa = Gpa(0xe_0000);
 
 /// Where memory goes on, and the lowest place for a kernel.
 pub const HIGH_MEMORY: Gpa = Gpa(0x10_0000);

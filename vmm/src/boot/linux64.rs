@@ -31,6 +31,7 @@ pub(super) fn write(
         page.hdr.ramdisk_image = low(initramfs.gpa.0);
         page.hdr.ramdisk_size = initramfs.bytes;
     }
+    page.acpi_rsdp_addr = layout::ACPI_RSDP.0;
     let map = memory_map::build(memory);
     page.e820_entries = u8::try_from(map.len()).expect("a memory map has few entries");
     for (line, entry) in page.e820_table.iter_mut().zip(&map) {

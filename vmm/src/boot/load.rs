@@ -10,7 +10,8 @@ use vm_memory::{Address, Bytes, GuestAddress, ReadVolatile};
 
 use super::image::{Kind, Source};
 use super::{
-    BootError, COMMAND_LINE_BYTES_MAX, KernelImage, initramfs, layout, linux64, pvh, tables,
+    BootError, COMMAND_LINE_BYTES_MAX, KernelImage, Platform, acpi, initramfs, layout, linux64,
+    pvh, tables,
 };
 use crate::arch::x86_64::Entry;
 use crate::memory::GuestMemory;
@@ -24,6 +25,7 @@ pub(crate) fn load(
     kernel: &KernelImage,
     initramfs: Option<&Path>,
     command_line: &str,
+    platform: &Platform<'_>,
 ) -> Result<Entry, BootError> {
     let (mut source, kind) = kernel.open()?;
     let loaded = load_kernel(memory, &mut source, kind).map_err(|source| BootError::Load {
@@ -34,6 +36,7 @@ pub(crate) fn load(
     write_command_line(memory, command_line, &loaded)?;
     let initramfs = initramfs.map(|path| initramfs::place(memory, path, &loaded)).transpose()?;
     tables::write(memory)?;
+    acpi::write(memory, platform)?;
     let command_line_bytes = command_line.len();
     match (kind, loaded.pvh_boot_cap) {
         (Kind::Elf, PvhBootCapability::PvhEntryPresent(rip)) => {

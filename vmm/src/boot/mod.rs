@@ -1,5 +1,6 @@
 //! Loading a kernel: which kind it is, where its parts go, and what it is told about the machine.
 
+mod acpi;
 mod image;
 mod initramfs;
 pub mod layout;
@@ -12,6 +13,7 @@ mod tables;
 use std::io;
 use std::path::PathBuf;
 
+pub(crate) use acpi::Platform;
 pub use image::KernelImage;
 pub(crate) use load::load;
 

@@ -19,6 +19,7 @@ pub(super) fn write(memory: &GuestMemory, initramfs: Option<Initramfs>) -> Resul
         nr_modules: u32::from(initramfs.is_some()),
         modlist_paddr: initramfs.map_or(0, |_| layout::PVH_MODULES.0),
         cmdline_paddr: layout::COMMAND_LINE.0,
+        rsdp_paddr: layout::ACPI_RSDP.0,
         memmap_paddr: layout::PVH_MEMORY_MAP.0,
         memmap_entries: u32::try_from(map.len()).expect("a memory map has few entries"),
         ..Default::default()

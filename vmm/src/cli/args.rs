@@ -1,6 +1,8 @@
 //! What was typed. Parsing looks at nothing but the words; what they mean on this host is found
 //! out by the commands.
 
+mod snapshot;
+
 use std::path::PathBuf;
 
 use clap::{Args as ClapArgs, Parser, Subcommand, ValueEnum};
@@ -11,7 +13,10 @@ use godwit_uffd::page::PageSize;
 use uuid::Uuid;
 
 use crate::api::types::{DirtyTracking, MigrationMode, TimeoutStrategy};
-use crate::memory::page_size_word;
+use crate::memory::{Backing, page_size_word};
+use crate::vm::{DeviceConfig, DiskConfig};
+
+pub use snapshot::{Mode as RestoreMode, Restore, Snapshot};
 
 const DEMO_EXAMPLES: &str = "\
 Examples:
@@ -62,9 +67,22 @@ pub enum Command {
     Receive(Receive),
     /// Move a running guest to a `godwit receive`; exits 0 only when all of it is there
     Migrate(Migrate),
+    /// Save a guest, running or paused, to a directory
+    ///
+    /// The guest stands still while its memory is read, and runs on while the rest is brought to
+    /// the disk. Nothing is left of a snapshot that does not come to its end.
+    #[command(verbatim_doc_comment)]
+    Snapshot(Snapshot),
+    /// Bring a guest back from a snapshot; its console is stdout, its exit code the exit status
+    ///
+    /// The snapshot is not changed, and any number of guests may be brought back from it: each has
+    /// an identity of its own. Three instants are told on stderr and by `godwit status`: restored
+    /// (the guest runs), working set in, and fully resident (it has all of its pages).
+    #[command(verbatim_doc_comment)]
+    Restore(Restore),
     /// Show a guest, who owns it, and its migration
     Status(Status),
-    /// End a migration before its switchover; the guest stays
+    /// End a migration before its switchover, or a snapshot; the guest stays
     Cancel(At),
     /// End the rounds of a migration: the guest changes hands now, and the rest follows
     SwitchOver(At),
@@ -86,7 +104,7 @@ pub enum Command {
 /// The control socket of a guest.
 #[derive(Debug, ClapArgs)]
 pub struct At {
-    /// The control socket that was given to `run` or `receive`
+    /// The control socket that was given to `run`, `receive` or `restore`
     #[arg(long, value_name = "PATH")]
     pub api_socket: PathBuf,
 }
@@ -116,6 +134,14 @@ pub struct Run {
     /// which are reserved before the guest starts
     #[arg(long, value_name = "SIZE", default_value = "4K", value_parser = page_size)]
     pub page_size: PageSize,
+    /// Disk: a raw file or block device, as `path=FILE`, with `,readonly=on` to keep it as it is
+    ///
+    /// May be given again for another. The file is locked: a disk that is written has one user.
+    #[arg(long, value_name = "path=FILE[,readonly=on]", value_parser = disk)]
+    pub disk: Vec<DiskConfig>,
+    /// Give the guest random numbers of this host (virtio-rng)
+    #[arg(long)]
+    pub rng: bool,
     /// Control socket to make
     #[arg(long, value_name = "PATH")]
     pub api_socket: Option<PathBuf>,
@@ -131,6 +157,14 @@ pub struct Run {
     /// End at once when this process, which started this one, ends
     #[arg(long, value_name = "PID", hide = true)]
     pub end_with: Option<u32>,
+}
+
+impl Run {
+    /// The virtio devices, in the order of their places.
+    pub fn devices(&self) -> Vec<DeviceConfig> {
+        let disks = self.disk.iter().cloned().map(DeviceConfig::Disk);
+        disks.chain(self.rng.then_some(DeviceConfig::Rng)).collect()
+    }
 }
 
 /// `godwit receive`.
@@ -151,6 +185,10 @@ pub struct Receive {
     /// them from the host's pool of huge pages]
     #[arg(long, value_name = "SIZE", value_parser = page_size)]
     pub page_size: Option<PageSize>,
+    /// Let guests bring disks whose files are in this directory, which they have at their source
+    /// under the same path. May be given again; without it, guests with disks are turned away
+    #[arg(long, value_name = "DIR")]
+    pub disk_dir: Vec<PathBuf>,
     /// Control socket to make
     #[arg(long, value_name = "PATH")]
     pub api_socket: Option<PathBuf>,
@@ -284,6 +322,11 @@ pub enum MemoryBacking {
 }
 
 impl MemoryBacking {
+    /// Such memory, made of pages of this size.
+    pub fn of_pages(self, size: PageSize) -> Backing {
+        Backing::of(self == MemoryBacking::Memfd, size)
+    }
+
     /// As it is written on the command line.
     pub fn name(self) -> &'static str {
         match self {
@@ -408,6 +451,24 @@ pub fn page_size(text: &str) -> Result<PageSize, String> {
         let [base, huge] = PageSize::ALL.map(page_size_word);
         format!("`{text}` is no size of pages: choose {base} or {huge}")
     })
+}
+
+/// A disk: `path=FILE`, and `readonly=on` or `readonly=off` behind it.
+pub fn disk(text: &str) -> Result<DiskConfig, String> {
+    const FORM: &str = "write path=FILE, or path=FILE,readonly=on";
+    let (mut path, mut readonly) = (None, false);
+    for word in text.split(',') {
+        match word.split_once('=') {
+            Some(("path", file)) if path.is_none() && !file.is_empty() => path = Some(file),
+            Some(("readonly", "on")) => readonly = true,
+            Some(("readonly", "off")) => readonly = false,
+            _ => return Err(format!("`{word}` is no part of a disk: {FORM}")),
+        }
+    }
+    let path = path.ok_or_else(|| format!("the disk has no file: {FORM}"))?;
+    // The next host finds it under the same name, wherever godwit was started there.
+    let path = std::path::absolute(path).map_err(|e| format!("{path} cannot be a disk: {e}"))?;
+    Ok(DiskConfig { path, readonly })
 }
 
 #[cfg(test)]

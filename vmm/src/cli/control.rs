@@ -9,19 +9,19 @@ use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use super::Failure;
 use super::args::{At, Migrate, Recover, Shutdown, Status};
 use crate::api::types::{
-    Classes, GuestState, MemoryMethods, MigrateRequest, MigrationState, MigrationStatus,
-    RecoverRequest, Status as Told,
+    Classes, FaultReport, GuestState, MemoryMethods, MigrateRequest, MigrationState,
+    MigrationStatus, RecoverRequest, RestoreStatus, SnapshotStatus, Status as Told,
 };
 use crate::api::{Client, ClientError};
 
 /// How often a migration is looked at.
-const LOOK_EVERY: Duration = Duration::from_millis(50);
+pub(super) const LOOK_EVERY: Duration = Duration::from_millis(50);
 
-fn failed(error: &ClientError) -> Failure {
+pub(super) fn failed(error: &ClientError) -> Failure {
     Failure::with_hint(error, error.hint())
 }
 
-fn client(at: &At) -> Client {
+pub(super) fn client(at: &At) -> Client {
     Client::new(&at.api_socket)
 }
 
@@ -73,7 +73,7 @@ pub fn status(args: &Status) -> Result<ExitCode, Failure> {
     Ok(ExitCode::SUCCESS)
 }
 
-fn to_json(value: &impl serde::Serialize) -> Result<String, Failure> {
+pub(super) fn to_json(value: &impl serde::Serialize) -> Result<String, Failure> {
     serde_json::to_string(value).map_err(|e| Failure::new(&e))
 }
 
@@ -95,6 +95,64 @@ fn print_status(status: &Told) {
     if let Some(migration) = &status.migration {
         print_migration(migration);
     }
+    if let Some(snapshot) = &status.snapshot {
+        print_snapshot(snapshot);
+    }
+    if let Some(restore) = &status.restore {
+        print_restore(restore);
+    }
+}
+
+fn print_snapshot(snapshot: &SnapshotStatus) {
+    let (dir, pages) = (snapshot.dir.display(), &snapshot.pages);
+    println!("snapshot   {:?}, {dir}", snapshot.state);
+    println!("pages      {} of {} remain", pages.remaining, pages.total);
+    if let Some(error) = &snapshot.error {
+        println!("error      {error}");
+    }
+}
+
+fn print_restore(restore: &RestoreStatus) {
+    let (mode, dir, at) = (restore.mode, restore.dir.display(), &restore.timeline);
+    println!("restore    {:?}, {mode:?} from {dir}", restore.state);
+    let marks = [
+        ("restored", at.restored_us),
+        ("working set in", at.working_set_us),
+        ("fully resident", at.resident_us),
+        ("checked", at.checked_us),
+    ];
+    let marks = marks.into_iter().filter_map(|(mark, us)| Some(format!("{mark} {} us", us?)));
+    println!("instants   {}", marks.collect::<Vec<_>>().join(", "));
+    if let Some(pages) = &restore.pages {
+        println!(
+            "pages      {} of {} remain; {} zero, {} data, {} lost ({} damaged), {} asked for",
+            pages.remaining,
+            pages.total,
+            pages.zero,
+            pages.data,
+            pages.poisoned,
+            pages.damaged,
+            pages.requested
+        );
+    }
+    if let Some(faults) = &restore.faults {
+        print_faults(faults);
+    }
+    if let Some(error) = &restore.error {
+        println!("error      {error}");
+    }
+}
+
+fn print_faults(faults: &FaultReport) {
+    println!(
+        "faults     {} served, {} wait; p50 {} us, p90 {} us, p99 {} us, max {} us",
+        faults.count,
+        faults.outstanding,
+        faults.p50_us,
+        faults.p90_us,
+        faults.p99_us,
+        faults.max_us
+    );
 }
 
 fn print_methods(memory: &MemoryMethods) {
@@ -112,7 +170,7 @@ fn print_methods(memory: &MemoryMethods) {
     }
 }
 
-fn guest_line(guest: &GuestState) -> String {
+pub(super) fn guest_line(guest: &GuestState) -> String {
     match guest {
         GuestState::None => "no guest".to_owned(),
         GuestState::Created => "being received".to_owned(),
@@ -139,15 +197,7 @@ fn print_migration(migration: &MigrationStatus) {
     );
     print_classes(&migration.classes);
     if let Some(faults) = &migration.faults {
-        println!(
-            "faults     {} served, {} wait; p50 {} us, p90 {} us, p99 {} us, max {} us",
-            faults.count,
-            faults.outstanding,
-            faults.p50_us,
-            faults.p90_us,
-            faults.p99_us,
-            faults.max_us
-        );
+        print_faults(faults);
     }
     if let Some(faults) = migration.faults.filter(|faults| faults.count > 0) {
         let stages = faults.stages;
@@ -261,7 +311,7 @@ fn wait_for_outcome(client: &Client, args: &Migrate) -> Result<Told, Failure> {
     }
 }
 
-fn progress_bar() -> ProgressBar {
+pub(super) fn progress_bar() -> ProgressBar {
     let style = "{msg:18} {wide_bar} {bytes}/{total_bytes} {binary_bytes_per_sec}";
     let style = ProgressStyle::with_template(style).expect("a constant template");
     let target = if std::io::stderr().is_terminal() {

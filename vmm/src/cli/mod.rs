@@ -5,7 +5,9 @@ mod control;
 mod log;
 mod parent;
 mod receive;
+mod restore;
 mod run;
+mod snapshot;
 
 use std::process::ExitCode;
 
@@ -65,6 +67,8 @@ pub fn main() -> ExitCode {
         Command::Run(run) => run::run(&run),
         Command::Receive(receive) => receive::receive(&receive),
         Command::Migrate(migrate) => control::migrate(&migrate),
+        Command::Snapshot(args) => snapshot::snapshot(&args),
+        Command::Restore(args) => restore::restore(&args),
         Command::Status(status) => control::status(&status),
         Command::Cancel(at) => control::cancel(&at),
         Command::SwitchOver(at) => control::switch_over(&at),

@@ -1,5 +1,6 @@
 //! `godwit receive`.
 
+use std::path::PathBuf;
 use std::process::ExitCode;
 use std::sync::Arc;
 
@@ -20,7 +21,8 @@ pub fn receive(args: &Receive) -> Result<ExitCode, Failure> {
     let records = open_records(args.state_dir.as_deref())?;
     let receiver = Receiver::bind(&args.address, trust, records.clone());
     let receiver = Arc::new(receiver.map_err(|e| Failure::new(&e))?);
-    let host = Host::receiving(records, Arc::clone(&receiver), args.page_size);
+    let disk_dirs = allowed_dirs(&args.disk_dir)?;
+    let host = Host::receiving(records, Arc::clone(&receiver), disk_dirs, args.page_size);
     let host = host.map_err(|e| Failure::new(&e))?;
     let server = start_api(args.api_socket.as_deref(), &host)?;
     watch_signals(&host).map_err(|e| Failure::new(&e))?;
@@ -28,6 +30,16 @@ pub fn receive(args: &Receive) -> Result<ExitCode, Failure> {
     let end = serve(&host).map_err(|e| Failure::new(&e))?;
     drop(server);
     Ok(exit_code(&end))
+}
+
+/// The directories by their real names, so that what is wrong with them shows before anybody comes.
+fn allowed_dirs(dirs: &[PathBuf]) -> Result<Vec<PathBuf>, Failure> {
+    let real = |dir: &PathBuf| match std::fs::canonicalize(dir) {
+        Ok(real) if real.is_dir() => Ok(real),
+        Ok(_) => Err(Failure::text(format!("--disk-dir {} is not a directory", dir.display()))),
+        Err(e) => Err(Failure::text(format!("--disk-dir {}: {e}", dir.display()))),
+    };
+    dirs.iter().map(real).collect()
 }
 
 /// Whom the words let in. Certificates are read here, so that what is wrong with them shows before

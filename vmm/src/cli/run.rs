@@ -5,18 +5,18 @@ use std::process::ExitCode;
 use std::sync::Arc;
 
 use godwit_migration::driver::{RecordError, Records};
+use godwit_uffd::page::Gpa;
 use uuid::Uuid;
 
 use super::Failure;
-use super::args::{MemoryBacking, Run};
+use super::args::Run;
 use super::parent::end_with;
 use crate::api::Server;
 use crate::api::types::Role;
 use crate::boot::KernelImage;
 use crate::guest_image;
-use crate::memory::Backing;
 use crate::migrate::{Controlled, End, Host, serve, watch_signals};
-use crate::vm::{GuestExit, Vm, VmConfig};
+use crate::vm::{DeviceConfig, GuestExit, Vm, VmConfig};
 
 /// Launches a guest and serves it until it ends or has moved away.
 pub fn run(args: &Run) -> Result<ExitCode, Failure> {
@@ -35,13 +35,15 @@ fn run_guest(args: &Run, records: Records, id: Uuid, transfer: u64) -> Result<Ex
     let config = VmConfig {
         cpus: args.cpus,
         memory_bytes: args.memory,
-        backing: Backing::of(args.memory_backing == MemoryBacking::Memfd, args.page_size),
+        backing: args.memory_backing.of_pages(args.page_size),
+        devices: args.devices(),
     };
-    let host = Host::new(Role::Run, records, None).map_err(|e| Failure::new(&e))?;
+    let host = Host::new(Role::Run, records, None, Vec::new()).map_err(|e| Failure::new(&e))?;
     let server = start_api(args.api_socket.as_deref(), &host)?;
     watch_signals(&host).map_err(|e| Failure::new(&e))?;
     let vm = Vm::create(&config, Box::new(std::io::stdout())).map_err(|e| Failure::new(&e))?;
-    let (kernel, cmdline) = kernel(args, vm.tsc_khz());
+    vm.take_disks().map_err(|e| Failure::new(&e))?;
+    let (kernel, cmdline) = kernel(args, &vm);
     vm.boot(&kernel, args.initramfs.as_deref(), &cmdline).map_err(|e| Failure::new(&e))?;
     let vm = Arc::new(vm);
     host.adopt(id, Arc::clone(&vm), transfer);
@@ -54,17 +56,30 @@ fn run_guest(args: &Run, records: Records, id: Uuid, transfer: u64) -> Result<Ex
 }
 
 /// The kernel and its command line. The bare guest is told what it cannot find out by itself.
-fn kernel(args: &Run, tsc_khz: u32) -> (KernelImage, String) {
+fn kernel(args: &Run, vm: &Vm) -> (KernelImage, String) {
     match &args.kernel {
         Some(file) => (KernelImage::File(file.clone()), args.cmdline.clone()),
         None => {
-            let cmdline = format!("{} vcpus={} tsc_khz={tsc_khz}", args.cmdline, args.cpus);
+            // It reads no tables. Of two disks it uses the last.
+            let devices = vm.config().devices.iter().zip(vm.device_places());
+            let word = |(device, place): (&DeviceConfig, Gpa)| match device {
+                DeviceConfig::Disk(_) => format!(" disk={:#x}", place.0),
+                DeviceConfig::Rng => format!(" rng={:#x}", place.0),
+            };
+            let devices: String = devices.map(word).collect();
+            let (typed, cpus, tsc_khz) = (&args.cmdline, args.cpus, vm.tsc_khz());
+            let cmdline = format!("{typed} vcpus={cpus} tsc_khz={tsc_khz}{devices}");
             (KernelImage::Embedded(guest_image::BARE), cmdline.trim().to_owned())
         }
     }
 }
 
-fn last_transfer(records: &Records, id: Uuid, override_grant: bool) -> Result<u64, Failure> {
+/// The number of the last transfer of the guest, which this process may run from now on.
+pub(super) fn last_transfer(
+    records: &Records,
+    id: Uuid,
+    override_grant: bool,
+) -> Result<u64, Failure> {
     match records.may_run(id) {
         Ok(transfer) => Ok(transfer),
         Err(error @ RecordError::GrantedAway { .. }) if override_grant => {

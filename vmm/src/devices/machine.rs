@@ -10,16 +10,20 @@ use super::bus::Bus;
 use super::cmos::Cmos;
 use super::debug_exit::DebugExit;
 use super::i8042::I8042;
+use super::power::{PORT_COUNT, PORTS_START, Power};
 use super::serial::{SerialPort, SerialSnapshot};
+use super::virtio::VirtioDevices;
 use crate::Error;
 use crate::kvm::IoDirection;
+use crate::memory::GuestMemory;
 use crate::state::StateError;
-use crate::vm::GuestExit;
+use crate::vm::{DeviceConfig, GuestExit};
 
 /// All devices of a machine that are not in the kernel.
 pub(crate) struct Devices {
     ports: Bus,
     mmio: Bus,
+    virtio: VirtioDevices,
     serial: Arc<SerialPort>,
     console: Arc<Console>,
 }
@@ -28,17 +32,25 @@ impl Devices {
     /// Builds the machine's devices.
     ///
     /// # Errors
-    /// [`Error::Thread`] if the console has no thread.
-    pub(crate) fn create(vm: Arc<VmFd>, out: Box<dyn Write + Send>) -> Result<Devices, Error> {
+    /// [`Error::Thread`] if the console has no thread; [`Error::Device`], [`Error::Kvm`].
+    pub(crate) fn create(
+        vm: &Arc<VmFd>,
+        memory: &Arc<GuestMemory>,
+        configs: &[DeviceConfig],
+        out: Box<dyn Write + Send>,
+    ) -> Result<Devices, Error> {
         let console =
             Console::create(out).map_err(|source| Error::Thread { what: "the console", source })?;
-        let serial = Arc::new(SerialPort::new(vm, Arc::clone(&console)));
+        let serial = Arc::new(SerialPort::new(Arc::clone(vm), Arc::clone(&console)));
         let mut ports = Bus::default();
         ports.place(0x60, 5, Arc::new(I8042));
         ports.place(0x70, 2, Arc::new(Cmos));
         ports.place(0xf4, 1, Arc::new(DebugExit));
         ports.place(0x3f8, 8, Arc::clone(&serial) as _);
-        Ok(Devices { ports, mmio: Bus::default(), serial, console })
+        ports.place(PORTS_START.into(), PORT_COUNT, Arc::new(Power));
+        let mut mmio = Bus::default();
+        let virtio = VirtioDevices::create(configs, vm, memory, &mut mmio)?;
+        Ok(Devices { ports, mmio, virtio, serial, console })
     }
 
     /// The guest reads or writes a port: one or more accesses of `size` bytes.
@@ -66,6 +78,11 @@ impl Devices {
         }
         self.mmio.read(gpa, data);
         None
+    }
+
+    /// The devices with threads of their own.
+    pub(crate) fn virtio(&self) -> &VirtioDevices {
+        &self.virtio
     }
 
     /// Waits while the console has more to write than it should hold, unless `give_up`.

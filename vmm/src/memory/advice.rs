@@ -1,4 +1,4 @@
-//! madvise and mprotect on guest memory.
+//! madvise on guest memory, and its end.
 
 // UNSAFETY: both act on raw address ranges.
 #![expect(unsafe_code)]
@@ -35,12 +35,19 @@ pub(super) fn apply(region: &Region, advice: Advice) -> Result<(), MemoryError> 
     }
 }
 
-/// Takes a region away from everybody: accesses fail from now on, also those that wait for a page.
+/// Takes what a region holds away from everybody: it reads as zeros from now on, also for those who
+/// wait for a page and are woken. (Memory that cannot be accessed at all would do for vCPUs, and
+/// kill a thread of ours that waits.)
 pub(super) fn revoke(region: &Region) -> Result<(), rustix::io::Errno> {
+    use rustix::mm::{MapFlags, ProtFlags};
     let (start, bytes) = extent(region);
-    // SAFETY: the range is a mapping of ours. Nobody holds a reference to its bytes, and the caller
-    // ends all who would access it.
-    unsafe { rustix::mm::mprotect(start, bytes, rustix::mm::MprotectFlags::empty()) }
+    let flags = MapFlags::PRIVATE | MapFlags::FIXED | MapFlags::NORESERVE;
+    // SAFETY: the range is a mapping of ours, and stays one of the same size and protection. Nobody
+    // holds a reference to its bytes, and the caller ends all who would believe them.
+    unsafe {
+        rustix::mm::mmap_anonymous(start, bytes, ProtFlags::READ | ProtFlags::WRITE, flags)?;
+    }
+    Ok(())
 }
 
 /// Empties `bytes` bytes of a region from `offset` on: they are missing until they are installed

@@ -88,6 +88,20 @@ pub enum MemoryError {
         /// The kernel's reason.
         source: io::Error,
     },
+    /// The file of a mapping could not be kept open.
+    #[error("cannot keep the file open that {bytes} bytes of guest memory come from")]
+    File {
+        /// The size of the region.
+        bytes: u64,
+        /// The kernel's reason.
+        source: io::Error,
+    },
+    /// Memory that begins with what a file has cannot be protected.
+    #[error(
+        "guest memory is mapped from the file of a snapshot, where the kernel cannot note or hold \
+         writes by userfaultfd; use the dirty log of KVM, or restore the guest in another mode"
+    )]
+    OfFile,
     /// A mapping could not be made.
     #[error("cannot map {bytes} bytes of guest memory")]
     Map {
@@ -146,6 +160,8 @@ pub struct GuestMemory {
     inner: GuestRam,
     regions: Vec<Region>,
     backing: Backing,
+    /// It begins with what a file has.
+    of_file: bool,
     incomplete: AtomicBool,
     held: AtomicBool,
 }
@@ -156,6 +172,22 @@ impl GuestMemory {
     /// # Errors
     /// [`MemoryError`]: an impossible size, too little memory on this host, or a refusal.
     pub fn create(bytes: u64, backing: Backing) -> Result<GuestMemory, MemoryError> {
+        let file = if backing.kind().is_file() { Some(memfd(bytes, backing)?) } else { None };
+        let source = file.as_ref().map_or(Source::Zeros, Source::Shared);
+        GuestMemory::map(bytes, backing, &source)
+    }
+
+    /// Maps `bytes` of memory for a guest that begins with what `file` has: page `n` of the guest
+    /// is page `n` of the file. What the guest writes is its own. Nothing is read before it is
+    /// touched; a file that is written or cut off meanwhile takes the guest with it.
+    ///
+    /// # Errors
+    /// [`MemoryError`], as for [`GuestMemory::create`].
+    pub fn map_private(bytes: u64, file: &File) -> Result<GuestMemory, MemoryError> {
+        GuestMemory::map(bytes, Backing::Anon, &Source::Private(file))
+    }
+
+    fn map(bytes: u64, backing: Backing, source: &Source<'_>) -> Result<GuestMemory, MemoryError> {
         let ranges = ranges(bytes, backing.page_size())?;
         if backing.kind().is_hugetlb() {
             huge_pages::check(bytes)?;
@@ -163,17 +195,18 @@ impl GuestMemory {
             available::check(bytes)?;
         }
         let mut offset = 0;
-        let file = if backing.kind().is_file() { Some(memfd(bytes, backing)?) } else { None };
         let mut mapped = Vec::new();
         for range in &ranges {
-            let part = file.as_ref().map(|file| (file, offset));
-            let region = map(range.bytes, backing, part).map_err(|source| match source {
-                // Somebody else took pages since they were counted, or a cgroup has a limit.
-                MmapRegionError::Mmap(error) if lacks_huge_pages(backing, &error) => {
-                    huge_pages::lacking(bytes)
-                }
-                source => MemoryError::Map { bytes: range.bytes, source },
-            })?;
+            let region =
+                map(range.bytes, backing, source, offset).map_err(|error| match error {
+                    // Somebody else took pages since they were counted, or a cgroup has a limit.
+                    MemoryError::Map { source: MmapRegionError::Mmap(error), .. }
+                        if lacks_huge_pages(backing, &error) =>
+                    {
+                        huge_pages::lacking(bytes)
+                    }
+                    error => error,
+                })?;
             offset += range.bytes;
             let region = GuestRegionMmap::new(region, GuestAddress(range.gpa.0))
                 .ok_or(MemoryError::Region(FromRangesError::InvalidGuestRegion))?;
@@ -189,7 +222,8 @@ impl GuestMemory {
             .collect();
         let inner = GuestRam::from_regions(mapped).map_err(MemoryError::Collect)?;
         let (incomplete, held) = (AtomicBool::new(false), AtomicBool::new(false));
-        let memory = GuestMemory { inner, regions, backing, incomplete, held };
+        let of_file = matches!(source, Source::Private(_));
+        let memory = GuestMemory { inner, regions, backing, of_file, incomplete, held };
         // What a guest holds is nobody's business: keep it out of core dumps.
         memory.advise(Advice::DontDump)?;
         memory.allow_huge_pages()?;
@@ -277,9 +311,9 @@ impl GuestMemory {
         self.advise(Advice::NoHugePage)
     }
 
-    /// Takes the memory away, so that whoever waits for a missing page inside the kernel fails. For
-    /// the end of a guest whose memory is incomplete, and only then: a thread of ours that still
-    /// touches the memory dies of it.
+    /// Takes the memory away, so that whoever waits for a missing page and is kicked waits no more,
+    /// and reads zeros. For the end of a guest whose memory is incomplete, and only then: vCPUs and
+    /// devices have been told to go, and what they do now means nothing.
     pub(crate) fn revoke(&self) {
         for region in &self.regions {
             if let Err(errno) = advice::revoke(region) {
@@ -303,30 +337,46 @@ fn memfd(bytes: u64, backing: Backing) -> Result<File, MemoryError> {
     Ok(File::from(fd))
 }
 
+/// Where memory comes from when it is first touched.
+enum Source<'a> {
+    /// It is zero, and private.
+    Zeros,
+    /// The file, which takes what is written.
+    Shared(&'a File),
+    /// The file, which is not changed.
+    Private(&'a File),
+}
+
 fn map(
     bytes: u64,
     backing: Backing,
-    file: Option<(&File, u64)>,
-) -> Result<MmapRegion<AtomicBitmap>, MmapRegionError> {
-    let size = usize::try_from(bytes).map_err(|_| MmapRegionError::InvalidPointer)?;
+    source: &Source<'_>,
+    offset: u64,
+) -> Result<MmapRegion<AtomicBitmap>, MemoryError> {
+    let page_size = backing.page_size();
+    let size = usize::try_from(bytes).map_err(|_| MemoryError::Size { bytes, page_size })?;
     let builder = MmapRegionBuilder::new_with_bitmap(size, AtomicBitmap::with_len(size))
         .with_mmap_prot(libc::PROT_READ | libc::PROT_WRITE);
+    let (file, flags) = match source {
+        Source::Zeros => (None, libc::MAP_PRIVATE | libc::MAP_ANONYMOUS),
+        Source::Shared(file) => (Some(file), libc::MAP_SHARED),
+        Source::Private(file) => (Some(file), libc::MAP_PRIVATE),
+    };
     // Huge pages are reserved here: whoever touches one that is not to be had dies of it.
-    let pages = match (backing.kind().is_hugetlb(), &file) {
+    let pages = match (backing.kind().is_hugetlb(), file) {
         (false, _) => libc::MAP_NORESERVE,
         (true, None) => libc::MAP_HUGETLB | libc::MAP_HUGE_2MB,
         (true, Some(_)) => 0,
     };
-    match file {
-        Some((file, offset)) => {
-            let file = file.try_clone().map_err(MmapRegionError::Mmap)?;
-            builder
-                .with_file_offset(FileOffset::new(file, offset))
-                .with_mmap_flags(libc::MAP_SHARED | pages)
+    let builder = match file {
+        Some(file) => {
+            let file = file.try_clone().map_err(|source| MemoryError::File { bytes, source })?;
+            builder.with_file_offset(FileOffset::new(file, offset))
         }
-        None => builder.with_mmap_flags(libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | pages),
-    }
-    .build()
+        None => builder,
+    };
+    let builder = builder.with_mmap_flags(flags | pages);
+    builder.build().map_err(|source| MemoryError::Map { bytes, source })
 }
 
 fn lacks_huge_pages(backing: Backing, error: &io::Error) -> bool {

@@ -42,6 +42,9 @@ impl GuestMemory {
         if self.is_incomplete() {
             return Err(MemoryError::Incomplete);
         }
+        if self.of_file {
+            return Err(MemoryError::OfFile);
+        }
         Ok(KernelUffd::open_with(wanted | Features::WP_UNPOPULATED)?)
     }
 

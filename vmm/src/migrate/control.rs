@@ -7,7 +7,7 @@ use godwit_migration::proto::MigrationState;
 use godwit_migration::transport::Address;
 
 use super::{Guest, Host, HostEvent, Levers, Migration};
-use crate::api::types::{Direction, MigrateRequest, RecoverRequest, Status};
+use crate::api::types::{Direction, MigrateRequest, RecoverRequest, SnapshotRequest, Status};
 use crate::api::{Control, ControlError};
 use crate::vm::Vm;
 
@@ -33,6 +33,10 @@ impl Control for Controlled {
 
     fn resume(&self) -> Result<(), ControlError> {
         let result = self.0.with_own_guest("resume", |guest| {
+            if guest.held {
+                let hint = Some("it goes on by itself when its memory has been read");
+                return Err(ControlError::wrong_state("resume", "the guest is being saved", hint));
+            }
             guest.paused = false;
             guest.vm.resume().map_err(|e| ControlError::failed("resume", &e, None))
         });
@@ -53,6 +57,9 @@ impl Control for Controlled {
     }
 
     fn cancel(&self) -> Result<(), ControlError> {
+        if self.0.cancel_snapshot() {
+            return Ok(());
+        }
         self.0.command_outgoing("cancel", Command::Cancel, |state| {
             use MigrationState::{Active, Device, Setup};
             matches!(state, Setup | Active | Device)
@@ -67,6 +74,10 @@ impl Control for Controlled {
 
     fn recover(&self, request: RecoverRequest) -> Result<(), ControlError> {
         self.0.recover(request.url)
+    }
+
+    fn snapshot(&self, request: SnapshotRequest) -> Result<(), ControlError> {
+        self.0.start_snapshot(request)
     }
 }
 

@@ -12,7 +12,7 @@ use godwit_uffd::kernel::KernelUffd;
 use godwit_uffd::page::PageRun;
 
 use super::outgoing::{OPERATOR_SECTION, OPERATOR_VERSION, OperatorState};
-use super::{Guest, Host, HostEvent, Levers, in_full};
+use super::{Guest, Host, HostEvent, Levers, allowed, in_full};
 use crate::api::types::Direction;
 use crate::memory::{GuestMemory, available_bytes, page_size_word};
 use crate::vm::{Vm, VmConfig};
@@ -56,6 +56,7 @@ impl IncomingHost for Builder {
         let config: VmConfig = postcard::from_bytes(&offer.config)
             .map_err(|e| format!("the guest's configuration cannot be read: {e}"))?;
         self.check_memory(&config, paging)?;
+        allowed::check(&config.devices, &self.host.disk_dirs)?;
         let vm = Vm::create(&config, Box::new(std::io::stdout())).map_err(|e| in_full(&e))?;
         let memory = Arc::new(register(vm.memory(), &offer.memslots)?);
         let tsc_khz = vm.tsc_khz();

@@ -3,14 +3,18 @@
 //! [`Host`] is what the control API, the migration threads and the main thread share. It is locked
 //! for moments only, and never while a vCPU, a disk or a peer is waited for.
 
+mod allowed;
 mod control;
 mod dirty;
 mod events;
 mod incoming;
 mod outgoing;
+mod restoring;
+mod saving;
 mod serve;
 mod status;
 
+use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
@@ -28,9 +32,13 @@ use uuid::Uuid;
 use crate::api::types::{Direction, Role, VmInfo};
 use crate::vm::{GuestExit, Vm};
 
+use restoring::Restore;
+use saving::Saving;
+
 pub use control::Controlled;
 pub use events::watch_signals;
 pub use incoming::receive_from;
+pub use restoring::{RestoreError, RestorePlan, restore};
 pub use serve::{End, serve};
 
 /// How long the end of a migration that has all its pages may take: the source may be silent.
@@ -52,6 +60,8 @@ enum HostEvent {
     OutcomeSeen,
     /// There is a guest now whose end is to be waited for.
     GuestCame,
+    /// A snapshot was taken, or was not.
+    SnapshotEnded,
 }
 
 /// One process's guest, its migrations and its records.
@@ -61,6 +71,8 @@ pub struct Host {
     events: Notifier<HostEvent>,
     /// Where guests come in; none in a process that only launched one.
     receiver: Option<Arc<Receiver>>,
+    /// Where the disks of guests that come in may be.
+    disk_dirs: Vec<PathBuf>,
     /// Guests that come must have pages of this size, if it is given.
     page_size_wanted: Option<PageSize>,
     state: Mutex<State>,
@@ -75,6 +87,8 @@ struct State {
     /// The guest that was here last, if it has moved away and no other came.
     moved: Option<Moved>,
     migration: Option<Migration>,
+    saving: Option<Saving>,
+    restore: Option<Restore>,
 }
 
 /// The guest that this process holds.
@@ -88,6 +102,8 @@ struct Guest {
     paused: bool,
     /// A migration has it: it must not be resumed here.
     leaving: bool,
+    /// Its memory is being read for a snapshot: it must not be resumed.
+    held: bool,
     /// This process may run it.
     owned: bool,
     /// The last transfer that was tried or done.
@@ -166,8 +182,9 @@ impl Host {
         role: Role,
         records: Records,
         receiver: Option<Arc<Receiver>>,
+        disk_dirs: Vec<PathBuf>,
     ) -> std::io::Result<Arc<Host>> {
-        Host::build(role, records, receiver, None)
+        Host::build(role, records, receiver, disk_dirs, None)
     }
 
     /// A process that takes guests in: only those whose memory has pages of this size, if one is
@@ -178,21 +195,24 @@ impl Host {
     pub fn receiving(
         records: Records,
         receiver: Arc<Receiver>,
+        disk_dirs: Vec<PathBuf>,
         page_size: Option<PageSize>,
     ) -> std::io::Result<Arc<Host>> {
-        Host::build(Role::Receive, records, Some(receiver), page_size)
+        Host::build(Role::Receive, records, Some(receiver), disk_dirs, page_size)
     }
 
     fn build(
         role: Role,
         records: Records,
         receiver: Option<Arc<Receiver>>,
+        disk_dirs: Vec<PathBuf>,
         page_size_wanted: Option<PageSize>,
     ) -> std::io::Result<Arc<Host>> {
         Ok(Arc::new(Host {
             role,
             records,
             receiver,
+            disk_dirs,
             page_size_wanted,
             events: Notifier::new()?,
             state: Mutex::new(State::default()),
@@ -262,6 +282,7 @@ impl Guest {
             memory: None,
             paused: false,
             leaving: false,
+            held: false,
             owned: false,
             transfer,
             exit: None,

@@ -12,7 +12,7 @@ use godwit_migration::transport::TlsConnector;
 use godwit_migration::wire::{MemslotLayout, Mode, Offer, Section};
 use godwit_uffd::page::PageSize;
 
-use super::{Guest, Host, Levers, Migration, in_full};
+use super::{Guest, Host, Levers, Migration, Saving, in_full};
 use crate::api::ControlError;
 use crate::api::types::{Direction, MigrateRequest, MigrationMode, Problem, TimeoutStrategy};
 use crate::memory::copy_readable;
@@ -56,6 +56,12 @@ impl OutgoingVm for Leaving {
         let bytes = postcard::to_stdvec(&OperatorState { paused }).map_err(|e| in_full(&e))?;
         let operator = Section { id: OPERATOR_SECTION, version: OPERATOR_VERSION, bytes };
         Ok(sections.into_iter().chain([operator]).collect())
+    }
+
+    fn granted(&self) {
+        if let Err(error) = self.vm.release_disks() {
+            tracing::error!(error = in_full(&error), "the guest's disks stay locked here");
+        }
     }
 
     fn resume(&self) {
@@ -103,10 +109,19 @@ impl Host {
             let hint = Some("`godwit status` on both hosts tells which of them has it");
             return Err(ControlError::wrong_state("migrate", &why, hint));
         }
+        if state.saving.as_ref().is_some_and(Saving::active) {
+            let hint = Some("wait for it, or cancel it");
+            return Err(ControlError::wrong_state("migrate", "a snapshot is being taken", hint));
+        }
         let guest = state.guest.as_mut().filter(|guest| guest.owned && guest.exit.is_none());
         let guest = guest.ok_or_else(|| {
             ControlError::wrong_state("migrate", "this process has no guest to move", None)
         })?;
+        if guest.vm.memory().is_incomplete() {
+            let why = "pages of the guest are still being restored";
+            let hint = Some("wait until `godwit status` says that it is resident");
+            return Err(ControlError::wrong_state("migrate", why, hint));
+        }
         check_bandwidth(request.bandwidth_bytes_per_s, guest.vm.memory().page_size())?;
         guest.transfer += 1;
         let offer = offer(guest, &request);

@@ -130,6 +130,7 @@ impl Host {
             }
             // The next wait includes its end.
             HostEvent::GuestCame => {}
+            HostEvent::SnapshotEnded => self.snapshot_ended(),
         }
     }
 
@@ -253,13 +254,15 @@ impl Host {
     /// Whether nothing is left to do. The guest is put away then.
     fn ended(&self, intent: &Intent) -> Option<End> {
         let told = intent.tell_until.is_some_and(|until| Instant::now() >= until);
-        if told && self.role == Role::Run {
+        if told && self.role != Role::Receive {
             return Some(End::Moved);
         }
         let wanted = intent.end || intent.exit.is_some();
         if !wanted || (self.migrating() && !intent.force) {
             return None;
         }
+        self.end_snapshot();
+        self.end_restore();
         let (vm, id) = {
             let state = self.state();
             match &state.guest {

@@ -2,15 +2,15 @@
 
 use std::sync::atomic::Ordering;
 
-use godwit_migration::metrics::{self, Report, Stage, monotonic_us};
+use godwit_migration::metrics::{self, Mark, Report, Stage, monotonic_us};
 use godwit_migration::proto::{Ownership as Recorded, Phase, Record};
 use godwit_migration::wire::Mode;
 
-use super::{Guest, Host, HostEvent, Migration};
+use super::{Guest, Host, HostEvent, Migration, Restore, Saving};
 use crate::api::types::{
     ClassCount, Classes, Direction, FaultReport, FaultStages, GuestState, MemoryBacking,
-    MemoryMethods, MigrationMode, MigrationStatus, Ownership, Pages, Problem, StageLatency, Status,
-    Timeline, VmInfo,
+    MemoryMethods, MigrationMode, MigrationStatus, Ownership, Pages, Problem, RestorePages,
+    RestoreStatus, RestoreTimeline, StageLatency, Status, Timeline, VmInfo,
 };
 use crate::vm::GuestExit;
 
@@ -35,6 +35,8 @@ impl Host {
             memory: guest.and_then(memory_methods),
             vm: guest.map(vm_info).or(moved.map(|moved| moved.vm)),
             migration,
+            snapshot: state.saving.as_ref().map(Saving::status),
+            restore: state.restore.as_ref().map(restore_status),
         };
         drop(state);
         if ended && !self.outcome_seen.swap(true, Ordering::AcqRel) {
@@ -127,6 +129,37 @@ fn migration_status(migration: &Migration, guest: Option<&Guest>) -> MigrationSt
         faults: report.faults.as_ref().map(fault_report),
         blackout_us,
         paused_tsc: migration.paused_tsc.clone(),
+    }
+}
+
+fn restore_status(restore: &Restore) -> RestoreStatus {
+    let report = restore.progress.report();
+    let at = |mark| report.reached_us.get(&mark).map(|at| at.saturating_sub(restore.began_us));
+    let pages = |pages: metrics::Pages| RestorePages {
+        total: pages.total.into(),
+        remaining: pages.remaining.into(),
+        zero: pages.zero.into(),
+        data: pages.data.into(),
+        poisoned: pages.poisoned.into(),
+        damaged: report.damaged.into(),
+        requested: pages.urgent.into(),
+    };
+    RestoreStatus {
+        snapshot: restore.snapshot,
+        dir: restore.dir.clone(),
+        mode: restore.mode,
+        state: report.state,
+        error: report.error.as_ref().map(|error| Problem::new("restore", error, None)),
+        timeline: RestoreTimeline {
+            began_monotonic_us: restore.began_us,
+            opened_us: at(Mark::Opened),
+            restored_us: at(Mark::Restored),
+            working_set_us: at(Mark::WorkingSet),
+            resident_us: at(Mark::Resident),
+            checked_us: at(Mark::Checked),
+        },
+        pages: report.pages.map(pages),
+        faults: report.faults.as_ref().map(fault_report),
     }
 }
 

@@ -9,6 +9,7 @@
 
 mod blob;
 pub(crate) mod chips;
+mod config;
 mod machine;
 mod requirements;
 mod section;
@@ -17,9 +18,11 @@ mod serial;
 mod tests;
 mod vcpu;
 pub(crate) mod vcpu_convert;
+mod virtio;
 
 pub use blob::Blob;
 pub use chips::{ChannelState, ChipsState, ClockState, PitState};
+pub use config::{BackingState, ConfigState, DeviceState};
 pub use machine::MachineState;
 pub(crate) use requirements::check_count;
 pub use requirements::{Leaf, Requirements, VERSION as REQUIREMENTS_VERSION};
@@ -30,3 +33,4 @@ pub use vcpu::{
     DebugRegisters, Events, ExtendedControl, Msr, Registers, Segment, SystemRegisters, Table,
     VcpuState,
 };
+pub use virtio::{VirtioQueueState, VirtioState};

@@ -83,6 +83,13 @@ impl Requirements {
     }
 }
 
+impl Requirements {
+    /// The processor features that the guest sees, as [`StateError::MissingFeatures`] names them.
+    pub(crate) fn features(&self) -> Vec<String> {
+        missing_features(&self.cpuid, &[])
+    }
+}
+
 /// Refuses a list that is longer than KVM's.
 ///
 /// # Errors

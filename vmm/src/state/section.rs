@@ -4,7 +4,7 @@ pub use godwit_migration::wire::Section;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
-/// The sections of a guest. Each is there once, but for the vCPUs.
+/// The sections of a guest. Each is there once, but for the vCPUs and the devices.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 #[repr(u16)]
 pub enum Kind {
@@ -16,6 +16,8 @@ pub enum Kind {
     Serial = 3,
     /// A vCPU; one section for each, in order.
     Vcpu = 4,
+    /// A virtio device; one section for each, in order.
+    Virtio = 5,
 }
 
 /// Why saved state, or the requirements of a guest, cannot be used.
@@ -131,6 +133,14 @@ pub enum StateError {
         /// Bytes here.
         here: usize,
     },
+    /// The state of a device does not fit the device.
+    #[error("the saved state of {device} does not fit: {what}")]
+    Device {
+        /// The device.
+        device: String,
+        /// What is wrong.
+        what: &'static str,
+    },
     /// The guest's time stamp counter has another frequency, which cannot be set here.
     #[error(
         "this host cannot run the guest: the guest's time stamp counter runs at {guest_khz} kHz, \
@@ -146,12 +156,12 @@ pub enum StateError {
 
 impl Kind {
     /// All kinds.
-    pub const ALL: [Kind; 4] = [Kind::Machine, Kind::Chips, Kind::Serial, Kind::Vcpu];
+    pub const ALL: [Kind; 5] = [Kind::Machine, Kind::Chips, Kind::Serial, Kind::Vcpu, Kind::Virtio];
 
     /// The newest version that this build writes and reads.
     pub const fn version(self) -> u16 {
         match self {
-            Kind::Machine | Kind::Chips | Kind::Serial | Kind::Vcpu => 1,
+            Kind::Machine | Kind::Chips | Kind::Serial | Kind::Vcpu | Kind::Virtio => 1,
         }
     }
 
@@ -162,6 +172,7 @@ impl Kind {
             Kind::Chips => "the interrupt controllers",
             Kind::Serial => "the serial port",
             Kind::Vcpu => "a vcpu",
+            Kind::Virtio => "a virtio device",
         }
     }
 

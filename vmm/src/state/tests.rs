@@ -32,6 +32,7 @@ fn read_as_everything(bytes: &[u8]) {
     let _ = decode::<ChipsState>("a", bytes).and_then(|state| state.chip(0));
     let _ = decode::<MachineState>("a", bytes);
     let _ = decode::<SerialState>("a", bytes);
+    let _ = decode::<VirtioState>("a", bytes);
     let _ = decode::<Requirements>("a", bytes).and_then(|it| it.check_limits());
 }
 

@@ -10,7 +10,7 @@ use super::{CPU_COUNT_MAX, Exits, Vm, VmConfig};
 use crate::arch::x86_64::cpuid;
 use crate::devices::Devices;
 use crate::kvm::{Capabilities, Machine, Vcpu};
-use crate::memory::{GuestMemory, install_poison_handler};
+use crate::memory::{GuestMemory, MemoryError, install_poison_handler};
 use crate::vcpu::{Control, CpuShared};
 use crate::{Error, kvm, vcpu};
 
@@ -19,19 +19,33 @@ impl Vm {
     ///
     /// # Errors
     /// [`Error::Kvm`] and [`Error::Memory`] say what the host lacks and what to do about it;
-    /// [`Error::CpuCount`].
+    /// [`Error::CpuCount`], [`Error::Device`].
     pub fn create(config: &VmConfig, console: Box<dyn Write + Send>) -> Result<Vm, Error> {
+        let memory = || GuestMemory::create(config.memory_bytes, config.backing);
+        Vm::create_on(config, memory, console)
+    }
+
+    /// Makes a guest with the memory that `memory` makes, which is as `config` has it.
+    ///
+    /// # Errors
+    /// As [`Vm::create`].
+    pub fn create_on(
+        config: &VmConfig,
+        memory: impl FnOnce() -> Result<GuestMemory, MemoryError>,
+        console: Box<dyn Write + Send>,
+    ) -> Result<Vm, Error> {
         kvm::install_kick_handler().map_err(Error::Event)?;
         install_poison_handler().map_err(Error::Event)?;
         let Machine { kvm, vm, capabilities } = Machine::create()?;
         check_cpu_count(config.cpus, &capabilities)?;
-        let memory = Arc::new(GuestMemory::create(config.memory_bytes, config.backing)?);
+        let memory = Arc::new(memory()?);
         kvm::add_memory(&vm, &memory)?;
         let fd = Arc::new(vm);
         let cpuid = cpuid::for_guest(&kvm, &capabilities, config.cpus)?;
+        let devices = Devices::create(&fd, &memory, &config.devices, console)?;
         let parts = Parts {
             memory,
-            devices: Arc::new(Devices::create(Arc::clone(&fd), console)?),
+            devices: Arc::new(devices),
             control: Arc::new(Control::new(config.cpus.into())),
             exits: Arc::new(Exits::new()?),
         };

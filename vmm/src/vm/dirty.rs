@@ -105,7 +105,12 @@ mod tests {
 
     /// Follows a guest to its end by a log that is read so.
     fn follow(reading: impl Fn(&Vm) -> Reading) {
-        let config = VmConfig { cpus: 1, memory_bytes: BYTES as u64, backing: Backing::Anon };
+        let config = VmConfig {
+            cpus: 1,
+            memory_bytes: BYTES as u64,
+            backing: Backing::Anon,
+            devices: Vec::new(),
+        };
         let vm = Vm::create(&config, Box::new(std::io::sink())).unwrap();
         let line = "workload=dirty passes=3 exit=0";
         vm.boot(&KernelImage::Embedded(BARE), None, line).unwrap();

@@ -6,12 +6,13 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
+use godwit_uffd::page::Gpa;
 use kvm_ioctls::VmFd;
 
 use super::dirty::Tracker;
 use super::{Exits, VmConfig};
 use crate::arch::x86_64::msr;
-use crate::boot::KernelImage;
+use crate::boot::{KernelImage, Platform};
 use crate::devices::Devices;
 use crate::kvm::{Capabilities, Tid, Vcpu};
 use crate::memory::GuestMemory;
@@ -46,6 +47,11 @@ impl Vm {
         &self.config
     }
 
+    /// Where the registers of its virtio devices are, in the order of the configuration.
+    pub fn device_places(&self) -> impl Iterator<Item = Gpa> + '_ {
+        self.devices.virtio().places().iter().map(|place| place.gpa)
+    }
+
     /// Guest memory.
     pub fn memory(&self) -> &Arc<GuestMemory> {
         &self.memory
@@ -64,7 +70,8 @@ impl Vm {
         if self.started.load(Ordering::Acquire) {
             return Err(Error::AlreadyStarted);
         }
-        let entry = boot::load(&self.memory, kernel, initramfs, command_line)?;
+        let platform = Platform { cpus: self.config.cpus, devices: self.devices.virtio().places() };
+        let entry = boot::load(&self.memory, kernel, initramfs, command_line, &platform)?;
         for cpu in &self.cpus {
             let vcpu = lock(&cpu.vcpu);
             crate::arch::x86_64::set_up_for_boot(&vcpu, cpu.index, &entry)?;
@@ -72,21 +79,46 @@ impl Vm {
         Ok(())
     }
 
+    /// Takes what only one process may have: locks on the files of disks. Without this they are
+    /// taken when the guest runs, and its requests wait until they are to be had.
+    ///
+    /// # Errors
+    /// [`Error::Device`] if somebody else has one, or it is not there.
+    pub fn take_disks(&self) -> Result<(), Error> {
+        Ok(self.devices.virtio().open()?)
+    }
+
+    /// Gives that back, because the guest belongs to another process now. If it runs here
+    /// nevertheless, its requests wait until the disks are to be had again. The guest must be
+    /// paused.
+    ///
+    /// # Errors
+    /// [`Error::NotPaused`].
+    pub fn release_disks(&self) -> Result<(), Error> {
+        self.require_paused()?;
+        self.devices.virtio().close();
+        Ok(())
+    }
+
     /// Lets the vCPUs run guest code: the first time after a boot or a restore.
     pub fn start(&self) {
         self.started.store(true, Ordering::Release);
-        self.control.run();
+        if self.control.run() {
+            self.devices.virtio().run();
+        }
     }
 
-    /// Brings every vCPU out of the guest, between two instructions. A pause of a paused or ended
+    /// Brings every vCPU out of the guest, between two instructions, and lets the devices finish
+    /// the requests under way. What they have not begun stays in their queues. A pause of a paused or ended
     /// guest does nothing.
     ///
     /// A vCPU that waits for a missing page comes out, too, but for one case (see [`crate::vcpu`]):
     /// KVM itself waits, in the middle of an instruction. The guest is paused nevertheless - the
-    /// vCPU gets no further than that - but cannot be saved before the page is there.
+    /// vCPU gets no further than that - but cannot be saved before the page is there. The same
+    /// goes for a device that waits for one in the middle of a request.
     ///
     /// # Errors
-    /// [`Error::PauseTimeout`], and then the guest runs on; [`Error::PauseCalledOff`] if another
+    /// [`Error::PauseTimeout`] or [`Error::DeviceBusy`], and then the guest runs on; [`Error::PauseCalledOff`] if another
     /// thread resumes it meanwhile.
     pub fn pause(&self) -> Result<(), Error> {
         let late_is_fine = self.memory.is_incomplete();
@@ -94,6 +126,13 @@ impl Vm {
         let deadline = Instant::now() + Duration::from_millis(within_ms);
         let result = self.control.park_all(deadline, late_is_fine);
         result.map_err(|why| why.into_error(within_ms))?;
+        match self.devices.virtio().park(deadline.max(Instant::now() + DEVICES_AFTER_VCPUS)) {
+            Err(device) if !late_is_fine => {
+                self.start();
+                return Err(Error::DeviceBusy { device, waited_ms: within_ms });
+            }
+            _ => {}
+        }
         self.devices.flush_console();
         Ok(())
     }
@@ -104,7 +143,11 @@ impl Vm {
     /// [`Error::Ended`] if the guest has ended, [`Error::ShutDown`] after [`Vm::shutdown`].
     pub fn resume(&self) -> Result<(), Error> {
         self.started.store(true, Ordering::Release);
-        if self.control.run() { Ok(()) } else { Err(self.ended()) }
+        if !self.control.run() {
+            return Err(self.ended());
+        }
+        self.devices.virtio().run();
+        Ok(())
     }
 
     /// Whether no vCPU is in the guest, nor will be without a resume.
@@ -155,6 +198,8 @@ impl Vm {
     /// On kernels before 6.2 a vCPU that waits for a missing page can be reached only by dropping
     /// the userfaultfd.
     pub fn shutdown(&self) {
+        // Before memory is taken away, which makes it read as zeros: those must not reach a disk.
+        self.devices.virtio().dismiss();
         let mut dismissed = Ok(());
         if self.memory.may_wait() {
             let soon = Instant::now() + Duration::from_millis(LATE_AFTER_MS);
@@ -175,6 +220,9 @@ impl Vm {
             }
             let _ = thread.join();
         }
+        let may_wait = self.memory.may_wait();
+        let limit = if may_wait { Duration::from_millis(LATE_AFTER_MS) } else { SHUTDOWN_WITHIN };
+        self.devices.virtio().join(Instant::now() + limit);
         self.devices.console().drain(CONSOLE_WITHIN);
         self.devices.console().close();
     }
@@ -205,6 +253,9 @@ const PAUSE_WITHIN_MS: u64 = 10_000;
 /// How long a pause or shutdown waits for a vCPU before it counts as one that waits for a page in
 /// the middle of an instruction: a multiple of what a kick takes.
 const LATE_AFTER_MS: u64 = 50;
+
+/// What is left at least for the devices when the vCPUs have taken all the time of a pause.
+const DEVICES_AFTER_VCPUS: Duration = Duration::from_millis(10);
 
 const SHUTDOWN_WITHIN: Duration = Duration::from_secs(10);
 

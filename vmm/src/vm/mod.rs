@@ -8,6 +8,6 @@ mod machine;
 mod save;
 mod save_vcpu;
 
-pub use config::{CPU_COUNT_MAX, VmConfig};
+pub use config::{CPU_COUNT_MAX, DeviceConfig, DiskConfig, VmConfig};
 pub use ending::{Exits, GuestExit};
 pub use machine::Vm;

@@ -17,16 +17,17 @@ use crate::kvm::{Capabilities, KvmError, Machine, Vcpu, failed};
 use crate::state::chips::CHIP_COUNT;
 use crate::state::{
     ChipsState, Kind, Leaf, MachineState, Requirements, Section, SerialState, StateError,
-    VcpuState, chips,
+    VcpuState, VirtioState, chips,
 };
 use crate::{Error, state};
 
 impl Vm {
-    /// The state of everything but memory. The guest must be paused; its console has everything
-    /// that it has written.
+    /// The state of everything but memory. The guest must be paused; its console and its disks have
+    /// everything that it has written.
     ///
     /// # Errors
-    /// [`Error::NotPaused`], [`Error::Ended`], [`Error::AccessUnfinished`], [`Error::Kvm`].
+    /// [`Error::NotPaused`], [`Error::Ended`], [`Error::AccessUnfinished`],
+    /// [`Error::DeviceUnfinished`], [`Error::Device`], [`Error::Kvm`].
     pub fn save(&self) -> Result<Vec<Section>, Error> {
         self.require_paused()?;
         if self.control.has_ended() {
@@ -35,6 +36,10 @@ impl Vm {
         if let Some(cpu) = self.control.first_running() {
             return Err(Error::AccessUnfinished { cpu });
         }
+        if let Some(device) = self.devices.virtio().first_busy() {
+            return Err(Error::DeviceUnfinished { device });
+        }
+        self.devices.virtio().settle()?;
         self.devices.flush_console();
         let mut sections = vec![state::encode(Kind::Machine, &self.machine_state())];
         let msrs = self.saved_msrs();
@@ -46,6 +51,8 @@ impl Vm {
         sections.push(state::encode(Kind::Chips, &self.save_chips()?));
         let serial = SerialState::from(self.devices.save_serial());
         sections.push(state::encode(Kind::Serial, &serial));
+        let devices = self.devices.virtio().save();
+        sections.extend(devices.iter().map(|device| state::encode(Kind::Virtio, device)));
         Ok(sections)
     }
 
@@ -59,11 +66,12 @@ impl Vm {
         if self.started.load(Ordering::Acquire) {
             return Err(Error::AlreadyStarted);
         }
-        let saved = Saved::read(sections, self.cpus.len())?;
+        let saved = Saved::read(sections, self.cpus.len(), self.devices.virtio().count())?;
         saved.machine.check_fits(&self.machine_state())?;
         saved.vcpus.iter().try_for_each(|state| check_vcpu(state, &self.capabilities))?;
         (0..CHIP_COUNT).try_for_each(|index| saved.chips.chip(index).map(drop))?;
         self.devices.restore_serial(&saved.serial)?;
+        self.devices.virtio().restore(&saved.devices)?;
         self.restore_chips(&saved.chips)?;
         for (cpu, state) in self.cpus.iter().zip(&saved.vcpus) {
             restore_vcpu(&mut lock(&cpu.vcpu), state, saved.machine.tsc_khz)?;
@@ -92,6 +100,23 @@ impl Vm {
         cpuid.apply(&mut vcpu, 0)?;
         let host = profile(&kvm, &capabilities, &cpuid, &vcpu)?;
         Ok(guest.check_against(&host, capabilities.tsc_control)?)
+    }
+
+    /// Whether this guest, which has not run and holds no state yet, offers what a guest with these
+    /// requirements needs. As [`Vm::check`], for a machine that is there already.
+    ///
+    /// # Errors
+    /// [`Error::State`] names what is missing.
+    pub fn check_here(&self, requirements: &[u8]) -> Result<(), Error> {
+        let guest: Requirements = state::decode("the list of requirements", requirements)?;
+        guest.check_limits()?;
+        let host = self.profile.lock().unwrap_or_else(PoisonError::into_inner);
+        Ok(guest.check_against(&host, self.capabilities.tsc_control)?)
+    }
+
+    /// The processor features that the guest sees, by name.
+    pub fn features(&self) -> Vec<String> {
+        self.profile.lock().unwrap_or_else(PoisonError::into_inner).features()
     }
 
     fn saved_msrs(&self) -> Vec<u32> {
@@ -162,10 +187,15 @@ struct Saved {
     chips: ChipsState,
     serial: SerialSnapshot,
     vcpus: Vec<VcpuState>,
+    devices: Vec<VirtioState>,
 }
 
 impl Saved {
-    fn read(sections: &[Section], cpu_count: usize) -> Result<Saved, StateError> {
+    fn read(
+        sections: &[Section],
+        cpu_count: usize,
+        device_count: usize,
+    ) -> Result<Saved, StateError> {
         // Versions and counts first, so that the message is about them.
         let mut counts = [0; Kind::ALL.len()];
         for section in sections {
@@ -174,7 +204,11 @@ impl Saved {
             counts[at.expect("every kind is in the list")] += 1;
         }
         for (kind, found) in Kind::ALL.into_iter().zip(counts) {
-            let wanted = if kind == Kind::Vcpu { cpu_count } else { 1 };
+            let wanted = match kind {
+                Kind::Vcpu => cpu_count,
+                Kind::Virtio => device_count,
+                _ => 1,
+            };
             if found != wanted {
                 return Err(StateError::Count { what: kind.name(), found, wanted });
             }
@@ -185,6 +219,7 @@ impl Saved {
             chips: read_one(sections, Kind::Chips)?,
             serial: serial.into(),
             vcpus: read_all(sections, Kind::Vcpu)?,
+            devices: read_all(sections, Kind::Virtio)?,
         })
     }
 }

@@ -92,7 +92,7 @@ fn program_header(file: &mut Vec<u8>, kind: u32, offset: u64, address: u64, byte
 }
 
 pub fn config(cpus: u8, memory_mib: u64, backing: Backing) -> VmConfig {
-    VmConfig { cpus, memory_bytes: memory_mib << 20, backing }
+    VmConfig { cpus, memory_bytes: memory_mib << 20, backing, devices: Vec::new() }
 }
 
 /// A guest with one vCPU and 16 MiB, booted and not started, and its console.

@@ -8,6 +8,7 @@
 
 pub mod boot;
 pub mod cpus;
+pub mod device;
 pub mod memory;
 pub mod once;
 pub mod paging;

@@ -24,6 +24,15 @@ pub fn map_identity(ram: &Ram) {
     }
 }
 
+/// Maps the registers of a device where they are, with the 2 MiB around them: no memory is there.
+pub fn map_device(address: u64) {
+    let at = address / HUGE_BYTES;
+    let entry = &directory(at / 512)[(at % 512) as usize];
+    if entry.load(Relaxed) == 0 {
+        entry.store((at * HUGE_BYTES) | PRESENT_WRITABLE_USER | USED | HUGE | UNCACHED, Relaxed);
+    }
+}
+
 /// The fault window: `pages` pages of addresses that ring 0 maps one by one when they are touched.
 #[derive(Clone, Copy)]
 pub struct Window {
@@ -104,6 +113,7 @@ const HUGE_BYTES: u64 = 2 << 20;
 const PRESENT_WRITABLE_USER: u64 = 7;
 const USED: u64 = 0x60;
 const HUGE: u64 = 0x80;
+const UNCACHED: u64 = 0x18;
 const ADDRESS_BITS: u64 = 0x000f_ffff_ffff_f000;
 /// The window lies behind the identity map: the second entry of the top table.
 const TOP_ENTRY: usize = 1;

@@ -3,6 +3,7 @@
 mod chase;
 mod clock;
 mod dirty;
+mod disk;
 mod halt;
 mod random;
 mod sequential;
@@ -34,6 +35,7 @@ pub fn run(vcpu: &mut Vcpu) -> ! {
         Workload::Random => random::run(vcpu),
         Workload::Chase => chase::run(vcpu),
         Workload::Dirty => dirty::run(vcpu),
+        Workload::Disk => disk::run(vcpu),
         Workload::Smp => smp::run(vcpu),
         Workload::Clock => clock::run(vcpu),
     }

@@ -53,8 +53,12 @@ impl BusyVcpus {
         if count == 0 {
             return Ok(BusyVcpus { _vm: None });
         }
-        let config =
-            VmConfig { cpus: count, memory_bytes: BUSY_GUEST_BYTES, backing: Backing::Anon };
+        let config = VmConfig {
+            cpus: count,
+            memory_bytes: BUSY_GUEST_BYTES,
+            backing: Backing::Anon,
+            devices: Vec::new(),
+        };
         let vm = Vm::create(&config, Box::new(io::sink()))?;
         vm.boot(kernel, None, &format!("workload=clock vcpus={count}"))?;
         vm.start();

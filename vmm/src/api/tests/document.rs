@@ -64,6 +64,7 @@ fn the_document_has_every_field() {
         serde_json::to_value(request),
         serde_json::to_value(ShutdownRequest { force: true }),
         serde_json::to_value(RecoverRequest { url: Some("unix:/s".parse().expect("one")) }),
+        serde_json::to_value(SnapshotRequest { dir: "/s".into(), pause: true }),
         serde_json::to_value(ErrorBody { error: problem }),
     ];
     let mut wanted = BTreeSet::new();
@@ -85,7 +86,7 @@ fn the_document_has_every_word_and_no_other() {
     let mut ours: BTreeSet<String> =
         ["none", "created", "running", "paused"].map(str::to_owned).into();
     ours.extend(["powered-off", "moved", "crashed"].map(str::to_owned));
-    ours.extend([Role::Run, Role::Receive].map(word));
+    ours.extend([Role::Run, Role::Receive, Role::Restore].map(word));
     ours.extend([MemoryBacking::Anon, MemoryBacking::Memfd].map(word));
     ours.extend([Direction::Outgoing, Direction::Incoming].map(word));
     use MigrationMode::{Hybrid, Postcopy, Precopy};
@@ -101,6 +102,11 @@ fn the_document_has_every_word_and_no_other() {
     ours.extend([MigrationState::Setup, MigrationState::Device].map(word));
     ours.extend([MigrationState::PostcopyActive, MigrationState::PostcopyPaused].map(word));
     ours.extend([MigrationState::Completed, MigrationState::Failed].map(word));
+    use SnapshotState::{Active as Saving, Completed as Saved, Failed as NotSaved};
+    ours.extend([Saving, Saved, NotSaved].map(word));
+    ours.extend([RestoreMode::Copy, RestoreMode::Mmap, RestoreMode::Ondemand].map(word));
+    use RestoreState::{Failed, Loading, Mapped, Resident, Serving};
+    ours.extend([Loading, Serving, Mapped, Resident, Failed].map(word));
     ours.insert("godwit".to_owned());
     let documented: BTreeSet<String> = enum_words().into_iter().map(str::to_owned).collect();
     assert_eq!(documented, ours);

@@ -87,6 +87,10 @@ impl Control for FakeGuest {
         self.note(format!("migrate {} {:?}", request.destination_url, request.mode))
     }
 
+    fn snapshot(&self, request: SnapshotRequest) -> Result<(), ControlError> {
+        self.note(format!("snapshot {} pause={}", request.dir.display(), request.pause))
+    }
+
     fn cancel(&self) -> Result<(), ControlError> {
         self.note("cancel".into())
     }
@@ -143,6 +147,48 @@ pub fn full_status() -> Status {
             protect: "refused: the memory is not registered for it".to_owned(),
         }),
         migration: Some(full_migration()),
+        snapshot: Some(full_snapshot()),
+        restore: Some(full_restore()),
+    }
+}
+
+fn full_snapshot() -> SnapshotStatus {
+    SnapshotStatus {
+        id: Uuid::from_u128(5),
+        dir: "/snapshots/a".into(),
+        state: SnapshotState::Failed,
+        error: Some(Problem::new("snapshot", "the disk is full", None)),
+        pages: SnapshotPages { total: 262_144, remaining: 12 },
+        blackout_us: Some(300_000),
+        duration_us: Some(900_000),
+    }
+}
+
+fn full_restore() -> RestoreStatus {
+    RestoreStatus {
+        snapshot: Uuid::from_u128(4),
+        dir: "/snapshots/b".into(),
+        mode: RestoreMode::Ondemand,
+        state: RestoreState::Serving,
+        error: Some(Problem::new("restore", "page 7 is damaged", None)),
+        timeline: RestoreTimeline {
+            began_monotonic_us: 100,
+            opened_us: Some(1_000),
+            restored_us: Some(8_000),
+            working_set_us: Some(40_000),
+            resident_us: Some(400_000),
+            checked_us: Some(500_000),
+        },
+        pages: Some(RestorePages {
+            total: 262_144,
+            remaining: 12,
+            zero: 200_000,
+            data: 62_131,
+            poisoned: 1,
+            damaged: 1,
+            requested: 40,
+        }),
+        faults: Some(FaultReport::default()),
     }
 }
 

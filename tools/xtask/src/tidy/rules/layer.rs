@@ -12,12 +12,22 @@ const CRATES: [(&str, &str); 3] =
 const ABOVE: [&str; 2] = ["godwit_tests", "godwit_bench"];
 
 /// The modules of `migration`, highest first. A module may name those behind it.
-const MODULES: [&str; 9] =
-    ["driver", "transport", "metrics", "provider", "proto", "schedule", "wire", "page", "limits"];
+const MODULES: [&str; 10] = [
+    "driver",
+    "transport",
+    "metrics",
+    "snapshot",
+    "provider",
+    "proto",
+    "schedule",
+    "wire",
+    "page",
+    "limits",
+];
 
 /// The modules of `migration` that decide. A simulator steps them, so they take the time as an
 /// argument and leave waiting to others.
-const DECIDING: [&str; 6] = ["provider", "proto", "schedule", "wire", "page", "limits"];
+const DECIDING: [&str; 7] = ["snapshot", "provider", "proto", "schedule", "wire", "page", "limits"];
 
 /// What they may not name.
 const OUTSIDE: [&str; 10] = [
