@@ -59,7 +59,7 @@ miri: setup ## The safe parts of uffd under Miri, where there is a nightly compi
 SECONDS ?= 60
 
 .PHONY: fuzz
-fuzz: setup ## Fuzz the message decoder and the model, with a nightly compiler: SECONDS=N
+fuzz: setup ## Fuzz decoders, the model and a destination, with a nightly compiler: SECONDS=N
 	tools/nightly.sh fuzz $(SECONDS)
 
 .PHONY: conformance

@@ -33,10 +33,14 @@ run_fuzz() {
         cargo install cargo-fuzz --locked --version "$CARGO_FUZZ" ||
         skip fuzz "cargo-fuzz $CARGO_FUZZ cannot be installed"
     # The targets are safe code, so a sanitizer of memory would only slow them down. Most of the
-    # time is for the operations, which have more to find.
+    # time is for the operations and the destination, which have more to find.
     cd tests/fuzz
-    one_target messages $(($1 / 4)) -max_len=400
-    one_target operations $(($1 - $1 / 4)) -max_len=1200 -len_control=0
+    one_target messages $(($1 / 10)) -max_len=400
+    one_target operations $(($1 * 3 / 10)) -max_len=1200 -len_control=0
+    one_target frames $(($1 / 10)) -max_len=6000
+    one_target handshake $(($1 / 10)) -max_len=200
+    one_target bitmap $(($1 / 10)) -max_len=600
+    one_target destination $(($1 * 3 / 10)) -max_len=1500 -len_control=0
 }
 
 # one_target NAME SECONDS OPTION...; what was kept is the seed of what is tried.
@@ -45,7 +49,7 @@ one_target() {
     shift 2
     mkdir -p "corpus/$name"
     cargo +nightly fuzz run --fuzz-dir . --sanitizer none "$name" "corpus/$name" \
-        "regressions/$name" -- -max_total_time="$seconds" -timeout=10 "$@"
+        "regressions/$name" -- -max_total_time="$seconds" -timeout=10 -rss_limit_mb=1024 "$@"
 }
 
 case "${1:-}" in

@@ -14,7 +14,7 @@ out=$(mkdir -p "$1" && cd "$1" && pwd)
 
 # Without X: so are the names that do not change, which depend on the newest.
 names=(6.12:linux-image-6.12-cloud-amd64 6.1:linux-image-cloud-amd64)
-modules=(irqbypass kvm kvm-amd virtio virtio_ring virtio_mmio virtio_blk virtio-rng)
+modules=(irqbypass kvm kvm-amd virtio_ring virtio virtio_mmio virtio_blk virtio-rng)
 
 fail() { echo "linux guest: $*" >&2; exit 1; }
 
@@ -64,7 +64,7 @@ initramfs() {
     local folder=$out/linux-$1 root=$out/root-$1 name
     rm -rf "$root" && mkdir -p "$root"/{bin,modules,proc,sys,dev,mnt}
     cp "$busybox" "$root/bin/busybox"
-    for name in virtio virtio_ring virtio_mmio virtio_blk virtio-rng; do
+    for name in virtio_ring virtio virtio_mmio virtio_blk virtio-rng; do
         [ ! -f "$folder/modules/$name.ko" ] || cp "$folder/modules/$name.ko" "$root/modules/"
     done
     install -m 755 "$here/init" "$root/init"

@@ -1,7 +1,7 @@
 #!/bin/bash
 # Installs what `make linux-test` needs and this machine lacks; says nothing if nothing is missing.
-# As root on Debian it is installed; otherwise one line says what to install. On Debian 12 QEMU comes
-# from bookworm-backports, which is added to apt's sources if it is not among them.
+# As root on Debian it is installed; otherwise one line says what to install. On Debian 12 QEMU
+# comes from bookworm-backports, which is added to apt's sources if it is not among them.
 set -euo pipefail
 
 # QEMU 7.2, which Debian 12 has, emulates SVM in a way that corrupts guests.
@@ -28,8 +28,9 @@ from=()
 if [ "$codename" = bookworm ]; then
     from=(-t bookworm-backports)
     if ! grep -rqs bookworm-backports /etc/apt/sources.list /etc/apt/sources.list.d; then
-        printf 'Types: deb\nURIs: http://deb.debian.org/debian\nSuites: bookworm-backports\n%s\n%s\n' \
-            'Components: main' 'Signed-By: /usr/share/keyrings/debian-archive-keyring.gpg' \
+        printf '%s\n' 'Types: deb' 'URIs: http://deb.debian.org/debian' \
+            'Suites: bookworm-backports' 'Components: main' \
+            'Signed-By: /usr/share/keyrings/debian-archive-keyring.gpg' \
             >/etc/apt/sources.list.d/bookworm-backports.sources
     fi
 fi

@@ -187,8 +187,10 @@ impl Driver<'_> {
     fn perform(&mut self, output: DestinationOutput) {
         match output {
             DestinationOutput::Send(message) => {
-                if let Message::Request(run) = &message {
-                    self.setup.progress.faults().asked(run.first);
+                match &message {
+                    Message::Request(run) => self.setup.progress.faults().asked(run.first),
+                    Message::RoundReady { number } => self.setup.progress.round(*number),
+                    _ => {}
                 }
                 if let Some(channel) = &mut self.channel {
                     channel.queue(&message);
@@ -217,9 +219,13 @@ impl Driver<'_> {
                 installer.progress.faults().served(page, Instant::now());
             }
             DestinationOutput::Discard(run) => {
-                if let Err(reason) = self.room().vm.empty(run) {
-                    let error = PeerError::Lost(format!("cannot empty {run}: {reason}"));
-                    self.input(DestinationInput::PeerFailed(error));
+                let room = self.room();
+                match room.vm.empty(run) {
+                    Ok(()) => room.installer.claims.emptied(run),
+                    Err(reason) => {
+                        let error = PeerError::Lost(format!("cannot empty {run}: {reason}"));
+                        self.input(DestinationInput::PeerFailed(error));
+                    }
                 }
             }
             DestinationOutput::HangUp => self.hang_up(),
@@ -256,7 +262,7 @@ impl Driver<'_> {
 
     fn prepare(&mut self, offer: &Offer) -> Result<Prepared, String> {
         let paging = offer.paging()?;
-        self.setup.progress.moves_by(offer.mode);
+        self.setup.progress.is_of(offer);
         offer.check_transfer()?;
         offer.check_connections()?;
         self.setup.records.may_come(offer.guest, offer.transfer).map_err(|e| in_full(&e))?;

@@ -112,6 +112,7 @@ impl Outgoing {
 
     /// Migrates `vm`; returns when it is over, whichever way.
     pub fn run(self, vm: &dyn OutgoingVm) -> Outcome {
+        self.progress.is_of(&self.offer);
         let recorded = self.records.prepare(self.offer.guest).map_err(|e| in_full(&e));
         let (address, tls) = (&self.plan.address, self.plan.tls.as_ref());
         let dialled = recorded.and_then(|()| {
@@ -128,7 +129,6 @@ impl Outgoing {
         let pages = vm.pages();
         let sent = Arc::new(Sent::new(pages.page_count()));
         self.progress.count_sent(Arc::clone(&sent), pages.page_size());
-        self.progress.moves_by(self.offer.mode);
         let limits = self.plan.limits;
         let (size, options, nothing) = (pages.page_size(), self.plan.push, PageSet::empty(0));
         let shared = PushShared::new(&sent, size, Arc::new(nothing), options, None);
@@ -208,6 +208,9 @@ impl Driver<'_> {
     fn perform(&mut self, output: SourceOutput) {
         match output {
             SourceOutput::Send(message) => {
+                if let Message::Round { number } = message {
+                    self.setup.progress.round(number);
+                }
                 if let Some(channel) = &mut self.channel {
                     channel.queue(&message);
                 }

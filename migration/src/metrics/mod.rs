@@ -7,5 +7,5 @@ mod restore;
 
 pub use classes::{ClassCount, Classes};
 pub use faults::{FaultLedger, FaultReport, Quantiles, Stage};
-pub use progress::{Pages, Progress, Report, WritesHeld, monotonic_us};
+pub use progress::{Change, Pages, Progress, Report, WritesHeld, monotonic_us};
 pub use restore::{Mark, RestoreProgress, RestoreReport, RestoreState};

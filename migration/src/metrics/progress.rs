@@ -7,13 +7,14 @@ use std::time::Instant;
 
 use godwit_uffd::page::{Gpa, PageIndex, PageRun, PageSize};
 use serde::{Deserialize, Serialize};
+use uuid::Uuid;
 
 use super::classes::{ClassCounters, Classes};
 use super::{FaultLedger, FaultReport};
 use crate::limits::LOST_RUNS_NAMED_MAX;
 use crate::page::{Claims, Class, Sent};
 use crate::proto::{MigrationState, Outcome, Phase};
-use crate::wire::{Encoding, Mode, RunHead};
+use crate::wire::{Encoding, Mode, Offer, RunHead};
 
 /// Pages of the guest, by what has become of them.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -48,6 +49,10 @@ pub struct WritesHeld {
 pub struct Report {
     /// How the guest is moved, once that is known.
     pub mode: Option<Mode>,
+    /// Which guest, once that is known.
+    pub guest: Option<Uuid>,
+    /// Which transfer of it; 0 while that is unknown.
+    pub transfer: u64,
     /// Its state, in the words of QMP.
     pub state: MigrationState,
     /// How often the peer was lost after the switchover.
@@ -64,6 +69,8 @@ pub struct Report {
     pub bytes: u64,
     /// Writes of the guest that were held up, at a source that notes writes so.
     pub writes_held: WritesHeld,
+    /// Pages that travelled with contents since the guest runs at the destination.
+    pub drained: u64,
     /// Faults, at the destination.
     pub faults: Option<FaultReport>,
     /// Why it failed or stands still.
@@ -85,6 +92,29 @@ enum Counts {
     Destination(Arc<Claims>, PageSize),
 }
 
+/// Something in a migration that whoever watches it is told of.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Change {
+    /// It stands here now.
+    State(MigrationState),
+    /// This instant is reached, perhaps again.
+    Phase(Phase),
+    /// This round of pre-copy begins.
+    Round(u32),
+}
+
+/// What is called with each change, and with everything as of then.
+type Watcher = Box<dyn Fn(Change, &Report) + Send + Sync>;
+
+/// Who is told of changes.
+struct Watch(Watcher);
+
+impl std::fmt::Debug for Watch {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("Watch")
+    }
+}
+
 /// The progress of one migration.
 #[derive(Debug)]
 pub struct Progress {
@@ -97,17 +127,21 @@ pub struct Progress {
     writes_held: AtomicU64,
     held_pages_pushed: AtomicU64,
     faults: FaultLedger,
+    watch: Option<Watch>,
 }
 
 #[derive(Debug)]
 struct Inner {
     mode: Option<Mode>,
+    guest: Option<(Uuid, u64)>,
     state: MigrationState,
     /// The last state, which is not shown yet.
     end: Option<MigrationState>,
     interruptions: u32,
     reached_us: BTreeMap<Phase, u64>,
     counts: Counts,
+    /// Pages that had travelled with contents when the guest changed hands.
+    data_before: Option<u64>,
     error: Option<String>,
 }
 
@@ -116,11 +150,13 @@ impl Progress {
     pub fn new(peer: String) -> Progress {
         let inner = Inner {
             mode: None,
+            guest: None,
             state: MigrationState::Setup,
             end: None,
             interruptions: 0,
             reached_us: BTreeMap::new(),
             counts: Counts::None,
+            data_before: None,
             error: None,
         };
         Progress {
@@ -133,6 +169,7 @@ impl Progress {
             writes_held: AtomicU64::new(0),
             held_pages_pushed: AtomicU64::new(0),
             faults: FaultLedger::default(),
+            watch: None,
         }
     }
 
@@ -146,19 +183,48 @@ impl Progress {
         let now = monotonic_us();
         let mut inner = self.inner();
         inner.reached_us.entry(phase).or_insert(now);
-        if phase == Phase::Resumed {
-            inner.error = None;
+        match phase {
+            Phase::Running => inner.data_before = Some(self.classes.read().data_pages()),
+            Phase::Resumed => inner.error = None,
+            _ => {}
+        }
+        drop(inner);
+        self.changed(Change::Phase(phase));
+    }
+
+    /// Tells `watch` of every change from now on. It is called by the threads that serve the guest,
+    /// so it must not wait.
+    pub fn watched_by(self, watch: impl Fn(Change, &Report) + Send + Sync + 'static) -> Progress {
+        Progress { watch: Some(Watch(Box::new(watch))), ..self }
+    }
+
+    fn changed(&self, change: Change) {
+        if let Some(Watch(watch)) = &self.watch {
+            watch(change, &self.report());
         }
     }
 
-    /// How the guest is moved.
-    pub fn moves_by(&self, mode: Mode) {
-        self.inner().mode = Some(mode);
+    /// Which guest is moved, and how.
+    pub fn is_of(&self, offer: &Offer) {
+        let mut inner = self.inner();
+        inner.mode = Some(offer.mode);
+        inner.guest = Some((offer.guest, offer.transfer));
+        let state = inner.state;
+        drop(inner);
+        self.changed(Change::State(state));
     }
 
     /// Where the migration stands now.
     pub fn stands(&self, state: MigrationState) {
-        self.inner().state = state;
+        let before = std::mem::replace(&mut self.inner().state, state);
+        if before != state {
+            self.changed(Change::State(state));
+        }
+    }
+
+    /// A round of pre-copy begins; they count from 1.
+    pub fn round(&self, number: u32) {
+        self.changed(Change::Round(number));
     }
 
     /// The peer is lost for now, and why.
@@ -188,6 +254,8 @@ impl Progress {
         inner.reached_us.entry(phase).or_insert(now);
         inner.error = outcome.reason().map(str::to_owned);
         inner.end = Some(outcome.migration_state());
+        drop(inner);
+        self.changed(Change::Phase(phase));
     }
 
     /// Whether it has ended, shown or not.
@@ -197,8 +265,10 @@ impl Progress {
 
     /// The end becomes the state.
     pub fn show_end(&self) {
-        let mut inner = self.inner();
-        inner.state = inner.end.unwrap_or(inner.state);
+        let end = self.inner().end;
+        if let Some(end) = end {
+            self.stands(end);
+        }
     }
 
     /// The source counts what it sends, in pages of this size.
@@ -284,6 +354,8 @@ impl Progress {
         };
         Report {
             mode: inner.mode,
+            guest: inner.guest.map(|(guest, _)| guest),
+            transfer: inner.guest.map_or(0, |(_, transfer)| transfer),
             state: inner.state,
             interruptions: inner.interruptions,
             peer: self.peer.clone(),
@@ -295,8 +367,59 @@ impl Progress {
                 writes: self.writes_held.load(Ordering::Relaxed),
                 pushed_first: self.held_pages_pushed.load(Ordering::Relaxed),
             },
+            drained: inner.data_before.map_or(0, |before| classes.data_pages() - before),
             faults,
             error: inner.error.clone(),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::mpsc;
+
+    use godwit_uffd::page::{PageIndex, PageRun};
+
+    use super::*;
+    use crate::wire::Encoding;
+
+    #[test]
+    fn pages_of_rounds_are_not_part_of_the_drain() {
+        let progress = Progress::new("peer".into());
+        let two = PageRun { first: PageIndex(0), count: 2 };
+        let word = RunHead::new(PageSize::BASE, two, Encoding::Word, &[1; 8]);
+        let zero = RunHead::new(PageSize::BASE, two, Encoding::Zero, &[]);
+        progress.run(&word, |_| None);
+        assert_eq!(progress.report().drained, 0);
+        progress.reached(Phase::Running);
+        assert_eq!(progress.report().drained, 0);
+        progress.run(&word, |_| None);
+        progress.run(&zero, |_| None);
+        // A lost peer that is back does not begin the drain anew.
+        progress.reached(Phase::Resumed);
+        progress.run(&word, |_| None);
+        assert_eq!(progress.report().drained, 4);
+    }
+
+    #[test]
+    fn a_watcher_is_told_of_each_change_once() {
+        let (told, changes) = mpsc::channel();
+        let progress = Progress::new("peer".into())
+            .watched_by(move |change, report| told.send((change, report.state)).expect("a test"));
+        progress.stands(MigrationState::Setup);
+        progress.round(1);
+        progress.stands(MigrationState::Active);
+        progress.stands(MigrationState::Active);
+        progress.ended(&Outcome::Cancelled);
+        progress.show_end();
+        let (active, cancelled) = (MigrationState::Active, MigrationState::Cancelled);
+        let told: Vec<_> = changes.try_iter().collect();
+        let expected = [
+            (Change::Round(1), MigrationState::Setup),
+            (Change::State(active), active),
+            (Change::Phase(Phase::Failed), active),
+            (Change::State(cancelled), cancelled),
+        ];
+        assert_eq!(told, expected);
     }
 }

@@ -13,6 +13,7 @@ const INSTALLING_REQUESTED: u8 = 3;
 const ZERO: u8 = 4;
 const DATA: u8 = 5;
 const POISONED: u8 = 6;
+const EMPTYING: u8 = 7;
 
 /// What an installed page was installed from.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -50,7 +51,7 @@ pub struct Duplicate {
 /// Missing -> Requested -> Installing -> Installed (Zero, Data or Poisoned)
 ///    \__________________^       |           |
 ///    ^------- released ---------/           |   (back to Missing or Requested, as it was)
-///    ^------- discarded --------------------/   (before the switchover)
+///    ^------- Emptying <- discarded --------/   (before the switchover)
 /// ```
 ///
 /// The fault loop, which marks faults as requested, and the bulk threads, which install what is
@@ -161,15 +162,17 @@ impl Claims {
         set
     }
 
-    /// What `run` has is old: its pages are missing again. Before the switchover only, while no
-    /// page of it is asked for or being installed.
+    /// What `run` has is old: its pages are to be emptied, and [`Claims::emptied`] says that they
+    /// are. A page that came in between would count as installed and be emptied, so none is taken
+    /// until then. Before the switchover only, while no page of `run` is asked for or being
+    /// installed.
     ///
     /// # Errors
-    /// The first page that is; pages before it are missing by then.
+    /// The first page that is; pages before it are to be emptied by then.
     pub fn discard(&self, run: PageRun) -> Result<(), Duplicate> {
         for page in run.pages() {
             let state = self.update(page, |state| match state {
-                MISSING | ZERO | DATA | POISONED => Some(MISSING),
+                MISSING | EMPTYING | ZERO | DATA | POISONED => Some(EMPTYING),
                 _ => None,
             });
             match state {
@@ -184,12 +187,25 @@ impl Claims {
         Ok(())
     }
 
+    /// The discarded pages of `run` are empty now, and missing.
+    pub fn emptied(&self, run: PageRun) {
+        for page in run.pages() {
+            // Missing, if it was discarded twice at once.
+            let emptied = self.update(page, |state| match state {
+                EMPTYING | MISSING => Some(MISSING),
+                _ => None,
+            });
+            assert!(emptied.is_ok(), "{page} emptied in state {emptied:?}");
+        }
+    }
+
     /// Claims every page of `run` for the caller to install.
     ///
     /// `run` must lie inside the guest.
     ///
     /// # Errors
-    /// The first page that is installed or being installed; no page of `run` is claimed then.
+    /// The first page that is installed, being installed or being emptied; no page of `run` is
+    /// claimed then.
     pub fn begin(&self, run: PageRun) -> Result<(), Duplicate> {
         for (done, page) in run.pages().enumerate() {
             if !self.begin_one(page) {
@@ -307,6 +323,7 @@ mod tests {
         // may replace it.
         assert_eq!(claims.received().runs().collect::<Vec<_>>(), [run(0, 2)]);
         claims.discard(run(1, 1)).unwrap();
+        claims.emptied(run(1, 1));
         assert_eq!((claims.installed(Class::Poisoned), claims.remaining()), (1, 2));
     }
 
@@ -316,6 +333,9 @@ mod tests {
         claims.begin(run(0, 100)).unwrap();
         claims.finish(run(0, 100), Class::Data, |_| {});
         claims.discard(run(70, 3)).unwrap();
+        assert_eq!(claims.begin(run(69, 3)), Err(Duplicate { page: PageIndex(69) }));
+        assert_eq!(claims.begin(run(71, 1)), Err(Duplicate { page: PageIndex(71) }));
+        claims.emptied(run(70, 3));
         assert_eq!((claims.remaining(), claims.installed(Class::Data)), (3, 97));
         assert!(!claims.received().contains(PageIndex(71)));
         claims.begin(run(71, 1)).unwrap();

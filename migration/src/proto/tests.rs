@@ -228,7 +228,10 @@ impl Pair {
                 self.tell_source(SourceInput::Dialled(Ok(())));
                 self.tell_destination(DestinationInput::Adopted);
             }
-            DestinationOutput::Discard(run) => self.log.push(format!("empty {run}")),
+            DestinationOutput::Discard(run) => {
+                self.claims.emptied(run);
+                self.log.push(format!("empty {run}"));
+            }
             DestinationOutput::Prepare(_) => {
                 let claims = Arc::clone(&self.claims);
                 let prepared =

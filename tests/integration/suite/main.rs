@@ -10,6 +10,7 @@ mod control;
 mod demo;
 mod disk;
 mod doctor;
+mod events;
 mod granules;
 mod hostile;
 mod hostile_destination;

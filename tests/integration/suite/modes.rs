@@ -124,7 +124,7 @@ fn a_guest_that_writes_little_comes_in_rounds_within_the_downtime() {
 }
 
 /// Rounds of which none leaves nothing: the guest writes all the time, and may not stand still.
-/// They are slow, because a busy host may not run the guest at all in a round of a few milliseconds.
+/// They are slow, because a busy host may not run the guest in a round of a few milliseconds.
 const ENDLESS: [&str; 6] = ["--mode", "precopy", "--downtime-ms", "0", "--bandwidth", "128M"];
 
 #[test]

@@ -68,7 +68,7 @@ fn a_cap_on_bandwidth_is_kept() {
     assert_eq!(sent.pages.requested, 0);
     let bytes = sent.classes.raw.bytes;
     let began = sent.timeline.granted_us.expect("granted");
-    let took = sent.timeline.pushed_us.expect("pushed") - began;
+    let took = sent.timeline.released_us.expect("released") - began;
     // A burst and the last run are free.
     let least = (bytes - (1 << 20)) * 1_000_000 / rate;
     assert!(bytes > 4 << 20, "{:?}", sent.classes);

@@ -106,7 +106,8 @@ fn breaks_often(options: &[&str], pace: Option<Pace>, times: usize, backing: &st
     is_whole(&destination, &source);
     let interruptions = destination.migration().interruptions as usize;
     assert!(0 < interruptions && interruptions <= times, "{interruptions} of {times}");
-    assert!(options.contains(&"hybrid") || interruptions == times, "{interruptions}");
+    // Several channels may be cut in one interruption.
+    assert!(!options.is_empty() || interruptions == times, "{interruptions}");
     source.process.wait_success();
 }
 

@@ -36,6 +36,9 @@ pub fn after_step<'a>(env: &mut Env, processes: impl Iterator<Item = &'a Process
         let Some(vm) = &process.vm else { continue };
         running += usize::from(vm.running);
         let Memory::Arriving(memory) = &vm.memory else { continue };
+        if memory.uffd.0.uffd().was_refused() {
+            env.violated("an install was not one of pages of guest memory");
+        }
         for waiting in vm.waiting.iter().flatten() {
             let page = PageIndex(waiting.access.page);
             if !waiting.parked.is_woken() && memory.has(page) && !memory.has_events() {

@@ -99,7 +99,7 @@ impl Greeting {
             }
         }
         match self.step {
-            Step::Preamble => self.preamble(env, door),
+            Step::Preamble => self.preamble(env, me, door),
             Step::Hello(channel) => self.hello(env, me, door, channel),
             Step::Refusing { .. } | Step::Lingering => None,
         }
@@ -110,7 +110,7 @@ impl Greeting {
         Some(Greeted::Over)
     }
 
-    fn preamble(&mut self, env: &mut Env, door: &mut Door) -> Option<Greeted> {
+    fn preamble(&mut self, env: &mut Env, me: Me, door: &mut Door) -> Option<Greeted> {
         let bytes = *self.received.first_chunk::<PREAMBLE_BYTES>()?;
         self.received.drain(..PREAMBLE_BYTES);
         let Ok(theirs) = Preamble::decode(&bytes) else { return self.close(env) };
@@ -121,7 +121,8 @@ impl Greeting {
         if theirs.channel != Channel::Urgent {
             self.step = Step::Hello(theirs.channel);
             self.deadline = env.now + PREAMBLE_TIMEOUT;
-            return None;
+            // A peer may have said it all at once.
+            return self.hello(env, me, door, theirs.channel);
         }
         if let Some(reason) = door.busy.clone() {
             let _ = self.say(env, &Message::Abort(Abort { reason }));

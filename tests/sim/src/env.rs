@@ -42,6 +42,8 @@ pub struct Env {
     pub quiet: bool,
     /// No byte was damaged and no message repeated: whoever accuses its peer is wrong.
     pub honest: bool,
+    /// The guest comes from a peer that says what it likes: its contents prove nothing.
+    pub hostile: bool,
     /// Transfers of which the destination has all that the guest needs.
     pub whole: BTreeSet<u64>,
     /// Each host's next control message is sent twice.
@@ -70,6 +72,7 @@ impl Env {
             counts: BTreeMap::new(),
             quiet: false,
             honest: true,
+            hostile: false,
             whole: BTreeSet::new(),
             repeat: [false; 3],
             violation: None,
@@ -153,6 +156,13 @@ impl Env {
         let what = what.into();
         self.log(|| format!("VIOLATION: {what}"));
         self.violation.get_or_insert(what);
+    }
+
+    /// The guest has not the contents that it should have.
+    pub fn wrong_contents(&mut self, what: impl Into<String>) {
+        if !self.hostile {
+            self.violated(what);
+        }
     }
 
     pub fn log(&mut self, what: impl FnOnce() -> String) {

@@ -13,7 +13,7 @@ use godwit_migration::proto::{
 };
 use godwit_migration::wire::{Message, Offer, decode};
 use godwit_uffd::Event as UffdEvent;
-use godwit_uffd::page::PageRun;
+use godwit_uffd::page::{PageRun, PageSize};
 
 use crate::channel::Urgent;
 use crate::disk::Write;
@@ -382,7 +382,10 @@ impl Incoming {
     fn prepare(&mut self, env: &mut Env, me: Me, offer: Offer) {
         let record = env.disk(me).record.clone();
         let checked = (|| {
-            offer.paging()?;
+            let pages = Paging { size: PageSize::BASE, count: env.guest.pages() };
+            if offer.paging()? != pages {
+                return Err("its memory is not that of its machine");
+            }
             offer.check_transfer()?;
             offer.check_connections()
         })();

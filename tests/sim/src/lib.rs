@@ -17,6 +17,7 @@ mod dial;
 mod disk;
 mod door;
 mod env;
+pub mod fuzz;
 mod guest;
 mod incoming;
 mod memory;

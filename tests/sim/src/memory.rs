@@ -8,8 +8,8 @@ use godwit_uffd::abi::{self, Answer, Call, Errno, Out, RawMessage};
 use godwit_uffd::guest::{GuestSpace, GuestUffd, Region};
 use godwit_uffd::model::{
     Access as Mapping, Advice, ContextId, Door, Machine, MapRequest, Material, ModelUffd, Observed,
-    Outcome, PAGE as PAGE_BYTES, Parked, Placement, Process, Profile, Progress, Setup, Thread,
-    Touch,
+    Outcome, PAGE as PAGE_BYTES, Parked, Placement, Process, Profile, Progress, Setup, Signal,
+    Thread, Touch,
 };
 use godwit_uffd::page::{Gpa, Hva, PageIndex, PageRun, PageSize};
 use godwit_uffd::{Backend, Error, Features, MemoryKind, Range, RegisterMode, trial::Trials};
@@ -26,6 +26,8 @@ pub struct Fallible {
     pub partly: AtomicU32,
     /// How often an install found a page that was there.
     present: AtomicU32,
+    /// The kernel had to refuse an install, because it was nothing that a kernel does.
+    refused: AtomicBool,
 }
 
 fn take_one(from: &AtomicU32) -> bool {
@@ -35,6 +37,8 @@ fn take_one(from: &AtomicU32) -> bool {
 const ENOMEM: Errno = Errno(12);
 const EAGAIN: Errno = Errno(11);
 const EEXIST: Errno = Errno(17);
+/// What the kernel says of a range that is not registered, is no range, or has no such bytes.
+const REFUSALS: [Errno; 3] = [Errno(2), Errno(22), Errno(14)];
 
 impl Fallible {
     /// Makes an install of `bytes`, or the first page of it.
@@ -49,6 +53,9 @@ impl Fallible {
         }
         if answer.result == Err(EEXIST) {
             self.present.fetch_add(1, Ordering::Relaxed);
+        }
+        if answer.result.is_err_and(|errno| REFUSALS.contains(&errno)) {
+            self.refused.store(true, Ordering::Relaxed);
         }
         answer
     }
@@ -66,6 +73,11 @@ impl Fallible {
     /// A page that was there was installed again, although no install has failed.
     pub fn was_filled_twice(&self) -> bool {
         self.present.load(Ordering::Relaxed) > 0 && !self.failed.load(Ordering::Relaxed)
+    }
+
+    /// An install was not one of pages of guest memory.
+    pub fn was_refused(&self) -> bool {
+        self.refused.load(Ordering::Relaxed)
     }
 }
 
@@ -162,6 +174,7 @@ impl Arriving {
             failed: AtomicBool::new(false),
             partly: AtomicU32::new(0),
             present: AtomicU32::new(0),
+            refused: AtomicBool::new(false),
         };
         let mode = RegisterMode::MISSING;
         let guest = GuestUffd::register(uffd, space, mode, Features::empty(), |_| Trials::NONE);
@@ -248,6 +261,8 @@ pub fn loaded(outcome: Outcome) -> u8 {
     match outcome {
         Outcome::Loaded(byte) => byte,
         Outcome::Stored => 0,
+        // A page that the source has lost: the guest is told, and learns nothing.
+        Outcome::Signal(Signal::BusPoison { .. } | Signal::BusAddress { .. }) => 0,
         other => panic!("an access of guest memory ends in {other:?}"),
     }
 }

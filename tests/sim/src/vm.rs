@@ -86,7 +86,7 @@ impl Vm {
 
     fn accessed(&mut self, cpu: usize, env: &mut Env, access: crate::guest::Access, read: u8) {
         if let Err(what) = env.guest.done(access, read) {
-            env.violated(what);
+            env.wrong_contents(what);
         }
         self.next_at[cpu] = env.now + env.guest.think(cpu, &mut env.rng);
     }
@@ -106,7 +106,7 @@ impl Vm {
     pub fn settle(&mut self, env: &mut Env) {
         let Memory::Arriving(memory) = &self.memory else { return };
         let pages = env.guest.pages();
-        if (0..pages).any(|page| memory.values(page).is_none()) {
+        if (0..pages).any(|page| !memory.has(PageIndex(page))) {
             return env.violated("a completed guest has a page that is not there");
         }
         memory.uffd.0.unregister_all().expect("it was registered");
@@ -119,12 +119,13 @@ impl Vm {
             }
         }
         let Memory::Arriving(memory) = &self.memory else { unreachable!() };
-        let values = (0..pages).map(|page| memory.values(page)).collect::<Option<Vec<_>>>();
-        self.memory = Memory::Plain(values.expect("they were there before"));
+        // A page that the source has lost is there, and has nothing in it.
+        let values = (0..pages).map(|page| memory.values(page).unwrap_or_default());
+        self.memory = Memory::Plain(values.collect());
         if let Memory::Plain(values) = &self.memory
             && *values != env.guest.truth
         {
-            env.violated("the memory of a completed guest is not what it wrote");
+            env.wrong_contents("the memory of a completed guest is not what it wrote");
         }
     }
 }

@@ -1,11 +1,13 @@
 //! An address space: its map, its page tables, and what both are made under.
 
+use std::sync::Weak;
+
 use super::folio::Folio;
 use super::frames::Frames;
 use super::hugetlb::Pool;
 use super::page_table::{Bits, Directory, Level};
 use super::profile::Profile;
-use super::sync::{Arc, AtomicBool, AtomicU64, Ordering, RwLock};
+use super::sync::{Arc, AtomicU64, Ordering, RwLock};
 use super::vma::{Access, Vma, VmaMap};
 
 /// What all address spaces of a machine share.
@@ -19,6 +21,15 @@ pub(super) struct Host {
     pub(super) pool: Arc<Pool>,
     /// The next group of VMAs with common anonymous pages.
     pub(super) next_group: AtomicU64,
+    /// All address spaces there are.
+    pub(super) spaces: RwLock<Vec<Weak<AddressSpace>>>,
+}
+
+impl Host {
+    /// The address spaces, of processes that have ended too while a call still uses them.
+    pub(super) fn spaces(&self) -> Vec<Arc<AddressSpace>> {
+        self.spaces.read().iter().filter_map(Weak::upgrade).collect()
+    }
 }
 
 /// An address space.
@@ -30,22 +41,27 @@ pub(super) struct AddressSpace {
     pub(super) map: RwLock<VmaMap>,
     /// The page tables.
     pub(super) tables: Directory,
-    /// The process has ended.
-    dead: AtomicBool,
+    /// Its process, and calls for it that others are in (`mm_users`). Nothing is mapped once there
+    /// is none of them.
+    users: AtomicU64,
     /// Where the next mapping without an address is put.
     pub(super) next_address: AtomicU64,
 }
 
 impl AddressSpace {
     /// An empty address space.
-    pub(super) fn new(host: Arc<Host>) -> AddressSpace {
-        AddressSpace {
-            host,
+    pub(super) fn new(host: &Arc<Host>) -> Arc<AddressSpace> {
+        let space = Arc::new(AddressSpace {
+            host: host.clone(),
             map: RwLock::default(),
             tables: Directory::default(),
-            dead: AtomicBool::new(false),
+            users: AtomicU64::new(1),
             next_address: AtomicU64::new(FIRST_ADDRESS),
-        }
+        });
+        let mut spaces = host.spaces.write();
+        spaces.retain(|other| other.strong_count() > 0);
+        spaces.push(Arc::downgrade(&space));
+        space
     }
 
     /// Which kernel it is.
@@ -53,16 +69,25 @@ impl AddressSpace {
         &self.host.profile
     }
 
-    /// The process has ended.
+    /// Its process has ended, and no call uses it any more.
     pub(super) fn is_dead(&self) -> bool {
-        self.dead.load(Ordering::SeqCst)
+        self.users.load(Ordering::SeqCst) == 0
     }
 
-    /// Ends it: nothing is mapped any more. Nobody is told.
-    pub(super) fn die(&self) {
-        self.dead.store(true, Ordering::SeqCst);
-        *self.map.write() = VmaMap::default();
-        self.tables.clear();
+    /// Keeps it until the result is dropped (`mmget_not_zero`); `None` if it is dead.
+    pub(super) fn keep(self: &Arc<Self>) -> Option<Kept> {
+        let more = |users| (users > 0).then_some(users + 1);
+        let kept = self.users.fetch_update(Ordering::SeqCst, Ordering::SeqCst, more);
+        kept.is_ok().then(|| Kept(self.clone()))
+    }
+
+    /// One user less, its process or a call. Behind the last nothing is mapped any more, and nobody
+    /// is told.
+    pub(super) fn let_go(&self) {
+        if self.users.fetch_sub(1, Ordering::SeqCst) == 1 {
+            *self.map.write() = VmaMap::default();
+            self.tables.clear();
+        }
     }
 
     /// Works with the VMA at `address`, if there is one, under its lock for readers
@@ -74,12 +99,13 @@ impl AddressSpace {
             return work(None);
         };
         let vma = cell.read();
+        map.look_around(&vma);
         drop(map);
         work(Some(&vma))
     }
 
     /// Works with the VMAs at two addresses, under their locks for readers; one VMA that has both
-    /// addresses is locked once.
+    /// addresses is locked once. The first may be given anonymous pages.
     pub(super) fn with_two_vmas<R>(
         &self,
         first: u64,
@@ -91,11 +117,15 @@ impl AddressSpace {
         match &cells {
             [Some(one), Some(two)] if Arc::ptr_eq(one, two) => {
                 let vma = one.read();
+                map.look_around(&vma);
                 drop(map);
                 work(Some(&vma), Some(&vma))
             }
             [one, two] => {
                 let one = one.as_ref().map(|cell| cell.read());
+                if let Some(vma) = &one {
+                    map.look_around(vma);
+                }
                 let two = two.as_ref().map(|cell| cell.read());
                 drop(map);
                 work(one.as_deref(), two.as_deref())
@@ -115,9 +145,20 @@ impl AddressSpace {
         reach_in(&mut slot.lock(), address, write, work)
     }
 
-    /// Makes sure that a VMA can have anonymous pages.
+    /// Makes sure that a VMA, which [`with_vma`](Self::with_vma) has locked, can have anonymous
+    /// pages.
     pub(super) fn prepare_anonymous(&self, vma: &Vma) {
         vma.prepare_anonymous(&self.host.next_group);
+    }
+}
+
+/// A call's hold on an address space.
+#[derive(Debug)]
+pub(super) struct Kept(Arc<AddressSpace>);
+
+impl Drop for Kept {
+    fn drop(&mut self) {
+        self.0.let_go();
     }
 }
 

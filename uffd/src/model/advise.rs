@@ -4,12 +4,13 @@ use super::address_space::AddressSpace;
 use super::collapse;
 use super::events::{Announced, Delivery, EventMessage};
 use super::file_ops;
-use super::folio::{Folio, HUGE, PAGE};
+use super::folio::{HUGE, PAGE};
 use super::memory_map::update;
 use super::merge;
 use super::page_cache::{FileKind, MemoryFile};
-use super::page_table::{Entry, Level, Marker, indices, is_whole};
-use super::swap::{self, split_folio};
+use super::page_table::{Entry, Level, Marker, indices};
+use super::split;
+use super::swap;
 use super::sync::{Arc, Ordering};
 use super::vma::Vma;
 use super::wait_queue::Sleeper;
@@ -198,6 +199,8 @@ impl Advising {
                 return Ok(());
             }
             Advice::Collapse => return collapse::collapse(space, part),
+            Advice::Free => split::split_partly_freed(space, part),
+            Advice::PageOut => split::split_mapped(space, part),
             _ => {}
         }
         space.with_vma(part.start, |vma| {
@@ -218,60 +221,16 @@ impl Advising {
 }
 
 /// MADV_FREE: swapped pages and poison go at once, the rest when memory is short, which it is not.
-/// A huge page of which a part only is to be freed is split, if nobody else maps it.
 fn free(space: &AddressSpace, range: Range<u64>) {
     for (slot, part) in space.tables.in_range(range) {
-        let pieces = freed_in_part(&mut slot.lock(), &part);
-        for folio in pieces {
-            // One more is held here.
-            if Arc::strong_count(&folio) == space.tables.count(&folio, None) + 1 {
-                split_folio(space, &folio);
-            }
-        }
         if let Level::Table(table) = &mut *slot.lock() {
             for entry in &mut table.entries()[indices(&part)] {
-                if matches!(entry, Entry::Swap(_) | Entry::Marker(Marker::Poison)) {
+                if matches!(entry, Entry::Swap(_) | Entry::Marker(Marker::Poison { .. })) {
                     *entry = Entry::None;
                 }
             }
         }
     }
-}
-
-/// The huge pages that are mapped in a part of a table and would not be freed whole, each once.
-fn freed_in_part(level: &mut Level, part: &Range<u64>) -> Vec<Arc<Folio>> {
-    let entries = match level {
-        Level::Empty => return Vec::new(),
-        Level::Huge(_) if is_whole(part) => return Vec::new(),
-        Level::Huge(entry) => std::slice::from_ref(entry),
-        Level::Table(table) => &table.entries()[indices(part)],
-    };
-    let mut folios: Vec<Arc<Folio>> = Vec::new();
-    for entry in entries {
-        if let Entry::Page(mapped) = entry
-            && mapped.folio.anonymous
-            && mapped.folio.pages > 1
-            && !folios.iter().any(|known| Arc::ptr_eq(known, &mapped.folio))
-        {
-            folios.push(mapped.folio.clone());
-        }
-    }
-    folios.retain(|folio| !is_all_of(entries, folio));
-    folios
-}
-
-/// Entries map a folio from its first page to its last, and are protected alike.
-fn is_all_of(entries: &[Entry], folio: &Arc<Folio>) -> bool {
-    let protected = entries[0].is_protected();
-    let belongs = |(at, entry): (usize, &Entry)| match entry {
-        Entry::Page(mapped) => {
-            Arc::ptr_eq(&mapped.folio, folio)
-                && usize::from(mapped.index) == at
-                && entry.is_protected() == protected
-        }
-        _ => false,
-    };
-    entries.len() == usize::from(folio.pages) && entries.iter().enumerate().all(belongs)
 }
 
 fn install_guards(space: &AddressSpace, vma: &Vma, range: Range<u64>) {
@@ -287,7 +246,7 @@ fn install_guards(space: &AddressSpace, vma: &Vma, range: Range<u64>) {
         let mut level = slot.lock();
         level.split();
         if let Some(table) = level.table_or_new() {
-            table.entries()[indices(&(at..end))].fill(Entry::Marker(Marker::Guard));
+            table.entries()[indices(&(at..end))].fill(Entry::Marker(Marker::GUARD));
         }
         at = end;
     }
@@ -297,7 +256,7 @@ fn remove_guards(space: &AddressSpace, range: Range<u64>) {
     for (slot, part) in space.tables.in_range(range) {
         if let Level::Table(table) = &mut *slot.lock() {
             for entry in &mut table.entries()[indices(&part)] {
-                if matches!(entry, Entry::Marker(Marker::Guard)) {
+                if matches!(entry, Entry::Marker(Marker::Guard { .. })) {
                     *entry = Entry::None;
                 }
             }

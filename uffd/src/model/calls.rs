@@ -2,6 +2,7 @@
 
 use std::ops::Range;
 
+use super::address_space::Kept;
 use super::context::Context;
 use super::faults::{ThreadState, Waiting};
 use super::handshake;
@@ -38,6 +39,7 @@ impl Placement {
 #[derive(Debug)]
 pub(super) struct FillCall {
     context: Arc<Context>,
+    _space: Kept,
     fill: Fill,
     dont_wake: bool,
     placement: Placement,
@@ -49,6 +51,7 @@ pub(super) struct FillCall {
 #[derive(Debug)]
 pub(super) struct MoveCall {
     context: Arc<Context>,
+    _space: Kept,
     work: Move,
     dont_wake: bool,
     placement: Placement,
@@ -200,10 +203,8 @@ fn prepare_fill(
     if mode & !modes != 0 {
         return Err(failed(Errno::EINVAL));
     }
-    if context.space.is_dead() {
-        return Err(failed(Errno::ESRCH));
-    }
     Ok(Box::new(FillCall {
+        _space: context.space.keep().ok_or(failed(Errno::ESRCH))?,
         context: context.clone(),
         fill: Fill::new(kind, dst, src, len, mode & abi::MODE_WP != 0),
         dont_wake: mode & abi::MODE_DONTWAKE != 0,
@@ -284,11 +285,14 @@ fn prepare_move(
     if mode & !(abi::MODE_DONTWAKE | abi::MOVE_ALLOW_SRC_HOLES) != 0 {
         return Err(failed(Errno::EINVAL));
     }
-    if context.space.is_dead() {
-        return Err(failed(Errno::ESRCH));
-    }
     let dont_wake = mode & abi::MODE_DONTWAKE != 0;
-    Ok(Box::new(MoveCall { context: context.clone(), work, dont_wake, placement }))
+    Ok(Box::new(MoveCall {
+        _space: context.space.keep().ok_or(failed(Errno::ESRCH))?,
+        context: context.clone(),
+        work,
+        dont_wake,
+        placement,
+    }))
 }
 
 impl MoveCall {

@@ -144,8 +144,8 @@ fn in_vma(request: &Request<'_>, vma: &Vma) -> Step {
             drop(level);
             missing(request, vma, &slot, false)
         }
-        Entry::Marker(Marker::Poison) => Step::Failed(Failure::Poison),
-        Entry::Marker(Marker::Guard) => Step::Failed(Failure::Segment),
+        Entry::Marker(Marker::Poison { .. }) => Step::Failed(Failure::Poison),
+        Entry::Marker(Marker::Guard { .. }) => Step::Failed(Failure::Segment),
         Entry::Marker(Marker::Protect) if vma.modes().contains(Modes::PROTECT) => {
             drop(level);
             missing(request, vma, &slot, true)
@@ -308,6 +308,7 @@ fn present_huge(request: &Request<'_>, vma: &Vma, mut level: MutexGuard<'_, Leve
         }
         Entry::Page(mapped) if Arc::strong_count(&mapped.folio) == 1 => {
             mapped.bits.insert(Bits::WRITE | Bits::EXCLUSIVE);
+            mapped.folio.first_exclusive.store(true, Ordering::SeqCst);
         }
         Entry::Migration(migrating) => {
             return Step::Parked(Waiting { sleeper: migrating.sleeper.clone(), context: None });
@@ -382,8 +383,10 @@ fn must_wait(request: &Request<'_>, vma: &Vma, reason: Modes) -> bool {
     let mut level = slot.lock();
     let Some(entry) = level.entry(request.address) else { return true };
     match entry {
-        Entry::None | Entry::Marker(Marker::Protect | Marker::Poison) => true,
-        Entry::Marker(Marker::Guard) => vma.is_hugetlb() || request.space.profile().waits_on_guard,
+        Entry::None | Entry::Marker(Marker::Protect | Marker::Poison { .. }) => true,
+        Entry::Marker(Marker::Guard { .. }) => {
+            vma.is_hugetlb() || request.space.profile().waits_on_guard
+        }
         Entry::Page(_) | Entry::Zero(_) => match reason {
             Modes::PROTECT => !entry.allows(true),
             Modes::READ_WRITE => entry.is_armed(),

@@ -42,7 +42,7 @@ fn poison_one(slot: &Slot) -> Result<(), Errno> {
     if !entry.is_none() {
         return Err(Errno::EEXIST);
     }
-    *entry = Entry::Marker(Marker::Poison);
+    *entry = Entry::Marker(Marker::POISON);
     Ok(())
 }
 

@@ -20,8 +20,8 @@ fn is_over_size(vma: &Vma, address: u64) -> bool {
 /// An entry that a page may be put into.
 pub(super) fn takes_page(profile: &Profile, entry: &Entry) -> bool {
     match entry {
-        Entry::None | Entry::Marker(Marker::Protect | Marker::Poison) => true,
-        Entry::Marker(Marker::Guard) => !profile.fill_respects_guard,
+        Entry::None | Entry::Marker(Marker::Protect | Marker::Poison { .. }) => true,
+        Entry::Marker(Marker::Guard { .. }) => !profile.fill_respects_guard,
         _ => false,
     }
 }
@@ -154,7 +154,7 @@ pub(super) fn mark_run(
             return Err(Errno::EEXIST.into());
         }
         *entry = match fill.kind {
-            Kind::Poison => Entry::Marker(Marker::Poison),
+            Kind::Poison => Entry::Marker(Marker::POISON),
             _ => Entry::Zero(zero),
         };
         fill.page_done(source, PAGE)?;

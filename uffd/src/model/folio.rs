@@ -24,6 +24,9 @@ pub(super) struct Folio {
     pub(super) pins: AtomicU32,
     /// It was merged with equal pages; a write always copies it.
     pub(super) merged: AtomicBool,
+    /// Its first page is one address space's alone, or was when it was mapped last. MOVE goes by
+    /// this for all parts of a huge page (`PageAnonExclusive` of `folio->page`).
+    pub(super) first_exclusive: AtomicBool,
     /// The page lock.
     pub(super) lock: PageLock,
     /// The page of the pool that it takes up.
@@ -39,6 +42,7 @@ impl Folio {
             pages,
             pins: AtomicU32::new(0),
             merged: AtomicBool::new(false),
+            first_exclusive: AtomicBool::new(true),
             lock: PageLock::default(),
             charge: None,
             bytes: Mutex::new(bytes),

@@ -134,12 +134,16 @@ fn copy_entry((vma, copy): (&Vma, &Vma), pool: &Arc<Pool>, entry: &mut Entry) ->
     }
     match entry {
         Entry::Marker(Marker::Protect) if !keeps_protection => return Entry::None,
-        Entry::None | Entry::Marker(_) => return entry.clone(),
+        Entry::None => return Entry::None,
+        Entry::Marker(marker) => return Entry::Marker(marker.bare()),
         Entry::Page(_) | Entry::Zero(_) | Entry::Swap(_) | Entry::Migration(..) => {}
     }
     let bits = entry.bits_mut().expect("neither a hole nor a marker");
     if !vma.shared {
         bits.remove(Bits::WRITE | Bits::EXCLUSIVE);
+    }
+    if let Entry::Page(Mapped { folio, index: 0, .. }) = entry {
+        folio.first_exclusive.store(false, Ordering::SeqCst);
     }
     let mut new = entry.clone();
     if let Entry::Migration(migrating) = &mut new {

@@ -25,8 +25,8 @@ pub(super) fn resolve(request: &Request<'_>, vma: &Vma) -> Step {
         return if waits { userfault(request, vma, Modes::READ_WRITE) } else { Step::Again };
     }
     match entry {
-        Entry::Marker(Marker::Poison) => Step::Failed(Failure::Poison),
-        Entry::Marker(Marker::Guard) => Step::Failed(Failure::Segment),
+        Entry::Marker(Marker::Poison { .. }) => Step::Failed(Failure::Poison),
+        Entry::Marker(Marker::Guard { .. }) => Step::Failed(Failure::Segment),
         Entry::None | Entry::Marker(Marker::Protect) => {
             let protected = !entry.is_none();
             drop(level);

@@ -62,7 +62,8 @@ impl Machine {
         let pool = Arc::new(Pool::new(setup.hugetlb_pages));
         let frames = Arc::new(Frames::default());
         let next_group = AtomicU64::new(1);
-        let host = Host { profile: setup.profile, frames, pool, next_group };
+        let (profile, spaces) = (setup.profile, RwLock::default());
+        let host = Host { profile, frames, pool, next_group, spaces };
         Machine {
             setup,
             host: Arc::new(host),
@@ -95,7 +96,7 @@ impl Machine {
     /// A new process with nothing mapped.
     pub fn spawn(&self, privileged: bool) -> Process {
         let process = Process(self.next_number());
-        let space = Arc::new(AddressSpace::new(self.host.clone()));
+        let space = AddressSpace::new(&self.host);
         self.processes.write().insert(process.0, ProcessState { space, privileged });
         process
     }
@@ -124,10 +125,11 @@ impl Machine {
         self.thread_state(thread).fatal.store(true, Ordering::SeqCst);
     }
 
-    /// Ends a process. Its memory is gone, and its userfaultfds act on nothing from now on.
+    /// Ends a process. Its memory is gone, and its userfaultfds act on nothing from now on; both
+    /// only when the calls for it are over that others are in.
     pub fn exit(&self, process: Process) {
         if let Some(state) = self.processes.write().remove(&process.0) {
-            state.space.die();
+            state.space.let_go();
         }
     }
 
@@ -135,7 +137,7 @@ impl Machine {
     pub fn fork(&self, thread: Thread) -> Progress {
         let thread = self.thread_state(thread);
         let process = Process(self.next_number());
-        let space = Arc::new(AddressSpace::new(self.host.clone()));
+        let space = AddressSpace::new(&self.host);
         let privileged = thread.privileged;
         // Who looks at all processes meets the child as soon as it has entries.
         let mut processes = self.processes.write();
@@ -276,15 +278,16 @@ impl Machine {
         self.process(process).space
     }
 
-    /// The address spaces of all processes.
+    /// All address spaces.
     pub(super) fn spaces(&self) -> Vec<Arc<AddressSpace>> {
-        self.processes.read().values().map(|state| state.space.clone()).collect()
+        self.host.spaces()
     }
 
-    /// Does something with each entry of all processes, while none is forked.
+    /// Does something with each entry of all address spaces, while none is forked.
     pub(super) fn each_entry(&self, mut work: impl FnMut(&mut Entry)) {
-        for state in self.processes.read().values() {
-            state.space.tables.each_entry(&mut work);
+        let _no_process_is_forked = self.processes.read();
+        for space in self.host.spaces() {
+            space.tables.each_entry(&mut work);
         }
     }
 
@@ -323,7 +326,7 @@ impl Drop for Machine {
     /// Address spaces and userfaultfds refer to each other; taking the first apart ends that.
     fn drop(&mut self) {
         for state in self.processes.write().values() {
-            state.space.die();
+            state.space.let_go();
         }
     }
 }

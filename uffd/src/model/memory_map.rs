@@ -77,6 +77,7 @@ pub(super) fn map(
         huge: new.huge,
         mergeable: false,
         anon_group: AtomicU64::new(0),
+        group_around: AtomicU64::new(0),
         forked: false,
         guarded: AtomicBool::new(false),
         accounted: false,

@@ -50,6 +50,7 @@ mod register;
 mod remap;
 mod retry_state;
 mod scan;
+mod split;
 mod swap;
 mod sync;
 mod task;

@@ -65,7 +65,7 @@ pub(super) fn move_one(vma: &Vma, holes: bool, target: &mut Entry, source: &mut 
 /// the entry before the page-table locks are given back.
 fn may_move(mapped: &Mapped) -> Result<(), Moved> {
     let folio = &mapped.folio;
-    if !folio.anonymous || !mapped.bits.contains(Bits::EXCLUSIVE) {
+    if !folio.anonymous || !mapped.seems_exclusive() {
         return Err(Moved::Failed(Errno::EBUSY));
     }
     if folio.lock.is_held() {

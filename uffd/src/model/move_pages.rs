@@ -6,11 +6,11 @@ use std::ops::Range;
 use super::address_space::AddressSpace;
 use super::context::Context;
 use super::faults::ThreadState;
-use super::folio::{HUGE, PAGE};
+use super::folio::{Folio, HUGE, PAGE};
 use super::move_entry::{Moved, move_one};
 use super::page_table::{Bits, Entry, Level, PairGuard, Slot, index_in_table, lock_pair};
 use super::read_write_protect::moved_bits;
-use super::swap::split_folio;
+use super::split::split_folio;
 use super::sync::Arc;
 use super::vma::Vma;
 use super::wait_queue::Sleeper;
@@ -44,6 +44,8 @@ pub(super) enum Run {
 enum Stop {
     Error(Errno),
     Migrating(Arc<Sleeper>),
+    /// A huge page has to be split, without any lock.
+    Large(Arc<Folio>),
 }
 
 impl From<Errno> for Stop {
@@ -64,13 +66,19 @@ impl Move {
     /// Moves until it is over or has to wait. All checks are made anew after a wait.
     pub(super) fn run(&mut self, context: &Arc<Context>, thread: &ThreadState) -> Run {
         let space = &context.space;
-        let stopped = space.with_two_vmas(self.dst, self.src, |destination, source| {
-            self.in_vmas(context, thread, destination, source)
-        });
-        match stopped {
-            Err(Stop::Migrating(sleeper)) => Run::Migrating(sleeper),
-            Err(Stop::Error(errno)) if self.done == 0 => Run::Over(Err(errno)),
-            Err(Stop::Error(_)) | Ok(()) => Run::Over(Ok(self.done)),
+        loop {
+            let stopped = space.with_two_vmas(self.dst, self.src, |destination, source| {
+                self.in_vmas(context, thread, destination, source)
+            });
+            return match stopped {
+                Err(Stop::Large(folio)) => {
+                    split_folio(&space.host, &folio);
+                    continue;
+                }
+                Err(Stop::Migrating(sleeper)) => Run::Migrating(sleeper),
+                Err(Stop::Error(errno)) if self.done == 0 => Run::Over(Err(errno)),
+                Err(Stop::Error(_)) | Ok(()) => Run::Over(Ok(self.done)),
+            };
         }
     }
 
@@ -182,8 +190,7 @@ impl Mover<'_> {
         let Level::Huge(entry) = &mut *source else { return Ok(0) };
         let bits = match entry {
             Entry::Page(mapped) => {
-                let shared = !mapped.bits.contains(Bits::EXCLUSIVE);
-                if shared || mapped.folio.maybe_pinned() {
+                if !mapped.seems_exclusive() || mapped.folio.maybe_pinned() {
                     return Err(Errno::EBUSY);
                 }
                 moved_bits(self.destination)
@@ -226,11 +233,7 @@ impl Mover<'_> {
             match moved {
                 Moved::Done => done += PAGE,
                 Moved::Failed(errno) => return (done, Some(errno.into())),
-                Moved::Large(folio) => {
-                    drop(guard);
-                    split_folio(self.space, &folio);
-                    guard = lock_pair((source, from), (destination, to));
-                }
+                Moved::Large(folio) => return (done, Some(Stop::Large(folio))),
                 Moved::Contended(folio) => {
                     // The page lock is only tried under the page-table locks. It is waited for
                     // without them; whether the entry is still the same is found out anew.

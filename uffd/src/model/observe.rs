@@ -65,9 +65,9 @@ pub(super) fn observe(
         Entry::Zero(_) => Observed::Zero { protected },
         Entry::Marker(Marker::Protect) => Observed::ProtectMarker,
         // The observer's file has no bit for it in huge entries.
-        Entry::Marker(Marker::Poison) if huge => Observed::None,
-        Entry::Marker(Marker::Poison) => Observed::PoisonMarker,
-        Entry::Marker(Marker::Guard) => Observed::GuardMarker,
+        Entry::Marker(Marker::Poison { .. }) if huge => Observed::None,
+        Entry::Marker(Marker::Poison { .. }) => Observed::PoisonMarker,
+        Entry::Marker(Marker::Guard { .. }) => Observed::GuardMarker,
         Entry::Swap(_) => Observed::Swap { protected },
         Entry::Migration(..) => Observed::Migration,
     }

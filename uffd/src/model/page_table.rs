@@ -6,7 +6,7 @@ use std::collections::BTreeMap;
 use std::ops::Range;
 
 use super::folio::{Folio, HUGE, PAGE, PAGES_PER_HUGE};
-use super::sync::{Arc, Mutex, MutexGuard, RwLock};
+use super::sync::{Arc, Mutex, MutexGuard, Ordering, RwLock};
 use super::wait_queue::Sleeper;
 
 bitflags::bitflags! {
@@ -32,9 +32,15 @@ pub(super) enum Marker {
     /// W: this hole is write-protected.
     Protect,
     /// X.
-    Poison,
+    Poison {
+        /// PAGEMAP_SCAN has protected it.
+        protected: bool,
+    },
     /// G.
-    Guard,
+    Guard {
+        /// PAGEMAP_SCAN has protected it.
+        protected: bool,
+    },
 }
 
 /// A folio's page that an entry refers to.
@@ -46,6 +52,16 @@ pub(super) struct Mapped {
     pub(super) index: u16,
     /// The bits.
     pub(super) bits: Bits,
+}
+
+impl Mapped {
+    /// MOVE takes the page for this address space's alone.
+    pub(super) fn seems_exclusive(&self) -> bool {
+        match self.folio.pages {
+            1 => self.bits.contains(Bits::EXCLUSIVE),
+            _ => self.folio.first_exclusive.load(Ordering::SeqCst),
+        }
+    }
 }
 
 /// A page that is on its way to another frame.
@@ -73,6 +89,30 @@ pub(super) enum Entry {
     Swap(Mapped),
     /// M.
     Migration(Box<Migrating>),
+}
+
+impl Marker {
+    /// X, as POISON makes it.
+    pub(super) const POISON: Marker = Marker::Poison { protected: false };
+    /// G, as MADV_GUARD_INSTALL makes it.
+    pub(super) const GUARD: Marker = Marker::Guard { protected: false };
+
+    /// It is the marker of protection, or is protected besides.
+    fn is_protected(self) -> bool {
+        match self {
+            Marker::Protect => true,
+            Marker::Poison { protected } | Marker::Guard { protected } => protected,
+        }
+    }
+
+    /// It without protection besides what it is.
+    pub(super) fn bare(self) -> Marker {
+        match self {
+            Marker::Protect => Marker::Protect,
+            Marker::Poison { .. } => Marker::POISON,
+            Marker::Guard { .. } => Marker::GUARD,
+        }
+    }
 }
 
 impl Entry {
@@ -108,7 +148,7 @@ impl Entry {
 
     /// It carries the uffd-wp bit, or is the marker of it.
     pub(super) fn is_protected(&self) -> bool {
-        matches!(self, Entry::Marker(Marker::Protect))
+        matches!(self, Entry::Marker(marker) if marker.is_protected())
             || self.bits().is_some_and(|bits| bits.contains(Bits::PROTECTED))
     }
 

@@ -280,6 +280,9 @@ fn clear(entry: &mut Entry, clears: bool) {
     if matches!(entry, Entry::Marker(Marker::Protect)) {
         *entry = Entry::None;
     }
+    if let Entry::Marker(marker) = entry {
+        *marker = marker.bare();
+    }
     if let Some(bits) = entry.bits_mut() {
         bits.remove(Bits::PROTECTED);
     }

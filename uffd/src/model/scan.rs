@@ -117,30 +117,45 @@ fn scan_entry(
     let slot = space.tables.get(address);
     let mut level = slot.lock();
     let whole = address.is_multiple_of(HUGE) && range.end - address >= HUGE;
-    let huge = matches!(&*level, Level::Huge(_));
-    let end = if huge && whole { address + HUGE } else { address + PAGE };
-    let mut categories = match level.entry(address) {
-        Some(entry) if !(vma.is_hugetlb() && entry.is_none()) => of_entry(vma, entry, huge),
-        _ if vma.is_hugetlb() && has_upper_table => Categories::HUGE,
-        Some(_) => Categories::empty(),
-        // Where there is no table, a hole counts as written only if it could be protected.
-        None if vma.modes().contains(Modes::PROTECT) => Categories::WRITTEN,
-        None => Categories::empty(),
+    let end = if is_huge(&level) && whole { address + HUGE } else { address + PAGE };
+    let categories_of = |level: &mut Level| {
+        let huge = is_huge(level);
+        let categories = match level.entry(address) {
+            Some(entry) if !(vma.is_hugetlb() && entry.is_none()) => of_entry(vma, entry, huge),
+            _ if vma.is_hugetlb() && has_upper_table => Categories::HUGE,
+            Some(_) => Categories::empty(),
+            // Where there is no table, a hole counts as written only if it could be protected.
+            None if vma.modes().contains(Modes::PROTECT) => Categories::WRITTEN,
+            None => Categories::empty(),
+        };
+        if allowed { categories | Categories::WP_ALLOWED } else { categories }
     };
-    categories.set(Categories::WP_ALLOWED, allowed);
+    let mut categories = categories_of(&mut level);
+    let part_is_protected = call.protect && is_huge(&level) && !whole && !vma.is_hugetlb();
+    if part_is_protected && categories.contains(call.mask | Categories::WRITTEN) {
+        // It is reported as if it had been small before.
+        level.split();
+        categories = categories_of(&mut level);
+    }
     if !categories.contains(call.mask) {
         return (end, None);
     }
     if call.protect {
-        if huge && !whole && !vma.is_hugetlb() {
-            level.split();
-        }
         level.table_or_new();
-        if let Some(entry) = level.entry(address) {
-            protect::change_entry(vma, entry, true);
+        match level.entry(address) {
+            // WRITEPROTECT leaves these alone.
+            Some(Entry::Marker(Marker::Poison { protected } | Marker::Guard { protected })) => {
+                *protected = !vma.is_hugetlb();
+            }
+            Some(entry) => protect::change_entry(vma, entry, true),
+            None => {}
         }
     }
     (end, Some(categories))
+}
+
+fn is_huge(level: &Level) -> bool {
+    matches!(level, Level::Huge(_))
 }
 
 fn of_entry(vma: &Vma, entry: &Entry, huge: bool) -> Categories {
@@ -152,7 +167,9 @@ fn of_entry(vma: &Vma, entry: &Entry, huge: bool) -> Categories {
     match entry {
         Entry::Page(mapped) => categories.set(Categories::FILE, !mapped.folio.anonymous),
         Entry::Zero(_) => categories |= Categories::ZERO,
-        Entry::Marker(Marker::Guard) => categories |= Categories::SWAPPED | Categories::GUARD,
+        Entry::Marker(Marker::Guard { .. }) => {
+            categories |= Categories::SWAPPED | Categories::GUARD
+        }
         Entry::Swap(_) | Entry::Migration(..) | Entry::Marker(_) => {
             categories |= Categories::SWAPPED;
         }

@@ -77,6 +77,9 @@ pub(super) struct Vma {
     /// The group of VMAs that share anonymous pages; 0 before there is the first. A fork copies
     /// page tables of private memory only where there is one.
     pub(super) anon_group: AtomicU64,
+    /// The group of a neighbour that it shares once it needs one; 0 if there is none to share.
+    /// It is right only while it has no group, and as old as its lock was taken.
+    pub(super) group_around: AtomicU64,
     /// Its pages may be those of the process that it was forked from. It then merges with none that
     /// has no group.
     pub(super) forked: bool,
@@ -162,10 +165,14 @@ impl Vma {
         self.access == Access::ReadWrite
     }
 
-    /// Gives it a group for anonymous pages, if it has none.
+    /// Gives it a group for anonymous pages, if it has none: that of a neighbour that differs in
+    /// its rights only, or one of its own.
     pub(super) fn prepare_anonymous(&self, next: &AtomicU64) {
         if self.anon_group.load(Ordering::SeqCst) == 0 {
-            let group = next.fetch_add(1, Ordering::SeqCst);
+            let group = match self.group_around.load(Ordering::SeqCst) {
+                0 => next.fetch_add(1, Ordering::SeqCst),
+                around => around,
+            };
             let _ = self.anon_group.compare_exchange(0, group, Ordering::SeqCst, Ordering::SeqCst);
         }
     }
@@ -186,6 +193,7 @@ impl Vma {
         Vma {
             backing: self.backing.clone(),
             anon_group: AtomicU64::new(self.anon_group.load(Ordering::SeqCst)),
+            group_around: AtomicU64::new(0),
             guarded: AtomicBool::new(self.guarded.load(Ordering::SeqCst)),
             reservation: self.reservation.clone(),
             registration: self.registration.clone(),
@@ -193,8 +201,9 @@ impl Vma {
         }
     }
 
-    /// The VMA that follows this one directly could be one with it.
-    fn merges_with(&self, next: &Vma) -> bool {
+    /// The VMA that follows this one directly goes on where it ends, and differs in rights and
+    /// owner at most.
+    fn goes_on_in(&self, next: &Vma) -> bool {
         let same_backing = match (&self.backing, &next.backing) {
             (Backing::Anonymous, Backing::Anonymous) => true,
             (Backing::File(a), Backing::File(b)) => {
@@ -202,24 +211,30 @@ impl Vma {
             }
             _ => false,
         };
-        let same_owner = match (&self.registration, &next.registration) {
+        self.end == next.start
+            && same_backing
+            && self.page + (self.end - self.start) / PAGE == next.page
+            && (self.shared, self.may_write, self.modes())
+                == (next.shared, next.may_write, next.modes())
+            && (self.locked, self.huge, self.mergeable, self.accounted)
+                == (next.locked, next.huge, next.mergeable, next.accounted)
+    }
+
+    /// The VMA that follows this one directly could be one with it.
+    fn merges_with(&self, next: &Vma) -> bool {
+        let same_owner = match (self.owner(), next.owner()) {
             (None, None) => true,
-            (Some(a), Some(b)) => Arc::ptr_eq(&a.context, &b.context) && a.modes == b.modes,
+            (Some(a), Some(b)) => Arc::ptr_eq(a, b),
             _ => false,
         };
         let group = self.anon_group.load(Ordering::SeqCst);
         let next_group = next.anon_group.load(Ordering::SeqCst);
-        self.end == next.start
-            && same_backing
+        self.goes_on_in(next)
             && same_owner
-            && self.page + (self.end - self.start) / PAGE == next.page
+            && self.access == next.access
             && (group == next_group
                 || (group == 0 && !next.forked)
                 || (next_group == 0 && !self.forked))
-            && (self.shared, self.access, self.may_write)
-                == (next.shared, next.access, next.may_write)
-            && (self.locked, self.huge, self.mergeable, self.accounted)
-                == (next.locked, next.huge, next.mergeable, next.accounted)
     }
 }
 
@@ -237,6 +252,25 @@ impl VmaMap {
     pub(super) fn find(&self, address: u64) -> Option<&Arc<VmaCell>> {
         let (_, cell) = self.vmas.range(..=address).next_back()?;
         (address < cell.read().end).then_some(cell)
+    }
+
+    /// Notes for a VMA, which the caller has locked, whose group for anonymous pages it would
+    /// share (`find_mergeable_anon_vma`).
+    pub(super) fn look_around(&self, vma: &Vma) {
+        if vma.shared || vma.anon_group.load(Ordering::SeqCst) != 0 {
+            return;
+        }
+        let lent = |other: &VmaCell, goes_on: &dyn Fn(&Vma) -> bool| {
+            let other = other.read();
+            let group = other.anon_group.load(Ordering::SeqCst);
+            (group != 0 && !other.forked && goes_on(&other)).then_some(group)
+        };
+        let next = self.vmas.get(&vma.end);
+        let before = self.vmas.range(..vma.start).next_back();
+        let group = next
+            .and_then(|cell| lent(cell, &|next| vma.goes_on_in(next)))
+            .or_else(|| before.and_then(|(_, cell)| lent(cell, &|one| one.goes_on_in(vma))));
+        vma.group_around.store(group.unwrap_or(0), Ordering::SeqCst);
     }
 
     /// The VMAs that intersect a range, in address order.

@@ -57,8 +57,8 @@ fn zap_entry(vma: &Vma, entry: &mut Entry, why: Zap) {
     *entry = match entry {
         Entry::None => return,
         Entry::Marker(Marker::Protect) if keeps_protection => return,
-        Entry::Marker(Marker::Guard) if why != Zap::Unmap => return,
-        Entry::Marker(Marker::Poison) if keeps_private && !vma.is_hugetlb() => return,
+        Entry::Marker(Marker::Guard { .. }) if why != Zap::Unmap => return,
+        Entry::Marker(Marker::Poison { .. }) if keeps_private && !vma.is_hugetlb() => return,
         Entry::Page(mapped) | Entry::Swap(mapped) if keeps_private && mapped.folio.anonymous => {
             return;
         }
@@ -66,7 +66,7 @@ fn zap_entry(vma: &Vma, entry: &mut Entry, why: Zap) {
             migrating.sleeper.wake();
             Entry::None
         }
-        Entry::Page(_) | Entry::Swap(_) | Entry::Zero(_)
+        Entry::Page(_) | Entry::Swap(_) | Entry::Zero(_) | Entry::Marker(_)
             if keeps_protection
                 && entry.is_protected()
                 && (vma.is_hugetlb() || vma.modes().contains(Modes::PROTECT)) =>

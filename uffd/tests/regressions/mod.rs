@@ -26,6 +26,12 @@ pub const CASES: &[&[Act]] = &[
     CHILD_OF_A_CLOSED_DESCRIPTOR,
     GUARD_THAT_MOVED_AWAY,
     PARTS_IN_TWO_TABLES,
+    SCANNED_MARKERS,
+    GROUP_OF_A_NEIGHBOUR,
+    HEAD_THAT_WAS_UNMAPPED,
+    PART_OF_A_HUGE_PAGE_SCANNED,
+    EXIT_UNDER_A_CALL,
+    ZEROS_IN_LOCKED_MEMORY,
 ];
 
 const fn register(fd: u8, area: u8, page: u8, pages: u8, mode: u64) -> Act {
@@ -206,4 +212,103 @@ const PARTS_IN_TWO_TABLES: &[Act] = &[
         dont_unmap: false,
     },
     Advise { process: 0, at: Span { area: 11, page: 3, pages: 1 }, advice: Advice::Free },
+];
+
+/// A scan protects poison and guards, which WRITEPROTECT leaves alone.
+const SCANNED_MARKERS: &[Act] = &[
+    Map { process: 0, area: 7, memory: Anonymous, access: ReadWrite },
+    Open { process: 0, features: 32768, user_mode_only: false },
+    register(0, 7, 0, 8, 3),
+    call(0, Poison, Span { area: 7, page: 6, pages: 1 }, 0),
+    Advise { process: 0, at: Span { area: 7, page: 4, pages: 1 }, advice: Advice::GuardInstall },
+    Scan { process: 0, at: Span { area: 7, page: 0, pages: 12 }, flags: 1, mask: 1 },
+    Scan { process: 0, at: Span { area: 7, page: 4, pages: 8 }, flags: 0, mask: 2 },
+    call(0, WriteProtect, Span { area: 7, page: 4, pages: 4 }, 0),
+    Scan { process: 0, at: Span { area: 7, page: 4, pages: 8 }, flags: 0, mask: 2 },
+    Remap {
+        process: 0,
+        from: Span { area: 7, page: 0, pages: 8 },
+        to: 6,
+        new_pages: 8,
+        dont_unmap: false,
+    },
+    Scan { process: 0, at: Span { area: 6, page: 4, pages: 8 }, flags: 0, mask: 2 },
+];
+
+/// Memory that gets its first anonymous pages shares the group of a neighbour that differs in its
+/// rights only, and becomes one with it once it has the same.
+const GROUP_OF_A_NEIGHBOUR: &[Act] = &[
+    Map { process: 0, area: 0, memory: Shmem { file: 0, shared: false }, access: ReadWrite },
+    Open { process: 0, features: 0, user_mode_only: true },
+    register(0, 0, 0, 8, 1),
+    Touch { process: 0, area: 0, page: 3, exact: false, how: Load },
+    Protect { process: 0, at: Span { area: 0, page: 3, pages: 1 }, access: Access::None },
+    call(0, Move, Span { area: 0, page: 2, pages: 1 }, 0),
+    call(0, Poison, Span { area: 0, page: 3, pages: 3 }, 0),
+    Protect { process: 0, at: Span { area: 0, page: 3, pages: 1 }, access: ReadWrite },
+    FileStore { file: 0, page: 1 },
+    Close { fd: 0 },
+];
+
+/// MOVE asks the first page of a huge page whether any part of it is exclusive, and splits it for
+/// the child too.
+const HEAD_THAT_WAS_UNMAPPED: &[Act] = &[
+    Map { process: 0, area: 10, memory: Transparent, access: ReadWrite },
+    Open { process: 0, features: 0, user_mode_only: false },
+    register(0, 10, 0, 4, 2),
+    Touch { process: 0, area: 10, page: 0, exact: false, how: Store },
+    Unmap { process: 0, at: Span { area: 10, page: 0, pages: 1 } },
+    Fork { process: 0 },
+    Call {
+        process: 0,
+        fd: 0,
+        number: Move,
+        at: Span { area: 10, page: 3, pages: 1 },
+        from: (10, 1),
+        mode: 0,
+        odd: No,
+        placement: Ordinary,
+    },
+    Touch { process: 1, area: 10, page: 1, exact: false, how: Load },
+];
+
+/// A huge page of which a scan protects a part is reported as small pages.
+const PART_OF_A_HUGE_PAGE_SCANNED: &[Act] = &[
+    Map { process: 0, area: 11, memory: Transparent, access: ReadWrite },
+    Open { process: 0, features: 32768, user_mode_only: false },
+    register(0, 11, 0, 4, 2),
+    Touch { process: 0, area: 11, page: 2, exact: false, how: Store },
+    Scan { process: 0, at: Span { area: 11, page: 1, pages: 2 }, flags: 3, mask: 2 },
+];
+
+/// The memory of a process that has ended stays while another is in a call for it.
+const EXIT_UNDER_A_CALL: &[Act] = &[
+    Map { process: 0, area: 0, memory: Shmem { file: 1, shared: true }, access: ReadWrite },
+    Open { process: 0, features: 2, user_mode_only: false },
+    register(0, 0, 0, 8, 1),
+    Fork { process: 0 },
+    Read { fd: 0, messages: 1 },
+    Call {
+        process: 0,
+        fd: 1,
+        number: Copy,
+        at: Span { area: 0, page: 1, pages: 1 },
+        from: (0, 3),
+        mode: 0,
+        odd: No,
+        placement: Ordinary,
+    },
+    Open { process: 1, features: 0, user_mode_only: false },
+    Exit { process: 1 },
+    call(2, WriteProtect, Span { area: 6, page: 7, pages: 1 }, 0),
+    call(0, Zeropage, Span { area: 0, page: 3, pages: 1 }, 0),
+    call(2, WriteProtect, Span { area: 6, page: 7, pages: 1 }, 0),
+];
+
+/// The zero page does not replace pages of zeros in locked memory.
+const ZEROS_IN_LOCKED_MEMORY: &[Act] = &[
+    Map { process: 0, area: 10, memory: Transparent, access: ReadWrite },
+    Touch { process: 0, area: 10, page: 1, exact: false, how: Store },
+    Lock { process: 0, at: Span { area: 10, page: 1, pages: 1 }, locked: true },
+    Advise { process: 0, at: Span { area: 10, page: 0, pages: 1 }, advice: Advice::Free },
 ];

@@ -1,5 +1,5 @@
-//! What lies where below 1 MiB when a kernel begins. Nothing of it but the ACPI tables is needed once
-//! it runs.
+//! What lies where below 1 MiB when a kernel begins. Nothing of it but the ACPI tables is needed
+//! once it runs.
 
 use godwit_uffd::page::Gpa;
 

@@ -154,6 +154,9 @@ pub struct Run {
     /// Run a guest even though it was granted to another host. If it runs there, there are then two
     #[arg(long, requires = "id")]
     pub override_grant: bool,
+    /// Append what happens to migrations to this file or named pipe, one JSON object a line
+    #[arg(long, value_name = "PATH")]
+    pub events: Option<PathBuf>,
     /// End at once when this process, which started this one, ends
     #[arg(long, value_name = "PID", hide = true)]
     pub end_with: Option<u32>,
@@ -195,6 +198,9 @@ pub struct Receive {
     /// Where the records of ownership are kept
     #[arg(long, value_name = "DIR")]
     pub state_dir: Option<PathBuf>,
+    /// Append what happens to migrations to this file or named pipe, one JSON object a line
+    #[arg(long, value_name = "PATH")]
+    pub events: Option<PathBuf>,
     /// End at once when this process, which started this one, ends
     #[arg(long, value_name = "PID", hide = true)]
     pub end_with: Option<u32>,

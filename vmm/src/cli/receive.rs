@@ -10,7 +10,7 @@ use godwit_migration::transport::TlsAcceptor;
 use super::Failure;
 use super::args::Receive;
 use super::parent::end_with;
-use super::run::{exit_code, open_records, start_api};
+use super::run::{exit_code, finish_events, open_records, start_api, start_events};
 use crate::migrate::{Host, serve, watch_signals};
 
 /// Listens for guests and serves the one that comes until it ends; listens again when it has moved
@@ -24,11 +24,13 @@ pub fn receive(args: &Receive) -> Result<ExitCode, Failure> {
     let disk_dirs = allowed_dirs(&args.disk_dir)?;
     let host = Host::receiving(records, Arc::clone(&receiver), disk_dirs, args.page_size);
     let host = host.map_err(|e| Failure::new(&e))?;
+    let events = start_events(args.events.as_deref(), &host)?;
     let server = start_api(args.api_socket.as_deref(), &host)?;
     watch_signals(&host).map_err(|e| Failure::new(&e))?;
     tracing::info!("listening at {}", receiver.address());
     let end = serve(&host).map_err(|e| Failure::new(&e))?;
     drop(server);
+    finish_events(events.as_deref());
     Ok(exit_code(&end))
 }
 

@@ -15,7 +15,7 @@ use crate::api::Server;
 use crate::api::types::Role;
 use crate::boot::KernelImage;
 use crate::guest_image;
-use crate::migrate::{Controlled, End, Host, serve, watch_signals};
+use crate::migrate::{Controlled, End, EventLog, Host, serve, watch_signals};
 use crate::vm::{DeviceConfig, GuestExit, Vm, VmConfig};
 
 /// Launches a guest and serves it until it ends or has moved away.
@@ -39,6 +39,7 @@ fn run_guest(args: &Run, records: Records, id: Uuid, transfer: u64) -> Result<Ex
         devices: args.devices(),
     };
     let host = Host::new(Role::Run, records, None, Vec::new()).map_err(|e| Failure::new(&e))?;
+    let events = start_events(args.events.as_deref(), &host)?;
     let server = start_api(args.api_socket.as_deref(), &host)?;
     watch_signals(&host).map_err(|e| Failure::new(&e))?;
     let vm = Vm::create(&config, Box::new(std::io::stdout())).map_err(|e| Failure::new(&e))?;
@@ -52,6 +53,7 @@ fn run_guest(args: &Run, records: Records, id: Uuid, transfer: u64) -> Result<Ex
     drop(vm);
     let end = serve(&host).map_err(|e| Failure::new(&e))?;
     drop(server);
+    finish_events(events.as_deref());
     Ok(exit_code(&end))
 }
 
@@ -120,6 +122,27 @@ pub(super) fn start_api(
 ) -> Result<Option<Server>, Failure> {
     let start = |socket| Server::start(socket, Arc::new(Controlled(Arc::clone(host))));
     socket.map(start).transpose().map_err(|e| Failure::new(&e))
+}
+
+/// Opens the log of events, if one was asked for.
+pub(super) fn start_events(
+    path: Option<&Path>,
+    host: &Arc<Host>,
+) -> Result<Option<Arc<EventLog>>, Failure> {
+    let Some(path) = path else { return Ok(None) };
+    let log = EventLog::open(path).map_err(|error| {
+        Failure::text(format!("events cannot be written to {}: {error}", path.display()))
+    })?;
+    let log = Arc::new(log);
+    host.tell(Arc::clone(&log));
+    Ok(Some(log))
+}
+
+/// The last events are written.
+pub(super) fn finish_events(log: Option<&EventLog>) {
+    if let Some(log) = log {
+        log.finish();
+    }
 }
 
 /// The exit status of a process: the guest's, if it ended here.

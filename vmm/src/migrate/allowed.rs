@@ -30,8 +30,8 @@ fn check_disk(path: &Path, dirs: &[PathBuf]) -> Result<(), String> {
         return Ok(());
     }
     Err(format!(
-        "the guest brings the disk {name}, and this host lets in none there; start `godwit receive` \
-         with --disk-dir and its directory"
+        "the guest brings the disk {name}, and this host lets in none there; start \
+         `godwit receive` with --disk-dir and its directory"
     ))
 }
 

@@ -3,7 +3,6 @@
 use std::sync::Arc;
 
 use godwit_migration::driver::{Arrival, Incoming, IncomingHost, IncomingVm, Receiver};
-use godwit_migration::metrics::Progress;
 use godwit_migration::page::Paging;
 use godwit_migration::wire::{MemslotLayout, Offer, Section};
 use godwit_uffd::guest::GuestUffd;
@@ -26,7 +25,7 @@ pub fn receive_from(
     arrival: Arrival,
     receiver: &Arc<Receiver>,
 ) -> std::io::Result<()> {
-    let progress = Arc::new(Progress::new(arrival.peer().to_owned()));
+    let progress = host.progress(Direction::Incoming, arrival.peer().to_owned());
     let incoming = Incoming::new(host.records.clone(), Arc::clone(&progress))?;
     let levers = Levers::Incoming {
         guest_ended: Box::new(incoming.guest_ended()),

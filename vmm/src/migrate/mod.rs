@@ -6,6 +6,7 @@
 mod allowed;
 mod control;
 mod dirty;
+mod event_log;
 mod events;
 mod incoming;
 mod outgoing;
@@ -16,7 +17,7 @@ mod status;
 
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
@@ -36,6 +37,7 @@ use restoring::Restore;
 use saving::Saving;
 
 pub use control::Controlled;
+pub use event_log::EventLog;
 pub use events::watch_signals;
 pub use incoming::receive_from;
 pub use restoring::{RestoreError, RestorePlan, restore};
@@ -79,6 +81,8 @@ pub struct Host {
     /// A migration is over.
     over: Condvar,
     outcome_seen: AtomicBool,
+    /// Where events of migrations are told.
+    event_log: OnceLock<Arc<EventLog>>,
 }
 
 #[derive(Default)]
@@ -218,6 +222,7 @@ impl Host {
             state: Mutex::new(State::default()),
             over: Condvar::new(),
             outcome_seen: AtomicBool::new(false),
+            event_log: OnceLock::new(),
         }))
     }
 
@@ -243,6 +248,22 @@ impl Host {
         let ending = |state: &mut State| state.migration.as_ref().is_some_and(Migration::ending);
         let waited = self.over.wait_timeout_while(self.state(), END_WITHIN, ending);
         waited.unwrap_or_else(PoisonError::into_inner).0
+    }
+
+    /// Tells `log` of all migrations that begin from now on. The first that is given counts.
+    pub fn tell(&self, log: Arc<EventLog>) {
+        self.event_log.get_or_init(|| log);
+    }
+
+    /// The progress of a migration that begins.
+    fn progress(&self, direction: Direction, peer: String) -> Arc<Progress> {
+        let progress = Progress::new(peer);
+        Arc::new(match self.event_log.get().map(Arc::clone) {
+            Some(log) => {
+                progress.watched_by(move |change, report| log.tell(direction, change, report))
+            }
+            None => progress,
+        })
     }
 
     /// Starts the thread of a migration. The state stays locked until the migration is in it, so

@@ -5,7 +5,6 @@ use std::time::Duration;
 
 use godwit_migration::driver::{DirtyLog, Outgoing, OutgoingVm, Plan, PushOptions};
 use godwit_migration::limits::bandwidth_min;
-use godwit_migration::metrics::Progress;
 use godwit_migration::provider::GuestPages;
 use godwit_migration::schedule::{OnTimeout, RoundLimits};
 use godwit_migration::transport::TlsConnector;
@@ -141,7 +140,7 @@ impl Host {
         offer: Offer,
         leaving: Leaving,
     ) -> std::io::Result<()> {
-        let progress = Arc::new(Progress::new(plan.address.to_string()));
+        let progress = self.progress(Direction::Outgoing, plan.address.to_string());
         let records = self.records.clone();
         let outgoing = Outgoing::new(plan, offer, records, Arc::clone(&progress))?;
         let levers = Levers::Outgoing { command: Box::new(outgoing.commands()) };

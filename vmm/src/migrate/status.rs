@@ -251,6 +251,6 @@ fn drain_rate(report: &Report) -> Option<u64> {
     let at = |phase| report.reached_us.get(&phase).copied();
     let begin = at(Phase::Running)?;
     let end = at(Phase::LastPage).or(at(Phase::Released)).unwrap_or_else(monotonic_us);
-    let contents = u64::from(report.pages.data) * u64::from(report.pages.bytes);
+    let contents = report.drained * u64::from(report.pages.bytes);
     Some(contents * 1_000_000 / end.saturating_sub(begin).max(1))
 }

@@ -109,8 +109,8 @@ impl Vm {
     }
 
     /// Brings every vCPU out of the guest, between two instructions, and lets the devices finish
-    /// the requests under way. What they have not begun stays in their queues. A pause of a paused or ended
-    /// guest does nothing.
+    /// the requests under way. What they have not begun stays in their queues. A pause of a paused
+    /// or ended guest does nothing.
     ///
     /// A vCPU that waits for a missing page comes out, too, but for one case (see [`crate::vcpu`]):
     /// KVM itself waits, in the middle of an instruction. The guest is paused nevertheless - the
@@ -118,8 +118,8 @@ impl Vm {
     /// goes for a device that waits for one in the middle of a request.
     ///
     /// # Errors
-    /// [`Error::PauseTimeout`] or [`Error::DeviceBusy`], and then the guest runs on; [`Error::PauseCalledOff`] if another
-    /// thread resumes it meanwhile.
+    /// [`Error::PauseTimeout`] or [`Error::DeviceBusy`], and then the guest runs on;
+    /// [`Error::PauseCalledOff`] if another thread resumes it meanwhile.
     pub fn pause(&self) -> Result<(), Error> {
         let late_is_fine = self.memory.is_incomplete();
         let within_ms = if late_is_fine { LATE_AFTER_MS } else { PAUSE_WITHIN_MS };

@@ -87,7 +87,8 @@ pub enum Output {
     Install(RunHead),
     /// Wake whoever waits on this page, which is there.
     Wake(PageIndex),
-    /// What these pages hold is old: empty them. Nobody installs any meanwhile.
+    /// What these pages hold is old: empty them, then tell [`Claims::emptied`]. Nobody installs any
+    /// meanwhile.
     Discard(PageRun),
     /// Close all channels, and wait until nothing is installed from them any more.
     HangUp,

@@ -29,11 +29,11 @@ impl Incoming {
     /// What was loaded is what the guest has, now that it is known to stand still.
     pub(super) fn check_loaded(&mut self, env: &mut Env) {
         if self.loaded_state != env.guest.state() {
-            env.violated("the state that is loaded is not the guest's");
+            env.wrong_contents("the state that is loaded is not the guest's");
         }
         for (access, read) in self.loaded_reads.drain(..) {
             if let Err(what) = env.guest.done(access, read) {
-                env.violated(format!("loading: {what}"));
+                env.wrong_contents(format!("loading: {what}"));
             }
         }
     }
@@ -67,18 +67,23 @@ impl Incoming {
     }
 
     pub(super) fn discard(&mut self, env: &mut Env, vm: &mut Option<Vm>, run: PageRun) {
-        if env.is_mutated(Mutation::InstallBetweenDiscardAndEmptying) {
+        let room = self.room().clone();
+        let too_early = env.is_mutated(Mutation::InstallBetweenDiscardAndEmptying);
+        if too_early {
+            room.claims.emptied(run);
             let class = godwit_migration::page::Class::Zero;
             let arrived = Arrived { run, class, bytes: Vec::new() };
-            if let Ok(install) = Install::begin(env, self.room(), arrived) {
-                let _ = install.step(env, self.room());
+            if let Ok(install) = Install::begin(env, &room, arrived) {
+                let _ = install.step(env, &room);
             }
         }
         let Some(Vm { memory: Memory::Arriving(memory), .. }) = vm else {
             panic!("pages are discarded where none arrive")
         };
         memory.empty(run);
-        let room = self.room().clone();
+        if !too_early {
+            room.claims.emptied(run);
+        }
         for taker in &mut self.takers {
             taker.install_old(env, &room, run);
         }

@@ -36,7 +36,14 @@ pub enum Sleeper {
         /// How many.
         pages: u8,
     },
-    /// A call of memory management.
+    /// MADV_POPULATE or mlock.
+    Populate {
+        /// What it populates.
+        at: Span,
+        /// As stores would.
+        store: bool,
+    },
+    /// Another call of memory management.
     Memory,
 }
 
@@ -122,23 +129,36 @@ impl Book {
         self.descriptors.get(usize::from(fd)).is_some_and(|one| one.open)
     }
 
-    /// Whether it matters which of two goes on first: if one stores what the other reads, and in
-    /// memory of files also if one reads, because a read maps the pages around it that are there.
-    fn race(&self, process: u8, one: Sleeper, other: Sleeper) -> bool {
-        let facts = |sleeper| match sleeper {
-            Sleeper::Touch { area, page, store, .. } => Some((area, page, 1, store)),
-            Sleeper::Call { area, page, pages } => Some((area, page, pages, false)),
-            Sleeper::Memory => None,
+    /// Whether it matters which of two, each in a process, goes on first: if one stores what the
+    /// other reads, and in memory of files also if one reads, because a read maps the pages around
+    /// it that are there.
+    fn race(&self, one: (u8, Sleeper), other: (u8, Sleeper)) -> bool {
+        let facts = |(process, sleeper)| {
+            let (at, store, bytes) = match sleeper {
+                Sleeper::Touch { area, page, store, .. } => {
+                    (Span { area, page, pages: 1 }, store, true)
+                }
+                Sleeper::Call { area, page, pages } => (Span { area, page, pages }, false, true),
+                // It makes pages and looks at no byte of them.
+                Sleeper::Populate { at, store } => (at, store, false),
+                Sleeper::Memory => return None,
+            };
+            let anonymous = self.is_anonymous(process, at) && !self.is_file(process, at.area);
+            Some((at, store, bytes, !anonymous))
         };
         let (Some(one), Some(other)) = (facts(one), facts(other)) else { return false };
-        let overlap = one.1 < other.1 + other.2 && other.1 < one.1 + one.2;
-        let in_file = |area: u8| {
-            let memory = self.areas(process).and_then(|areas| areas[usize::from(area)]);
-            !matches!(memory, None | Some(Memory::Anonymous | Memory::Transparent))
-        };
-        let far = one.2.max(other.2) > 8;
-        let reads = !one.3 || !other.3;
-        (one.3 != other.3 && (overlap || far)) || (reads && in_file(one.0) && in_file(other.0))
+        let [a, b] = [one.0, other.0];
+        let overlap = a.page < b.page + b.pages && b.page < a.page + a.pages;
+        let far = a.pages.max(b.pages) > 8;
+        let bytes = one.2 && other.2 && one.1 != other.1;
+        let reads = !one.1 || !other.1;
+        (bytes && (overlap || far)) || (reads && one.3 && other.3)
+    }
+
+    /// Whether an area is memory of a file.
+    fn is_file(&self, process: u8, area: u8) -> bool {
+        let memory = self.areas(process).and_then(|areas| areas[usize::from(area)]);
+        !matches!(memory, None | Some(Memory::Anonymous | Memory::Transparent))
     }
 
     /// Whether it would matter which of two sleepers goes on first if an area became other memory.
@@ -147,9 +167,14 @@ impl Book {
         if then.lives(process) {
             then.set(process, area, memory);
         }
-        let sleepers: Vec<Sleeper> = then.sleepers().map(|(_, _, one)| one).collect();
+        let sleepers: Vec<_> = then.sleepers().map(|(_, owner, what)| (owner, what)).collect();
         let mut pairs = (1..sleepers.len()).flat_map(|end| (0..end).map(move |one| (one, end)));
-        pairs.any(|(one, other)| then.race(process, sleepers[one], sleepers[other]))
+        pairs.any(|(one, other)| then.race(sleepers[one], sleepers[other]))
+    }
+
+    /// Whether it would matter which goes on first, something new or one that sleeps.
+    fn races(&self, process: u8, new: Sleeper) -> bool {
+        self.sleepers().any(|(_, owner, what)| self.race((owner, what), (process, new)))
     }
 
     /// Whether nothing but private anonymous memory can be in a range.
@@ -178,7 +203,7 @@ impl Book {
         if room >= NUMBERS_MAX {
             return false;
         }
-        let memory = |what| what == Sleeper::Memory;
+        let memory = |what| matches!(what, Sleeper::Memory | Sleeper::Populate { .. });
         let no_memory = !self.asleep(memory);
         match act {
             // A mapping over another would sleep, and has no way to say so.
@@ -203,7 +228,9 @@ impl Book {
             }
             Act::Unmap { process, .. }
             | Act::Advise { process, .. }
-            | Act::Lock { process, .. } => self.lives(process) && no_memory,
+            | Act::Lock { process, .. } => {
+                self.lives(process) && no_memory && !self.races(process, of_memory(act))
+            }
             Act::Fork { process } => {
                 self.lives(process) && no_memory && self.living().count() < PROCESSES_MAX
             }
@@ -219,16 +246,15 @@ impl Book {
             Act::Call { process, fd, number: Number::Copy, at, from, .. } => {
                 // A store that is woken with it may come before or behind its reading.
                 let source = Sleeper::Call { area: from.0, page: from.1, pages: at.pages };
-                let races = |one| self.race(process, one, source);
-                let alone = !self.asleep(|one| matches!(one, Sleeper::Call { .. }) || races(one));
-                self.lives(process) && self.is_open(fd) && alone
+                let alone = !self.asleep(|one| matches!(one, Sleeper::Call { .. }));
+                self.lives(process) && self.is_open(fd) && alone && !self.races(process, source)
             }
             Act::Call { process, fd, .. } => self.lives(process) && self.is_open(fd),
             Act::Read { fd, .. } => self.is_open(fd),
             Act::Touch { process, area, page, how, .. } => {
                 let store = matches!(how, How::Store | How::KernelStore);
                 let new = Sleeper::Touch { area, page, store, user: true };
-                self.lives(process) && !self.asleep(|one| self.race(process, one, new))
+                self.lives(process) && !self.races(process, new)
             }
             Act::Interrupt { ticket } => {
                 let sleeper = self.tickets.get(usize::from(ticket)).copied().flatten();
@@ -310,12 +336,12 @@ impl Book {
             Act::Remap { process, .. } => {
                 // It has moved already; only its events are left.
                 self.note_memory(act);
-                (process, Sleeper::Memory)
+                (process, of_memory(act))
             }
             Act::Unmap { process, .. }
             | Act::Advise { process, .. }
             | Act::Lock { process, .. }
-            | Act::Fork { process } => (process, Sleeper::Memory),
+            | Act::Fork { process } => (process, of_memory(act)),
             other => panic!("{other:?} sleeps"),
         };
         self.tickets.push(Some(sleeper));
@@ -361,6 +387,21 @@ impl Book {
     }
 }
 
+/// What a call of memory management is while it sleeps.
+fn of_memory(act: Act) -> Sleeper {
+    match act {
+        Act::Advise { at, advice: Advice::PopulateRead, .. } => {
+            Sleeper::Populate { at, store: false }
+        }
+        Act::Advise { at, advice: Advice::PopulateWrite, .. } => {
+            Sleeper::Populate { at, store: true }
+        }
+        // As stores in private memory, and as loads in other.
+        Act::Lock { at, locked: true, .. } => Sleeper::Populate { at, store: false },
+        _ => Sleeper::Memory,
+    }
+}
+
 /// Whether an act may wake more than one thread.
 fn may_wake(act: Act) -> bool {
     match act {
@@ -397,5 +438,26 @@ mod tests {
         let remap = |to| Act::Remap { process: 0, from, to, new_pages: 8, dont_unmap: true };
         assert!(!book.allows(remap(5)));
         assert!(book.allows(remap(4)));
+    }
+
+    #[test]
+    fn nothing_reads_a_file_beside_a_call_that_populates_it() {
+        let shmem = Memory::Shmem { file: 1, shared: true };
+        let touch = |area, how| Act::Touch { process: 0, area, page: 5, exact: false, how };
+        let at = Span { area: 7, page: 0, pages: 8 };
+        let advise = |advice| Act::Advise { process: 0, at, advice };
+        let mut book = Book::default();
+        for act in [map(7, shmem), map(5, Memory::Anonymous)] {
+            book.note(act, &Report::Mapped(Ok(0)), &[]);
+        }
+        let before = book.clone();
+        book.note(advise(Advice::PopulateWrite), &Report::Asleep, &[]);
+        assert!(!book.allows(touch(7, How::Load)));
+        assert!(book.allows(touch(7, How::Store)), "neither maps other pages");
+        book = before;
+        book.note(advise(Advice::PopulateRead), &Report::Asleep, &[]);
+        assert!(!book.allows(touch(7, How::Store)));
+        assert!(book.allows(touch(5, How::Load)), "private memory");
+        assert!(!book.allows(advise(Advice::DontNeed)), "one call at a time");
     }
 }

@@ -34,4 +34,11 @@ impl<'a> Bytes<'a> {
         let byte = usize::from(self.byte()?);
         Some(among[byte % among.len()])
     }
+
+    /// The next `count` bytes, or those that are left.
+    pub fn some(&mut self, count: usize) -> &'a [u8] {
+        let (first, rest) = self.0.split_at(count.min(self.0.len()));
+        self.0 = rest;
+        first
+    }
 }

@@ -7,6 +7,7 @@ mod check;
 mod operation;
 mod player;
 
+pub use bytes::Bytes;
 use godwit_uffd::Event;
 use godwit_uffd::abi::{MESSAGE_BYTES, RawMessage};
 use godwit_uffd::message::{MessageError, decode, decode_all, encode};
