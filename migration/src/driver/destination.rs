@@ -8,12 +8,12 @@ use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use godwit_uffd::Event as UffdEvent;
-use godwit_uffd::guest::GuestUffd;
 use godwit_uffd::kernel::KernelUffd;
 use godwit_uffd::page::PageRun;
 use uuid::Uuid;
 
 use super::channel::{UrgentChannel, wait_readable};
+use super::guest::{IncomingHost, IncomingVm};
 use super::notify::Notifier;
 use super::receiver::{Arrival, Joining, Receiver};
 use super::records::{RecordError, Records};
@@ -28,42 +28,6 @@ use crate::proto::{
 };
 use crate::transport::Stream;
 use crate::wire::{Message, Offer, Section};
-
-/// The host that a guest comes to: makes the machine.
-pub trait IncomingHost: Send + Sync {
-    /// Builds the machine of `offer`, which has these pages, with its memory registered for missing
-    /// faults and empty. Nothing outside this process is touched.
-    ///
-    /// # Errors
-    /// Why this host cannot run it, in a line that the source's operator will read.
-    fn prepare(&self, offer: &Offer, paging: Paging) -> Result<Arc<dyn IncomingVm>, String>;
-}
-
-/// The guest as its destination sees it.
-pub trait IncomingVm: Send + Sync {
-    /// Its memory.
-    fn memory(&self) -> Arc<GuestUffd<KernelUffd>>;
-    /// Bytes of pages that may be allocated ahead, to be moved into its memory. 0 if its memory
-    /// takes none, or the host has too little to spare.
-    fn staged_bytes_max(&self) -> usize;
-    /// Empties pages that hold what is old: their next access waits for the source again. Nobody
-    /// installs any of them meanwhile.
-    ///
-    /// # Errors
-    /// What went wrong, in a line.
-    fn empty(&self, pages: PageRun) -> Result<(), String>;
-    /// Loads the state of vCPUs and devices. May touch guest memory, which is served meanwhile.
-    ///
-    /// # Errors
-    /// What is wrong with the state, in a line.
-    fn load(&self, sections: Vec<Section>) -> Result<(), String>;
-    /// Lets the vCPUs run: the guest is ours.
-    fn start(&self);
-    /// All pages are here: the memory is ordinary again.
-    fn settle(&self);
-    /// The guest never ran here and never will: everything is given back.
-    fn discard(&self);
-}
 
 /// What happens to the destination outside its urgent channel and its userfaultfd. What comes from
 /// the bulk channels of one epoch does not count in another.

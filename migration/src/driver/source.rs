@@ -13,7 +13,8 @@ use super::answer::answer;
 use super::channel::{UrgentChannel, wait_readable};
 use super::command::Command;
 use super::dial::{dial, dial_bulk, dial_resume};
-use super::dirty::{DirtyLog, DirtyTracking};
+use super::dirty::DirtyTracking;
+use super::guest::OutgoingVm;
 use super::held::HeldStream;
 use super::notify::Notifier;
 use super::push::{Push, PushOptions, PushShared};
@@ -28,31 +29,7 @@ use crate::proto::{
 use crate::provider::GuestPages;
 use crate::schedule::RoundLimits;
 use crate::transport::{Address, Stream, TlsConnector};
-use crate::wire::{BulkHello, Channel, Message, Offer, ResumeHello, RunBuffer, Section};
-
-/// The guest as its source sees it.
-pub trait OutgoingVm: Send + Sync {
-    /// Stops all vCPUs and drains the devices.
-    ///
-    /// # Errors
-    /// What went wrong, in a line. The guest may be paused then.
-    fn pause(&self) -> Result<(), String>;
-    /// The state of vCPUs and devices of the paused guest.
-    ///
-    /// # Errors
-    /// What went wrong, in a line.
-    fn save(&self) -> Result<Vec<Section>, String>;
-    /// It is recorded that the guest belongs to the destination, which has not been told yet: what
-    /// only one host may hold is given up here. [`OutgoingVm::resume`] may follow nevertheless, if
-    /// the destination refuses it.
-    fn granted(&self);
-    /// Lets the guest run on, unless it was paused by its operator before.
-    fn resume(&self);
-    /// Its memory.
-    fn pages(&self) -> GuestPages;
-    /// What it writes while it runs.
-    fn dirty_log(&self) -> &dyn DirtyLog;
-}
+use crate::wire::{BulkHello, Channel, Message, Offer, ResumeHello, RunBuffer};
 
 /// How a guest is to be moved.
 #[derive(Clone, Debug)]

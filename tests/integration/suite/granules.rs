@@ -129,6 +129,33 @@ fn huge_pages_are_given_back_when_a_guest_has_moved() {
 }
 
 #[test]
+fn a_guest_of_huge_pages_is_not_saved_and_runs_on() {
+    require_kvm!();
+    let Some(_pages) = HugePages::take(GUEST_PAGES + TRIED_PAGES) else { return };
+    let stage = Stage::new(GODWIT);
+    let node = stage.launch_with("source", &SMALL, &HUGE);
+    node.wait_report("filled");
+    let to = stage.folder().path("snapshot");
+    let save = stage.control("snapshot", &node, &[&to.display().to_string()]);
+    fails_with(save, "guests with --page-size 4K can be saved; this one can be migrated");
+    runs_on(&node);
+    assert!(!to.exists());
+}
+
+#[test]
+fn a_cap_on_bandwidth_lets_a_huge_page_pass_in_time() {
+    require_kvm!();
+    let Some(_pages) = HugePages::take(GUEST_PAGES + TRIED_PAGES) else { return };
+    let stage = Stage::new(GODWIT);
+    let source = stage.launch_with("source", &SMALL, &HUGE);
+    source.wait_report("filled");
+    let destination = stage.receive("destination", Transport::Tcp);
+    let migrate = stage.migrate_with(&source, destination.address(), &["--bandwidth", "500K"]);
+    fails_with(migrate, "with pages of 2 MiB the least is 524288");
+    runs_on(&source);
+}
+
+#[test]
 fn memory_that_is_no_whole_huge_pages_is_refused() {
     let stage = Stage::new(GODWIT);
     let odd = stage.command("run", &[&["run", "--memory", "65M"][..], &HUGE].concat());

@@ -153,7 +153,10 @@ fn check_bandwidth(bytes_per_s: Option<u64>, page_size: PageSize) -> Result<(), 
     let least = bandwidth_min(page_size);
     match bytes_per_s {
         Some(rate) if rate < least => {
-            let why = format!("a bandwidth of {rate} bytes a second: the least is {least}");
+            let why = format!(
+                "a bandwidth of {rate} bytes a second: with pages of {page_size} the least is \
+                 {least}"
+            );
             Err(ControlError::BadRequest(Problem::new("migrate", &why, None)))
         }
         _ => Ok(()),
