@@ -380,12 +380,20 @@ fn impossible(offer: &Offer) -> Vec<(&'static str, Offer)> {
     let slots = |slots: &[MemslotLayout]| with(&|offer| offer.memslots = slots.to_vec());
     let bytes = u64::from(PAGES) * 4096;
     vec![
-        ("pages are not 4096 bytes", with(&|offer| offer.page_bytes = 8192)),
+        ("pages of a size that", with(&|offer| offer.page_bytes = 8192)),
+        ("pages of 2 MiB but 4 KiB configured", with(&|offer| offer.page_bytes = 2 << 20)),
         ("no memslots", slots(&[])),
         ("no memslots", slots(&[slot(0, 4096); 65])),
         ("overlap", slots(&[slot(0, 8192), slot(4096, 4096)])),
         ("beyond all addresses", slots(&[slot(u64::MAX - 4095, 4096)])),
         ("not whole pages", slots(&[slot(0, 100)])),
+        (
+            "not whole pages",
+            with(&|offer| {
+                offer.page_bytes = 2 << 20;
+                offer.memslots = vec![slot(0, 1 << 20)];
+            }),
+        ),
         ("more pages than an index can count", slots(&[slot(0, 1 << 62)])),
         ("laid out in a way", slots(&[slot(0, bytes / 2), slot(bytes, bytes / 2)])),
         ("configured", slots(&[slot(0, bytes / 2)])),
