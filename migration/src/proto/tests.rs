@@ -4,12 +4,12 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use godwit_uffd::page::{PageIndex, PageRun};
+use godwit_uffd::page::{PageIndex, PageRun, PageSize};
 use uuid::Uuid;
 
 use super::*;
-use crate::limits::{REDIAL_MAX, REDIAL_MIN};
-use crate::page::{Claims, Class, PageSet, Requested, Sent};
+use crate::limits::{PEER_TIMEOUT, REDIAL_MAX, REDIAL_MIN};
+use crate::page::{Claims, Class, PageSet, Paging, Requested, Sent};
 use crate::schedule::{OnTimeout, RoundLimits};
 use crate::wire::{
     Abort, Complete, Encoding, MemslotLayout, Message, Mode, Offer, RunHead, Section, decode,
@@ -51,7 +51,7 @@ struct Pair {
 fn wire<'a>(message: &Message<'_>, bytes: &'a mut Vec<u8>) -> Message<'a> {
     bytes.clear();
     encode(message, bytes);
-    Message::read(&decode(bytes).unwrap().unwrap(), PAGES).unwrap()
+    Message::read(&decode(bytes).unwrap().unwrap(), Paging::base(PAGES)).unwrap()
 }
 
 fn result(fails: bool) -> Result<(), String> {
@@ -159,7 +159,7 @@ impl Pair {
                 self.tell_source(SourceInput::GrantRecorded(result(self.faults.grant_record)));
             }
             SourceOutput::Serve(run) => {
-                let head = RunHead::new(run, Encoding::Zero, &[]);
+                let head = RunHead::new(PageSize::BASE, run, Encoding::Zero, &[]);
                 if self.connected {
                     self.tell_destination(DestinationInput::Message(Message::Pages(head, &[])));
                 }
@@ -635,6 +635,23 @@ fn silence_is_an_abort_before_the_grant_and_a_loss_after_it() {
     pair.destination.handle_timeout(pair.now + hour);
     pair.run();
     assert!(pair.is_paused());
+}
+
+#[test]
+fn a_source_that_sends_a_long_message_slowly_is_not_silent() {
+    let step = PEER_TIMEOUT / 2;
+    let mut pair = Pair::new(Faults::default());
+    pair.run();
+    for _ in 0..10 {
+        pair.now += step;
+        pair.tell_destination(DestinationInput::PartHeard);
+        pair.destination.handle_timeout(pair.now);
+    }
+    while pair.step_destination() {}
+    assert!(!pair.did("destination interrupted"), "{:?}", pair.log);
+    pair.destination.handle_timeout(pair.now + PEER_TIMEOUT);
+    while pair.step_destination() {}
+    assert!(pair.did("destination interrupted"), "{:?}", pair.log);
 }
 
 #[test]

@@ -11,6 +11,7 @@ mod demo;
 mod disk;
 mod doctor;
 mod events;
+mod granules;
 mod hostile;
 mod hostile_destination;
 mod hostile_pages;

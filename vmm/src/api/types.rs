@@ -128,8 +128,16 @@ pub struct VmInfo {
     pub memory_bytes: u64,
     /// What guest memory is made of.
     pub backing: MemoryBacking,
+    /// The size of the pages of guest memory, in bytes.
+    #[serde(default = "base_page_bytes")]
+    pub page_bytes: u32,
     /// The frequency of the guest's time stamp counter.
     pub tsc_khz: u32,
+}
+
+/// What a process that says nothing of the size has: base pages.
+const fn base_page_bytes() -> u32 {
+    4096
 }
 
 /// What guest memory is made of on the host.
@@ -279,6 +287,9 @@ pub struct Timeline {
 /// The pages of a guest, counted by what became of them.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Pages {
+    /// The size of each, in bytes; 0 until the guest is known.
+    #[serde(default = "base_page_bytes")]
+    pub bytes: u32,
     /// All pages of the guest.
     pub total: u64,
     /// Those that are not yet at the destination.

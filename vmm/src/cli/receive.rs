@@ -11,7 +11,6 @@ use super::Failure;
 use super::args::Receive;
 use super::parent::end_with;
 use super::run::{exit_code, finish_events, open_records, start_api, start_events};
-use crate::api::types::Role;
 use crate::migrate::{Host, serve, watch_signals};
 
 /// Listens for guests and serves the one that comes until it ends; listens again when it has moved
@@ -23,7 +22,7 @@ pub fn receive(args: &Receive) -> Result<ExitCode, Failure> {
     let receiver = Receiver::bind(&args.address, trust, records.clone());
     let receiver = Arc::new(receiver.map_err(|e| Failure::new(&e))?);
     let disk_dirs = allowed_dirs(&args.disk_dir)?;
-    let host = Host::new(Role::Receive, records, Some(Arc::clone(&receiver)), disk_dirs);
+    let host = Host::receiving(records, Arc::clone(&receiver), disk_dirs, args.page_size);
     let host = host.map_err(|e| Failure::new(&e))?;
     let events = start_events(args.events.as_deref(), &host)?;
     let server = start_api(args.api_socket.as_deref(), &host)?;

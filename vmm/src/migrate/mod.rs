@@ -27,6 +27,7 @@ use godwit_migration::metrics::Progress;
 use godwit_migration::proto::{MigrationState, Outcome, Phase};
 use godwit_uffd::guest::GuestUffd;
 use godwit_uffd::kernel::KernelUffd;
+use godwit_uffd::page::PageSize;
 use uuid::Uuid;
 
 use crate::api::types::{Direction, Role, VmInfo};
@@ -74,6 +75,8 @@ pub struct Host {
     receiver: Option<Arc<Receiver>>,
     /// Where the disks of guests that come in may be.
     disk_dirs: Vec<PathBuf>,
+    /// Guests that come must have pages of this size, if it is given.
+    page_size_wanted: Option<PageSize>,
     state: Mutex<State>,
     /// A migration is over.
     over: Condvar,
@@ -185,11 +188,36 @@ impl Host {
         receiver: Option<Arc<Receiver>>,
         disk_dirs: Vec<PathBuf>,
     ) -> std::io::Result<Arc<Host>> {
+        Host::build(role, records, receiver, disk_dirs, None)
+    }
+
+    /// A process that takes guests in: only those whose memory has pages of this size, if one is
+    /// given.
+    ///
+    /// # Errors
+    /// No descriptor to be had.
+    pub fn receiving(
+        records: Records,
+        receiver: Arc<Receiver>,
+        disk_dirs: Vec<PathBuf>,
+        page_size: Option<PageSize>,
+    ) -> std::io::Result<Arc<Host>> {
+        Host::build(Role::Receive, records, Some(receiver), disk_dirs, page_size)
+    }
+
+    fn build(
+        role: Role,
+        records: Records,
+        receiver: Option<Arc<Receiver>>,
+        disk_dirs: Vec<PathBuf>,
+        page_size_wanted: Option<PageSize>,
+    ) -> std::io::Result<Arc<Host>> {
         Ok(Arc::new(Host {
             role,
             records,
             receiver,
             disk_dirs,
+            page_size_wanted,
             events: Notifier::new()?,
             state: Mutex::new(State::default()),
             over: Condvar::new(),

@@ -12,7 +12,6 @@ use crate::api::types::{
     MemoryMethods, MigrationMode, MigrationStatus, Ownership, Pages, Problem, RestorePages,
     RestoreStatus, RestoreTimeline, StageLatency, Status, Timeline, VmInfo,
 };
-use crate::memory::Backing;
 use crate::vm::GuestExit;
 
 impl Host {
@@ -81,10 +80,11 @@ pub(super) fn vm_info(guest: &Guest) -> VmInfo {
     VmInfo {
         cpus: config.cpus,
         memory_bytes: config.memory_bytes,
-        backing: match config.backing {
-            Backing::Anon => MemoryBacking::Anon,
-            Backing::Memfd => MemoryBacking::Memfd,
+        backing: match config.backing.kind().is_file() {
+            false => MemoryBacking::Anon,
+            true => MemoryBacking::Memfd,
         },
+        page_bytes: u32::try_from(config.backing.page_size().bytes()).expect("2 MiB at most"),
         tsc_khz: guest.tsc_khz,
     }
 }
@@ -190,6 +190,7 @@ fn timeline(report: &Report) -> Timeline {
 fn pages(report: &Report) -> Pages {
     let pages = report.pages;
     Pages {
+        bytes: pages.bytes,
         total: pages.total.into(),
         remaining: pages.remaining.into(),
         zero: pages.zero.into(),
@@ -251,6 +252,6 @@ fn drain_rate(report: &Report) -> Option<u64> {
     let at = |phase| report.reached_us.get(&phase).copied();
     let begin = at(Phase::Running)?;
     let end = at(Phase::LastPage).or(at(Phase::Released)).unwrap_or_else(monotonic_us);
-    let contents = report.drained * 4096;
+    let contents = report.drained * u64::from(report.pages.bytes);
     Some(contents * 1_000_000 / end.saturating_sub(begin).max(1))
 }
