@@ -51,12 +51,21 @@ impl GuestFigures {
     ///
     /// [`Error::GuestCorrupt`] if the guest found wrong bytes.
     pub fn of(lines: &[Line], moments: &Moments) -> Result<GuestFigures, Error> {
-        let pages = lines.iter().filter(|line| line.kind == "corrupt").count();
-        if pages > 0 {
-            return Err(Error::GuestCorrupt { pages });
-        }
+        GuestFigures::check(lines)?;
         let (gap_us, gap_first_second_us) = gaps(lines, moments);
         Ok(GuestFigures { faults: faults(lines, moments), gap_us, gap_first_second_us })
+    }
+
+    /// Whether the guest that printed `lines` may be believed.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::GuestCorrupt`] if it found wrong bytes.
+    pub fn check(lines: &[Line]) -> Result<(), Error> {
+        match lines.iter().filter(|line| line.kind == "corrupt").count() {
+            0 => Ok(()),
+            pages => Err(Error::GuestCorrupt { pages }),
+        }
     }
 }
 
