@@ -46,6 +46,7 @@ pub struct Move {
     bandwidth: Option<&'static str>,
     timeout_s: u32,
     timeout_strategy: &'static str,
+    dirty_tracking: &'static str,
     link: Option<&'static str>,
 }
 
@@ -75,13 +76,14 @@ impl Move {
             bandwidth: self.bandwidth.map(str::to_owned),
             timeout_s: self.timeout_s,
             timeout_strategy: self.timeout_strategy.to_owned(),
+            dirty_tracking: self.dirty_tracking.to_owned(),
             link: self.link.map(|link| link.parse().expect("a constant link")),
         }
     }
 }
 
 /// All cases, in the order in which they take turns.
-pub const CASES: [Case; 35] = [
+pub const CASES: [Case; 36] = [
     gate("gate-floor-idle", "bare loop, nothing beside", Subject::Floor { bulk: false }),
     gate("gate-floor-bulk", "bare loop, beside a bare stream", Subject::Floor { bulk: true }),
     gate("gate-idle", "loopback, idle", Subject::Move(Move { part: 8, ..CAPPED })),
@@ -131,6 +133,11 @@ pub const CASES: [Case; 35] = [
     drain("drain-link-text-lz4-4", "text, lz4, 4 connections", over_link(TEXT_LZ4_4)),
     modes("modes-quarter-postcopy", "a quarter written: post-copy", QUARTER),
     modes("modes-quarter-hybrid", "a quarter written: hybrid", Move { mode: "hybrid", ..QUARTER }),
+    modes(
+        "modes-quarter-hybrid-wp",
+        "a quarter written: hybrid, write-protected",
+        Move { mode: "hybrid", dirty_tracking: "write-protect", ..QUARTER },
+    ),
     modes(
         "modes-quarter-cancel",
         "a quarter written: pre-copy, 10 s",
@@ -184,6 +191,7 @@ const RANDOM: Move = Move {
     bandwidth: None,
     timeout_s: 3600,
     timeout_strategy: "cancel",
+    dirty_tracking: "kvm-log",
     link: None,
 };
 /// The same with bulk channels that are as good as idle: a run of pages each quarter of a second.
