@@ -71,7 +71,7 @@ impl Tables {
         let mut idle = Rounds::new();
         for case in self.cases(Part::Gate) {
             let p99 = self.values(case.name, P99, 1.0);
-            let mut cells = columns.map(|(_, pointer, unit)| self.cell(case.name, pointer, unit));
+            let cells = columns.map(|(_, pointer, unit)| self.cell(case.name, pointer, unit));
             // The idle case comes before those that are compared with it.
             let last = if case.name.ends_with("idle") {
                 idle = p99;
@@ -79,7 +79,7 @@ impl Tables {
             } else {
                 Spread::text(ratios(&p99, &idle))
             };
-            row(f, case.label, cells.iter_mut().map(|cell| &*cell).chain([&last]))?;
+            row(f, case.label, cells.iter().chain([&last]))?;
         }
         Ok(())
     }
@@ -141,16 +141,16 @@ impl Tables {
 
 impl fmt::Display for Tables {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let parts: [(Part, fn(&Tables, &mut fmt::Formatter<'_>) -> fmt::Result); 3] = [
-            (Part::Gate, Tables::write_gate),
-            (Part::Drain, Tables::write_drain),
-            (Part::Modes, Tables::write_modes),
-        ];
-        for (part, write) in parts {
-            if self.cases(part).next().is_some() {
-                write(self, f)?;
-                writeln!(f)?;
+        for part in [Part::Gate, Part::Drain, Part::Modes] {
+            if self.cases(part).next().is_none() {
+                continue;
             }
+            match part {
+                Part::Gate => self.write_gate(f)?,
+                Part::Drain => self.write_drain(f)?,
+                Part::Modes => self.write_modes(f)?,
+            }
+            writeln!(f)?;
         }
         Ok(())
     }
