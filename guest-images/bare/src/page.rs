@@ -15,6 +15,8 @@ use core::sync::atomic::{AtomicU64, Ordering::Relaxed};
 pub const PAGE_BYTES: u64 = 4096;
 /// 64-bit words in a page.
 pub const PAGE_WORDS: usize = 512;
+/// Neighbours that are full of the same word, as memory is that somebody has marked as unused.
+pub const WORD_PAGES: u64 = 64;
 /// The word that holds the index of the next page of the chase.
 pub const LINK_WORD: usize = 3;
 
@@ -29,7 +31,7 @@ pub enum Data {
     Random,
     /// Words of a small dictionary.
     Text,
-    /// One word over and over, another one for each page and generation.
+    /// One word over and over, another one for each [`WORD_PAGES`] and generation.
     Word,
     /// Zeros: any wrong byte is found, but not a page that is stale or misplaced.
     Zero,
@@ -62,6 +64,11 @@ impl Content {
     fn key(&self) -> u64 {
         mix(mix(self.seed ^ mix(self.index)).wrapping_add(self.generation))
     }
+
+    /// What a page of [`Data::Word`] is full of.
+    fn word(&self) -> u64 {
+        Content { index: self.index / WORD_PAGES, ..*self }.key()
+    }
 }
 
 /// The first word that differs from what it should be.
@@ -82,7 +89,7 @@ pub fn write(page: &Page, content: &Content) {
     match content.data {
         Data::Random => write_filled::<false>(page, content),
         Data::Text => write_filled::<true>(page, content),
-        Data::Word => page.iter().for_each(|word| word.store(content.key(), Relaxed)),
+        Data::Word => page.iter().for_each(|word| word.store(content.word(), Relaxed)),
         Data::Zero => page.iter().for_each(|word| word.store(0, Relaxed)),
     }
 }
@@ -95,7 +102,7 @@ pub fn verify(page: &Page, content: &Content) -> Result<(), Mismatch> {
     match content.data {
         Data::Random => verify_filled::<false>(page, content),
         Data::Text => verify_filled::<true>(page, content),
-        Data::Word => verify_repeated(page, content.key()),
+        Data::Word => verify_repeated(page, content.word()),
         Data::Zero => verify_zero(page),
     }
 }
@@ -301,6 +308,9 @@ mod tests {
         assert_eq!(words(Data::Word, 3).len(), 1);
         assert_ne!(words(Data::Word, 3), words(Data::Word, 4));
         assert_eq!(words(Data::Zero, 3), [0]);
+        let word = |index| Content { index, ..CONTENT }.word();
+        assert_eq!((word(0), word(WORD_PAGES)), (word(63), word(127)));
+        assert_ne!(word(63), word(64));
     }
 
     #[test]

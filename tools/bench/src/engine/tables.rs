@@ -103,7 +103,7 @@ impl Tables {
                 let values = case.map(values).unwrap_or_default();
                 Spread::text(values.into_iter().map(|(_, value)| value))
             };
-            let rate = |case: &Case| self.values(case.name, "/bytes_per_s", 1e9);
+            let rate = |case: &Case| self.values(case.name, "/drained_bytes_per_s", 1e9);
             let packed = |case: &Case| self.packed(case.name);
             row(f, label, [cell(false, &rate), cell(true, &rate), cell(false, &packed)].iter())?;
         }
@@ -220,7 +220,7 @@ mod tests {
     #[test]
     fn a_drain_has_one_row_with_and_without_the_link() {
         let figures = |rate: f64, bytes: u64| {
-            json!({ "bytes_per_s": rate, "classes": { "lz4": { "pages": 10, "bytes": bytes },
+            json!({ "drained_bytes_per_s": rate, "classes": { "lz4": { "pages": 10, "bytes": bytes },
                 "raw": { "pages": 0, "bytes": 0 } } })
         };
         let text = text(&[

@@ -82,8 +82,10 @@ pub struct MovedFigures {
     /// What the guest saw.
     #[serde(flatten)]
     pub guest: GuestFigures,
-    /// Bytes of pages moved, by the time from the switchover to the last page.
+    /// Bytes of pages moved with their contents, by the time from the switchover to the last page.
     pub bytes_per_s: f64,
+    /// All of the guest's memory by that time, whatever travelled of it.
+    pub drained_bytes_per_s: f64,
     /// How long no vCPU ran, as the source measured it.
     pub blackout_us: f64,
     /// Faults that the destination served, and the median time from reading one to waking its
@@ -134,7 +136,7 @@ pub fn measure(args: &GodwitArgs) -> Result<GodwitFigures, Error> {
     let begun = timebase.tsc_at(number(&sent, "began_monotonic_us")?);
     let guest = args.guest.figures(&transcript, &moments)?;
     let total_us = moments.complete.saturating_sub(begun) as f64 * 1000.0 / timebase.khz() as f64;
-    let moved = Some(MovedFigures::of(guest, &sent, &received)?);
+    let moved = Some(MovedFigures::of(guest, args.guest.memory, &sent, &received)?);
     Ok(GodwitFigures { outcome, total_us, link_bytes, moved })
 }
 
@@ -155,7 +157,14 @@ fn moments(sent: &Value, received: &Value, timebase: &Timebase) -> Result<Moment
 }
 
 impl MovedFigures {
-    fn of(guest: GuestFigures, sent: &Value, received: &Value) -> Result<MovedFigures, Error> {
+    fn of(
+        guest: GuestFigures,
+        memory: u64,
+        sent: &Value,
+        received: &Value,
+    ) -> Result<MovedFigures, Error> {
+        let first = number(received, "first_instruction_us")?;
+        let drain_us = number(received, "last_page_us")?.saturating_sub(first).max(1);
         let part = |status: &Value, pointer| status.pointer(pointer).cloned().unwrap_or_default();
         let others = figure(received, "/migration/blocktime_others_us");
         let waited = part(received, "/migration/blocktime_us");
@@ -164,6 +173,7 @@ impl MovedFigures {
         Ok(MovedFigures {
             guest,
             bytes_per_s: figure(received, "/migration/drain_bytes_per_s"),
+            drained_bytes_per_s: memory as f64 * 1e6 / drain_us as f64,
             blackout_us: figure(sent, "/migration/blackout_us"),
             served: number(received, "/migration/faults/count")?,
             served_p50_us: figure(received, "/migration/faults/p50_us"),
@@ -291,9 +301,12 @@ mod tests {
         let faults = json!({ "count": 3, "p50_us": 1, "p99_us": 2, "stages": { "wire": 5 } });
         let migration =
             json!({ "faults": faults, "blocktime_us": [1000, 4000], "blocktime_others_us": 100 });
-        let received = json!({ "migration": migration });
+        let mut received = json!({ "migration": migration });
+        received["migration"]["timeline"] =
+            json!({ "first_instruction_us": 1_000_000, "last_page_us": 3_000_000 });
         let sent = json!({ "migration": { "blackout_us": 7 } });
-        let moved = MovedFigures::of(GuestFigures::default(), &sent, &received).unwrap();
+        let moved = MovedFigures::of(GuestFigures::default(), 4096, &sent, &received).unwrap();
+        assert!((moved.drained_bytes_per_s - 2048.0).abs() < 1e-9);
         assert!((moved.blocktime_us - 2550.0).abs() < 1e-9);
         assert_eq!((moved.served, &moved.stages), (3, &json!({ "wire": 5 })));
         assert!((moved.blackout_us - 7.0).abs() < 1e-9);
