@@ -49,7 +49,7 @@ one_target() {
     shift 2
     mkdir -p "corpus/$name"
     cargo +nightly fuzz run --fuzz-dir . --sanitizer none "$name" "corpus/$name" \
-        "regressions/$name" -- -max_total_time="$seconds" -timeout=10 -rss_limit_mb=1024 "$@"
+        "regressions/$name" -- -max_total_time="$seconds" -timeout=10 -rss_limit_mb=2048 "$@"
 }
 
 case "${1:-}" in

@@ -51,6 +51,8 @@ pub const STAGING_STEP_BYTES: usize = 2 << 20;
 pub const LOST_RUNS_NAMED_MAX: u32 = 8;
 /// Damaged pages of a snapshot that a log names: enough to see what happened, and no flood.
 pub const DAMAGED_PAGES_NAMED_MAX: u32 = 8;
+/// Most pages of a working set: 4 GiB of base pages.
+pub const WORKING_SET_PAGES_MAX: u32 = 1 << 20;
 /// The lowest cap on bandwidth, in bytes per second: a full run passes while the peer has patience.
 pub const BANDWIDTH_MIN: u64 = 64 << 10;
 

@@ -18,6 +18,7 @@ mod restore;
 mod source;
 mod stage;
 mod take;
+mod working_set;
 
 pub use command::Command;
 pub use destination::{Incoming, IncomingHost, IncomingVm};
@@ -27,5 +28,6 @@ pub use notify::Notifier;
 pub use push::PushOptions;
 pub use receiver::{Arrival, Receiver, Trust};
 pub use records::{RecordError, Records};
-pub use restore::{RestoreEnd, Restoring};
+pub use restore::{First, RestoreEnd, Restoring};
 pub use source::{Outgoing, OutgoingVm, Plan};
+pub use working_set::Recording;

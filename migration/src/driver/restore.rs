@@ -11,18 +11,19 @@ use std::time::Instant;
 use godwit_uffd::Event as UffdEvent;
 use godwit_uffd::guest::GuestUffd;
 use godwit_uffd::kernel::KernelUffd;
-use godwit_uffd::page::{PageRun, PageSize};
+use godwit_uffd::page::{PageIndex, PageRun, PageSize};
 
 use super::background::stand_back;
 use super::channel::wait_readable;
 use super::notify::Notifier;
 use super::push::LatestFaults;
 use super::source::in_full;
+use super::working_set::{Recorder, Recording};
 use crate::limits::{DAMAGED_PAGES_NAMED_MAX, DATA_PAGES_PER_RUN_MAX};
 use crate::metrics::{Mark, RestoreProgress};
 use crate::page::{Claims, Contents, InstallError, PageSet, Requested, Sent, install};
 use crate::schedule::{Gate, PushOrder};
-use crate::snapshot::{Image, Stretch};
+use crate::snapshot::{Image, Stretch, WorkingSet};
 
 const PAGE: PageSize = PageSize::BASE;
 
@@ -40,8 +41,20 @@ pub enum RestoreEnd {
     Failed(String),
 }
 
+/// What comes before the pages that nobody has asked for.
+#[derive(Debug)]
+pub enum First {
+    /// Nothing.
+    Nothing,
+    /// The pages of a working set.
+    WorkingSet(WorkingSet),
+    /// Only what the guest touches, which is recorded.
+    Record(Recording),
+}
+
 /// What happens beside faults.
-enum Event {
+pub(super) enum Event {
+    Running,
     Fill,
     Stop,
     AllInstalled,
@@ -51,19 +64,20 @@ enum Event {
 /// Serves the pages of a snapshot to a guest.
 pub struct Restoring {
     shared: Arc<Shared>,
+    first: First,
 }
 
 /// What the fault loop and the fill threads share.
-struct Shared {
-    image: Arc<Image>,
+pub(super) struct Shared {
+    pub image: Arc<Image>,
     memory: Arc<GuestUffd<KernelUffd>>,
     claims: Arc<Claims>,
-    /// Who installs a page is who takes it here: the fault loop or a fill thread.
-    taken: Sent,
+    /// Who installs a page is who takes it here: the fault loop or another thread.
+    pub taken: Sent,
     order: Mutex<PushOrder>,
     faults: LatestFaults,
-    gate: Gate,
-    progress: Arc<RestoreProgress>,
+    pub gate: Gate,
+    pub progress: Arc<RestoreProgress>,
     events: Notifier<Event>,
 }
 
@@ -76,6 +90,7 @@ impl Restoring {
         image: Arc<Image>,
         memory: Arc<GuestUffd<KernelUffd>>,
         progress: Arc<RestoreProgress>,
+        first: First,
     ) -> io::Result<Restoring> {
         let pages = image.page_count();
         assert_eq!(memory.space().page_count(), pages, "the guest is that of the snapshot");
@@ -92,13 +107,13 @@ impl Restoring {
             progress,
             events: Notifier::new()?,
         };
-        Ok(Restoring { shared: Arc::new(shared) })
+        Ok(Restoring { shared: Arc::new(shared), first })
     }
 
-    /// A handle that begins to bring in what no fault asks for.
-    pub fn fill(&self) -> impl Fn() + Send + Sync + use<> {
+    /// A handle by which other threads say that the guest runs: what no fault asks for follows.
+    pub fn running(&self) -> impl Fn() + Send + Sync + use<> {
         let shared = Arc::clone(&self.shared);
-        move || shared.events.send(Event::Fill)
+        move || shared.events.send(Event::Running)
     }
 
     /// A handle that ends the service. Pages that are missing stay missing.
@@ -111,11 +126,21 @@ impl Restoring {
     /// installed any more.
     pub fn run(self) -> RestoreEnd {
         let shared = &self.shared;
-        let mut served = FaultLoop { shared, threads: Vec::new(), events: Vec::new() };
+        let (first, recorder) = match self.first {
+            First::Nothing => (None, None),
+            First::WorkingSet(set) => (Some(set), None),
+            First::Record(recording) => (None, Some(Recorder::new(recording))),
+        };
+        let (threads, events) = (Vec::new(), Vec::new());
+        let mut served = FaultLoop { shared, first, recorder, threads, events };
         let end = served.run();
         shared.gate.close();
         for thread in served.threads {
-            thread.join().expect("a fill thread does not panic");
+            thread.join().expect("a thread of the restore does not panic");
+        }
+        // The guest ended, or has all of its pages, before the recording did.
+        if let Some(recorder) = served.recorder {
+            recorder.write(shared);
         }
         if end == RestoreEnd::Resident {
             shared.progress.reached(Mark::Resident);
@@ -126,6 +151,8 @@ impl Restoring {
 
 struct FaultLoop<'a> {
     shared: &'a Arc<Shared>,
+    first: Option<WorkingSet>,
+    recorder: Option<Recorder>,
     threads: Vec<JoinHandle<()>>,
     events: Vec<UffdEvent>,
 }
@@ -135,7 +162,8 @@ impl FaultLoop<'_> {
         let mut page = vec![0; PAGE.bytes()];
         loop {
             let (memory, events) = (&self.shared.memory, &self.shared.events);
-            match wait_readable([memory.as_fd(), events.as_fd()], None) {
+            let until = self.recorder.as_ref().and_then(Recorder::until);
+            match wait_readable([memory.as_fd(), events.as_fd()], until) {
                 Ok([faults, events]) => {
                     if faults && let Err(why) = self.serve_faults(&mut page) {
                         return RestoreEnd::Failed(why);
@@ -143,6 +171,7 @@ impl FaultLoop<'_> {
                     if events && let Some(end) = self.take_events() {
                         return end;
                     }
+                    self.end_recording();
                 }
                 Err(error) => return RestoreEnd::Failed(format!("cannot poll: {error}")),
             }
@@ -153,16 +182,24 @@ impl FaultLoop<'_> {
         let shared = self.shared;
         shared.gate.enter();
         let read = shared.memory.read_events(&mut self.events);
-        let read = read.map_err(|error| format!("cannot read faults: {}", in_full(&error)));
-        let served = self.events.drain(..).try_for_each(|event| shared.serve(&event, room));
+        let mut served = read.map_err(|error| format!("cannot read faults: {}", in_full(&error)));
+        for event in self.events.drain(..) {
+            let touched = shared.serve(&event, room);
+            match (&mut self.recorder, touched) {
+                (Some(recorder), Ok(Some(page))) => recorder.touched(page),
+                (_, Err(why)) => served = served.and(Err(why)),
+                _ => {}
+            }
+        }
         shared.gate.leave();
-        read.and(served)
+        served
     }
 
     fn take_events(&mut self) -> Option<RestoreEnd> {
         let mut end = None;
         for event in self.shared.events.take() {
             match event {
+                Event::Running => self.guest_runs(),
                 Event::Fill => self.start_filling(),
                 Event::Stop => end = Some(RestoreEnd::Stopped),
                 Event::Failed(why) => end = Some(RestoreEnd::Failed(why)),
@@ -172,35 +209,68 @@ impl FaultLoop<'_> {
         end
     }
 
-    /// Without a thread the guest runs all the same: its faults are served.
+    fn guest_runs(&mut self) {
+        match (self.first.take(), &mut self.recorder) {
+            (Some(set), _) => self.start("godwit-set", move |shared| {
+                shared.replay(&set)?;
+                shared.events.send(Event::Fill);
+                Ok(())
+            }),
+            (None, Some(recorder)) => recorder.begin(Instant::now()),
+            (None, None) => self.start_filling(),
+        }
+    }
+
+    /// Ends a recording that is over, and brings in the rest when it is written.
+    fn end_recording(&mut self) {
+        if let Some(recorder) = self.recorder.take_if(|r| r.is_over(Instant::now())) {
+            self.start("godwit-record", |shared| {
+                recorder.write(shared);
+                shared.events.send(Event::Fill);
+                Ok(())
+            });
+        }
+    }
+
     fn start_filling(&mut self) {
         let cores = std::thread::available_parallelism().map_or(1, NonZero::get);
         for _ in 0..cores.min(FILL_THREADS_MAX) {
-            let shared = Arc::clone(self.shared);
-            let fill = move || {
+            self.start("godwit-fill", |shared| {
                 stand_back();
-                if let Err(why) = shared.fill() {
-                    shared.events.send(Event::Failed(why));
-                }
-            };
-            match std::thread::Builder::new().name("godwit-fill".into()).spawn(fill) {
-                Ok(thread) => self.threads.push(thread),
-                Err(error) => tracing::warn!(%error, "pages come in only when they are touched"),
+                shared.fill()
+            });
+        }
+    }
+
+    /// Without the thread the guest runs all the same: its faults are served.
+    fn start(
+        &mut self,
+        name: &str,
+        work: impl FnOnce(&Shared) -> Result<(), String> + Send + 'static,
+    ) {
+        let shared = Arc::clone(self.shared);
+        let work = move || {
+            if let Err(why) = work(&shared) {
+                shared.events.send(Event::Failed(why));
             }
+        };
+        match std::thread::Builder::new().name(name.into()).spawn(work) {
+            Ok(thread) => self.threads.push(thread),
+            Err(error) => tracing::warn!(%error, "pages come in only when they are touched"),
         }
     }
 }
 
 impl Shared {
-    /// Serves one fault.
-    fn serve(&self, event: &UffdEvent, room: &mut [u8]) -> Result<(), String> {
+    /// Serves one fault. Returns its page if nobody had asked for it before.
+    fn serve(&self, event: &UffdEvent, room: &mut [u8]) -> Result<Option<PageIndex>, String> {
         let UffdEvent::Fault(fault) = event else {
             tracing::warn!(?event, "an event that this guest's memory should not raise");
-            return Ok(());
+            return Ok(None);
         };
         let Some(page) = self.memory.space().page_at(fault.address) else {
             tracing::error!(?fault, "a fault outside guest memory");
-            return Ok(());
+            return Ok(None);
         };
         self.progress.faults().raised(page, fault.thread, Instant::now());
         match self.claims.request(page) {
@@ -208,17 +278,17 @@ impl Shared {
             Requested::Present => {
                 let woken = self.memory.wake(PageRun::one(page));
                 self.progress.faults().served(page, Instant::now());
-                woken.map_err(|error| in_full(&error))
+                woken.map(|()| None).map_err(|error| in_full(&error))
             }
-            Requested::Before => Ok(()),
+            Requested::Before => Ok(None),
             Requested::Now => {
                 self.faults.add(page);
-                if !self.taken.take(page) {
-                    // A fill thread has it.
-                    return Ok(());
+                // If not, another thread has it.
+                if self.taken.take(page) {
+                    self.progress.page_requested();
+                    self.bring_in(PageRun::one(page), room)?;
                 }
-                self.progress.page_requested();
-                self.bring_in(PageRun::one(page), room)
+                Ok(Some(page))
             }
         }
     }
@@ -241,7 +311,7 @@ impl Shared {
     }
 
     /// Installs the pages of `run`, which the caller has taken, by way of `room`.
-    fn bring_in(&self, mut run: PageRun, room: &mut [u8]) -> Result<(), String> {
+    pub(super) fn bring_in(&self, mut run: PageRun, room: &mut [u8]) -> Result<(), String> {
         while run.count > 0 {
             let stretch = self.image.stretch(run);
             match stretch {
@@ -304,7 +374,7 @@ impl Shared {
         self.install(run, Contents::Poison)
     }
 
-    fn install(&self, run: PageRun, contents: Contents<'_>) -> Result<(), String> {
+    pub(super) fn install(&self, run: PageRun, contents: Contents<'_>) -> Result<(), String> {
         let faults = self.progress.faults();
         let served = |page| faults.served(page, Instant::now());
         match install(&self.claims, &self.memory, run, contents, served) {

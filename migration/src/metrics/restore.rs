@@ -33,6 +33,8 @@ pub enum Mark {
     Opened,
     /// The guest runs.
     Restored,
+    /// What the guest touched first was recorded.
+    Recorded,
     /// The recorded working set is in place.
     WorkingSet,
     /// Every page is in place.

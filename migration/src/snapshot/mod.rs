@@ -12,12 +12,14 @@ mod reader;
 mod state;
 #[cfg(test)]
 mod tests;
+mod working_set;
 mod writer;
 
 pub use error::SnapshotError;
 pub use image::{Image, Stretch};
 pub use manifest::{Facts, Manifest, VERSION};
 pub use reader::Snapshot;
+pub use working_set::WorkingSet;
 pub use writer::Writer;
 
 /// The name of the manifest in the directory. It is written last.

@@ -293,3 +293,75 @@ fn a_page_that_changed_on_the_disk_is_found_when_it_is_read() {
     let right = pages.chunks(4096).zip(149..).map(|(b, page)| image.matches(PageIndex(page), b));
     assert_eq!(right.collect::<Vec<_>>(), [true, false, true]);
 }
+
+/// Pages with contents, one of zeros, one that is lost and one that is damaged.
+fn recorded(taken: &Taken) -> (std::path::PathBuf, Snapshot, u32) {
+    let path = taken.folder.path().join("set");
+    let snapshot = Snapshot::open(&taken.dir()).unwrap();
+    let touched = [150, 3, 9, 6, 149, 4].map(PageIndex);
+    let pages = WorkingSet::write(&path, snapshot.manifest.id, &snapshot.image, &touched).unwrap();
+    (path, snapshot, pages)
+}
+
+#[test]
+fn a_working_set_has_the_pages_that_can_be_vouched_for_with_their_contents() {
+    let taken = Taken::new();
+    let mut memory = fs::read(taken.file(MEMORY_FILE)).unwrap();
+    memory[4 * 4096] ^= 1;
+    fs::write(taken.file(MEMORY_FILE), memory).unwrap();
+    let (path, Snapshot { manifest, image, .. }, pages) = recorded(&taken);
+    let set = WorkingSet::open(&path, manifest.id, &image).unwrap();
+    assert_eq!((pages, set.pages()), (4, &[3, 9, 149, 150].map(PageIndex)[..]));
+    let mut contents = vec![0; 2 * 4096];
+    set.read(1, &mut contents).unwrap();
+    assert_eq!(contents, [7; 2 * 4096]);
+    set.read(0, &mut contents[..4096]).unwrap();
+    assert!(image.matches(PageIndex(3), &contents[..4096]));
+    assert_eq!(fs::metadata(&path).unwrap().permissions().mode() & 0o777, 0o600);
+}
+
+#[test]
+fn a_working_set_that_is_not_this_snapshots_or_not_whole_is_refused() {
+    let (taken, other) = (Taken::new(), Taken::new());
+    let (path, Snapshot { manifest, image, .. }, _) = recorded(&taken);
+    let id = manifest.id;
+    let theirs = Snapshot::open(&other.dir()).unwrap();
+    let error = WorkingSet::open(&path, theirs.manifest.id, &theirs.image).unwrap_err();
+    assert!(matches!(error, SnapshotError::Foreign { .. }), "{error}");
+
+    let whole = fs::read(&path).unwrap();
+    // The head and the list; the contents are verified when they are read.
+    for at in 0..44 + 5 * 4 {
+        let mut bytes = whole.clone();
+        bytes[at] ^= 4;
+        fs::write(&path, bytes).unwrap();
+        let error = WorkingSet::open(&path, id, &image).unwrap_err();
+        assert!(matches!(error, SnapshotError::Damaged { .. }), "at {at}: {error}");
+    }
+    for length in [0, 43, 60, whole.len() - 1] {
+        fs::write(&path, &whole[..length]).unwrap();
+        let error = WorkingSet::open(&path, id, &image).unwrap_err();
+        assert!(matches!(error, SnapshotError::Damaged { .. }), "{length} bytes: {error}");
+    }
+    // Forged, with checksums that are right: pages of 2 MiB, a page twice, a page too many.
+    let forge = |change: &dyn Fn(&mut Vec<u8>)| {
+        let mut bytes = whole.clone();
+        change(&mut bytes);
+        let list = crc32c::crc32c(&bytes[44..44 + 5 * 4]).to_le_bytes();
+        bytes[36..40].copy_from_slice(&list);
+        let head = crc32c::crc32c(&bytes[..40]).to_le_bytes();
+        bytes[40..44].copy_from_slice(&head);
+        fs::write(&path, bytes).unwrap();
+        WorkingSet::open(&path, id, &image).unwrap_err().to_string()
+    };
+    let said = [
+        (forge(&|bytes| bytes[34] = 0x20), "pages of another size"),
+        (forge(&|bytes| bytes.copy_within(44..48, 48)), "a page twice"),
+        (forge(&|bytes| bytes[45] = 1), "a page that the guest does not have"),
+        (forge(&|bytes| bytes[15] = 0x80), "more pages than can be recorded"),
+        (forge(&|bytes| bytes[8] = 2), "newer godwit"),
+    ];
+    for (error, why) in said {
+        assert!(error.contains(why), "{error}: not {why}");
+    }
+}

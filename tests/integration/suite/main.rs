@@ -29,6 +29,7 @@ mod snapshot;
 mod snapshot_refused;
 mod tls;
 mod windows;
+mod working_set;
 
 use godwit_tests::Godwit;
 

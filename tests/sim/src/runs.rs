@@ -83,9 +83,9 @@ pub fn take_frame(bytes: &mut Vec<u8>, pages: u32) -> Result<Option<Pushed>, Wir
     Ok(Some(Pushed::Run(arrived)))
 }
 
-/// Whether a frame is whole, or is none.
+/// Whether [`take_frame`] takes a frame, or says that it is none.
 pub fn has_frame(bytes: &[u8]) -> bool {
-    !matches!(decode(bytes), Ok(None))
+    bytes.len() >= HEAD_BYTES && !matches!(decode(bytes), Ok(None))
 }
 
 /// The frame that ends a push.

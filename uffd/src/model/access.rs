@@ -1,9 +1,10 @@
 //! Loads and stores, by user code and by the kernel for user code: the hardware first, then as
 //! many faults as it takes.
 
-use super::address_space::{AddressSpace, reach_in};
+use super::address_space::AddressSpace;
+use super::contents::Contents;
 use super::faults::{Failure, Request, Step, ThreadState, Waiting, resolve};
-use super::folio::{Folio, HUGE, PAGE};
+use super::folio::{Folio, PAGE, PAGE_BYTES};
 use super::sync::Arc;
 
 /// An access of a thread.
@@ -107,46 +108,39 @@ fn reach<R>(request: &Request<'_>, mut work: impl FnMut(Option<&Folio>, usize) -
     }
 }
 
-/// Copies bytes of user memory while page faults are off: what the hardware finds, or nothing. Each
-/// page table is locked once.
-pub(super) fn copy_present(space: &AddressSpace, mut address: u64, mut into: &mut [u8]) -> bool {
-    while !into.is_empty() {
-        let Some(slot) = space.tables.find(address) else { return false };
-        let mut level = slot.lock();
-        let end = (address / HUGE + 1) * HUGE;
-        while address < end && !into.is_empty() {
-            let length = in_page(address, into.len());
-            let (part, rest) = into.split_at_mut(length);
-            if reach_in(&mut level, address, false, |folio, at| read(folio, at, part)).is_none() {
-                return false;
-            }
-            (address, into) = (address + length as u64, rest);
+/// Copies user memory from `address` on, as much as fits, while page faults are off: what the
+/// hardware finds, or nothing.
+pub(super) fn copy_present(space: &AddressSpace, address: u64, into: &mut Contents) -> bool {
+    let mut done = 0;
+    while done < into.length() {
+        let (from, length) = next_piece(address, done, into);
+        if space.reach(from, false, |folio, at| give(folio, at, length, into, done)).is_none() {
+            return false;
         }
+        done += length;
     }
     true
 }
 
-/// Copies bytes of user memory with page faults on, from `*done` on, so that a caller that had to
-/// sleep goes on where it was.
+/// Copies user memory with page faults on, from `*done` on, so that a caller that had to sleep
+/// goes on where it was.
 pub(super) fn copy_with_faults(
     thread: &ThreadState,
     address: u64,
-    into: &mut [u8],
+    into: &mut Contents,
     done: &mut usize,
 ) -> Reached<()> {
-    while *done < into.len() {
-        let at = address + *done as u64;
-        let length = in_page(at, into.len() - *done);
-        let part = &mut into[*done..*done + length];
+    while *done < into.length() {
+        let (from, length) = next_piece(address, *done, into);
         let request = Request {
             thread,
             space: &thread.space,
-            address: at,
+            address: from,
             write: false,
             user: false,
             no_wait: false,
         };
-        match reach(&request, |folio, at| read(folio, at, part)) {
+        match reach(&request, |folio, at| give(folio, at, length, into, *done)) {
             Reached::Done(()) => *done += length,
             other => return other,
         }
@@ -154,10 +148,17 @@ pub(super) fn copy_with_faults(
     Reached::Done(())
 }
 
-fn read(folio: Option<&Folio>, at: usize, into: &mut [u8]) {
+/// Where the bytes at `done` come from, and how many of them are in one page there and here.
+fn next_piece(address: u64, done: usize, into: &Contents) -> (u64, usize) {
+    let from = address + done as u64;
+    let here = PAGE_BYTES - done % PAGE_BYTES;
+    (from, in_page(from, here.min(into.length() - done)))
+}
+
+fn give(folio: Option<&Folio>, from: usize, length: usize, into: &mut Contents, at: usize) {
     match folio {
-        Some(folio) => folio.read(at, into),
-        None => into.fill(0),
+        Some(folio) => folio.give(from, length, into, at),
+        None => into.take(at, length, None, 0),
     }
 }
 

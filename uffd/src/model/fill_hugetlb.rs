@@ -72,8 +72,8 @@ fn copy_one(
         return Err(space.profile().hugetlb_pool_empty.into());
     }
     let size = usize::try_from(HUGE).expect("words have 64 bits");
-    let bytes = fill.source_page(source, vma, size)?;
-    let folio = Pool::take(&space.host.pool, vma.reservation.as_ref(), !vma.shared, Some(bytes))
+    let contents = fill.source_page(source, vma, size)?;
+    let folio = Pool::take(&space.host.pool, vma.reservation.as_ref(), !vma.shared, Some(contents))
         .ok_or(space.profile().hugetlb_pool_empty)?;
     let folio = Arc::new(folio);
     if !vma.shared {

@@ -1,8 +1,8 @@
 //! What the fills do to one entry.
 
 use super::address_space::{AddressSpace, bits_for};
+use super::contents::Contents;
 use super::folio::{Folio, PAGE};
-use super::frames::Frame;
 use super::mfill::{Fill, Kind, Source, Stop};
 use super::page_cache::CachePage;
 use super::page_table::{Bits, Entry, Marker, Slot, index_in_table};
@@ -72,15 +72,10 @@ pub(super) fn put(
     space: &AddressSpace,
     vma: &Vma,
     at: (&Slot, u64),
-    bytes: Option<Frame>,
+    contents: Contents,
     protect: bool,
 ) -> Result<(), Errno> {
-    let new = |anonymous| {
-        CachePage::new(Arc::new(match bytes {
-            Some(bytes) => Folio::filled(anonymous, bytes),
-            None => Folio::zeroed(anonymous),
-        }))
-    };
+    let new = |anonymous| CachePage::new(Arc::new(Folio::new(anonymous, contents)));
     let Some(file) = vma.file().filter(|_| vma.shared) else {
         return install_locked(space, vma, at, &new(true), protect);
     };

@@ -1,6 +1,6 @@
 //! Pages of memory. A folio is one page, or the 512 pages of a huge page.
 
-use super::frames::Frame;
+use super::contents::{Contents, PageBytes};
 use super::hugetlb::Charge;
 use super::sync::{AtomicBool, AtomicU32, Mutex, Ordering, PageLock};
 
@@ -31,39 +31,32 @@ pub(super) struct Folio {
     pub(super) lock: PageLock,
     /// The page of the pool that it takes up.
     charge: Option<Charge>,
-    /// `None` while all bytes are zero.
-    bytes: Mutex<Option<Frame>>,
+    contents: Mutex<Contents>,
 }
 
 impl Folio {
-    fn new(anonymous: bool, pages: u16, bytes: Option<Frame>) -> Folio {
+    /// A page, or a huge page, that holds this.
+    pub(super) fn new(anonymous: bool, contents: Contents) -> Folio {
         Folio {
             anonymous,
-            pages,
+            pages: u16::try_from(contents.pages().len()).expect("1 or 512"),
             pins: AtomicU32::new(0),
             merged: AtomicBool::new(false),
             first_exclusive: AtomicBool::new(true),
             lock: PageLock::default(),
             charge: None,
-            bytes: Mutex::new(bytes),
+            contents: Mutex::new(contents),
         }
     }
 
     /// A page of zeros.
     pub(super) fn zeroed(anonymous: bool) -> Folio {
-        Folio::new(anonymous, 1, None)
+        Folio::new(anonymous, Contents::zeros(PAGE_BYTES))
     }
 
     /// A huge page of zeros.
     pub(super) fn zeroed_huge(anonymous: bool) -> Folio {
-        Folio::new(anonymous, 512, None)
-    }
-
-    /// A page, or a huge page, with bytes.
-    pub(super) fn filled(anonymous: bool, bytes: Frame) -> Folio {
-        let pages = if bytes.len() == PAGE_BYTES { 1 } else { 512 };
-        assert_eq!(bytes.len(), PAGE_BYTES * usize::from(pages), "a folio is one page or 512");
-        Folio::new(anonymous, pages, Some(bytes))
+        Folio::new(anonymous, Contents::zeros(PAGE_BYTES * 512))
     }
 
     /// The folio as one that takes up a page of the pool.
@@ -78,50 +71,52 @@ impl Folio {
 
     /// A copy, for this address space alone, of one page.
     pub(super) fn copy_of_page(&self, index: u16) -> Folio {
-        Folio::new(true, 1, self.page_bytes(index))
+        Folio::new(true, Contents::Page(self.page(index)))
     }
 
-    /// All bytes; `None` if they are zeros.
-    pub(super) fn all_bytes(&self) -> Option<Frame> {
-        self.bytes.lock().as_deref().map(Frame::copy_of)
+    /// A copy of what it holds.
+    pub(super) fn contents(&self) -> Contents {
+        self.contents.lock().clone()
     }
 
-    fn page_bytes(&self, index: u16) -> Option<Frame> {
-        let at = usize::from(index) * PAGE_BYTES;
-        self.bytes.lock().as_ref().map(|bytes| Frame::copy_of(&bytes[at..at + PAGE_BYTES]))
+    fn page(&self, index: u16) -> PageBytes {
+        self.contents.lock().pages()[usize::from(index)].clone()
     }
 
     /// The byte at `at`, counted from the folio's first.
     pub(super) fn load(&self, at: usize) -> u8 {
-        self.bytes.lock().as_ref().map_or(0, |bytes| bytes[at])
+        let mut byte = [0];
+        self.read(at, &mut byte);
+        byte[0]
     }
 
     /// Copies bytes out.
     pub(super) fn read(&self, at: usize, into: &mut [u8]) {
-        match self.bytes.lock().as_ref() {
-            Some(bytes) => into.copy_from_slice(&bytes[at..at + into.len()]),
-            None => into.fill(0),
-        }
+        self.contents.lock().read(at, into);
+    }
+
+    /// Copies bytes of one page, `length` from `from` on, into other contents at `at`.
+    pub(super) fn give(&self, from: usize, length: usize, into: &mut Contents, at: usize) {
+        into.take(at, length, Some(&self.contents.lock()), from);
     }
 
     /// Stores bytes.
     pub(super) fn write(&self, at: usize, from: &[u8]) {
-        let mut bytes = self.bytes.lock();
-        let length = usize::from(self.pages) * PAGE_BYTES;
-        let bytes = bytes.get_or_insert_with(|| Frame::zeroed(length));
-        bytes[at..at + from.len()].copy_from_slice(from);
+        self.contents.lock().write(at, from);
     }
 
     /// One page holds nothing but zeros.
     pub(super) fn page_is_zero(&self, index: u16) -> bool {
-        self.page_bytes(index).is_none_or(|bytes| bytes.iter().all(|byte| *byte == 0))
+        self.page(index).is_none_or(|bytes| bytes.iter().all(|byte| *byte == 0))
     }
 
     /// One page of this holds the same bytes as one of another.
     pub(super) fn page_equals(&self, index: u16, other: &Folio, other_index: u16) -> bool {
-        let zeros = || Frame::zeroed(PAGE_BYTES);
-        let mine = self.page_bytes(index).unwrap_or_else(zeros);
-        *mine == *other.page_bytes(other_index).unwrap_or_else(zeros)
+        match (self.page(index), other.page(other_index)) {
+            (Some(mine), Some(others)) => **mine == **others,
+            (None, _) => other.page_is_zero(other_index),
+            (_, None) => self.page_is_zero(index),
+        }
     }
 
     /// A device may be writing to it.

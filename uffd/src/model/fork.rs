@@ -158,7 +158,7 @@ fn copy_entry((vma, copy): (&Vma, &Vma), pool: &Arc<Pool>, entry: &mut Entry) ->
 
 fn private_copy(mapped: &Mapped, pool: &Arc<Pool>) -> Option<Folio> {
     if mapped.folio.is_charged() {
-        Pool::take(pool, None, true, mapped.folio.all_bytes())
+        Pool::take(pool, None, true, Some(mapped.folio.contents()))
     } else {
         Some(mapped.folio.copy_of_page(mapped.index))
     }

@@ -1,7 +1,7 @@
 //! The pool of huge pages, and what mappings have reserved of it.
 
+use super::contents::Contents;
 use super::folio::Folio;
-use super::frames::Frame;
 use super::sync::{Arc, Mutex};
 
 /// The pool of huge pages.
@@ -73,12 +73,12 @@ impl Pool {
         reservation.is_some_and(|reservation| *reservation.left.lock() > 0) || self.available() > 0
     }
 
-    /// Takes a page, of zeros or with bytes.
+    /// Takes a page, of zeros or of these contents.
     pub(super) fn take(
         pool: &Arc<Pool>,
         reservation: Option<&Arc<Reservation>>,
         anonymous: bool,
-        bytes: Option<Frame>,
+        contents: Option<Contents>,
     ) -> Option<Folio> {
         let mut left = reservation.map(|reservation| reservation.left.lock());
         let mut counts = pool.counts.lock();
@@ -92,8 +92,8 @@ impl Pool {
         }
         counts.free -= 1;
         drop(counts);
-        let folio = match bytes {
-            Some(bytes) => Folio::filled(anonymous, bytes),
+        let folio = match contents {
+            Some(contents) => Folio::new(anonymous, contents),
             None => Folio::zeroed_huge(anonymous),
         };
         Some(folio.charged(Charge(pool.clone())))

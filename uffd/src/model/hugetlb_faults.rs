@@ -68,7 +68,8 @@ fn make_writable(request: &Request<'_>, vma: &Vma, entry: &mut Entry) -> Step {
         mapped.bits.set(Bits::EXCLUSIVE, mapped.folio.anonymous);
         return Step::Again;
     }
-    let Some(copy) = Pool::take(&request.space.host.pool, None, true, mapped.folio.all_bytes())
+    let Some(copy) =
+        Pool::take(&request.space.host.pool, None, true, Some(mapped.folio.contents()))
     else {
         return Step::Failed(Failure::Bus);
     };

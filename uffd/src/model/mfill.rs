@@ -3,12 +3,12 @@
 
 use super::access::{Reached, copy_present, copy_with_faults};
 use super::address_space::AddressSpace;
+use super::contents::Contents;
 use super::context::{Context, Modes};
 use super::faults::{ThreadState, Waiting};
 use super::fill_hugetlb;
 use super::fill_page;
 use super::folio::{HUGE, PAGE, PAGE_BYTES};
-use super::frames::Frame;
 use super::page_cache::FileKind;
 use super::page_table::Slot;
 use super::retry_state::RetryState;
@@ -51,7 +51,8 @@ pub(super) struct Fill {
 /// A page whose source was not there: it is read without locks, and then put in place.
 #[derive(Debug)]
 struct Outside {
-    bytes: Frame,
+    contents: Contents,
+    /// How many of its bytes were read.
     filled: usize,
     saved: RetryState,
 }
@@ -115,7 +116,7 @@ impl Fill {
     pub(super) fn read_source(&mut self, thread: &ThreadState) -> Result<(), SourceError> {
         let at = self.src + self.done;
         let outside = self.outside.as_mut().expect("a run asked for it");
-        match copy_with_faults(thread, at, &mut outside.bytes, &mut outside.filled) {
+        match copy_with_faults(thread, at, &mut outside.contents, &mut outside.filled) {
             Reached::Done(()) => Ok(()),
             Reached::Parked(waiting) => Err(SourceError::Parked(waiting)),
             Reached::Failed(_) | Reached::WouldWait => Err(SourceError::Fault),
@@ -203,10 +204,13 @@ impl Fill {
             let at = self.at();
             match self.kind {
                 Kind::Copy => {
-                    let bytes = self.source_page(source, vma, PAGE_BYTES)?;
-                    fill_page::put(space, vma, (slot, at), Some(bytes), self.protect)?;
+                    let contents = self.source_page(source, vma, PAGE_BYTES)?;
+                    fill_page::put(space, vma, (slot, at), contents, self.protect)?;
                 }
-                _ => fill_page::put(space, vma, (slot, at), None, false)?,
+                _ => {
+                    let zeros = Contents::zeros(PAGE_BYTES);
+                    fill_page::put(space, vma, (slot, at), zeros, false)?;
+                }
             }
             self.page_done(source, PAGE)?;
         }
@@ -227,28 +231,28 @@ impl Fill {
         source: &Source<'_>,
         vma: &Vma,
         size: usize,
-    ) -> Result<Frame, Stop> {
+    ) -> Result<Contents, Stop> {
         if let Some(outside) = self.outside.take_if(|outside| outside.is_full(size)) {
-            return Ok(outside.bytes);
+            return Ok(outside.contents);
         }
-        let frames = &source.thread.space.host.frames;
         if let Some(given) = source.given {
+            let frames = &source.thread.space.host.frames;
             let at = usize::try_from(self.done).expect("inside of a slice");
-            return Ok(frames.copy_of(&given[at..at + size]));
+            return Ok(Contents::copy_of(&given[at..at + size], frames));
         }
-        let mut bytes = frames.any(size);
-        if copy_present(&source.thread.space, self.src + self.done, &mut bytes) {
-            return Ok(bytes);
+        let mut contents = Contents::zeros(size);
+        if copy_present(&source.thread.space, self.src + self.done, &mut contents) {
+            return Ok(contents);
         }
         let saved = RetryState::save(vma, self.at());
-        self.outside = Some(Outside { bytes, filled: 0, saved });
+        self.outside = Some(Outside { contents, filled: 0, saved });
         Err(Stop::SourceMissing)
     }
 }
 
 impl Outside {
     fn is_full(&self, size: usize) -> bool {
-        self.bytes.len() == size && self.filled == size
+        self.contents.length() == size && self.filled == size
     }
 }
 

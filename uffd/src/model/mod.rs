@@ -16,6 +16,7 @@ mod address_space;
 mod advise;
 mod calls;
 mod collapse;
+mod contents;
 mod context;
 mod errno;
 mod events;

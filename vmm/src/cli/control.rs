@@ -116,6 +116,7 @@ fn print_restore(restore: &RestoreStatus) {
     println!("restore    {:?}, {mode:?} from {dir}", restore.state);
     let marks = [
         ("restored", at.restored_us),
+        ("recorded", at.recorded_us),
         ("working set in", at.working_set_us),
         ("fully resident", at.resident_us),
         ("checked", at.checked_us),

@@ -1,8 +1,10 @@
 //! `godwit restore`.
 
 use std::process::ExitCode;
+use std::time::Duration;
 
 use godwit_migration::metrics::monotonic_us;
+use godwit_uffd::page::PageSize;
 use uuid::Uuid;
 
 use super::Failure;
@@ -10,7 +12,7 @@ use super::args::{Restore, RestoreMode};
 use super::parent::end_with;
 use super::run::{exit_code, last_transfer, open_records, start_api};
 use crate::api::types::Role;
-use crate::migrate::{Host, RestorePlan, restore as bring_back, serve, watch_signals};
+use crate::migrate::{Host, Record, RestorePlan, restore as bring_back, serve, watch_signals};
 
 /// Brings a guest back from a snapshot and serves it until it ends or has moved away.
 pub fn restore(args: &Restore) -> Result<ExitCode, Failure> {
@@ -28,6 +30,8 @@ pub fn restore(args: &Restore) -> Result<ExitCode, Failure> {
         paused: args.paused,
         backing: args.memory_backing.map(Into::into),
         huge_pages: args.huge_pages,
+        working_set: args.working_set.clone(),
+        record: record(args),
         began_us,
     };
     let ended = Host::new(Role::Restore, records.clone(), None, Vec::new())
@@ -46,6 +50,15 @@ pub fn restore(args: &Restore) -> Result<ExitCode, Failure> {
     ended
 }
 
+fn record(args: &Restore) -> Option<Record> {
+    let pages = args.record_max / PageSize::BASE.bytes() as u64;
+    Some(Record {
+        path: args.record.clone()?,
+        time: Duration::from_secs(args.record_s.into()),
+        pages: u32::try_from(pages).unwrap_or(u32::MAX),
+    })
+}
+
 /// Refuses words that would be ignored.
 fn check(args: &Restore) -> Result<(), Failure> {
     if args.huge_pages && args.mode != RestoreMode::Copy {
@@ -55,6 +68,12 @@ fn check(args: &Restore) -> Result<(), Failure> {
         return Err(Failure::text(
             "--memory-backing is not for --mode mmap, whose memory is a file",
         ));
+    }
+    if args.record.is_some() && args.mode != RestoreMode::Ondemand {
+        return Err(Failure::text("--record is for --mode ondemand"));
+    }
+    if args.working_set.is_some() && args.mode != RestoreMode::Workingset {
+        return Err(Failure::text("--working-set is for --mode workingset"));
     }
     Ok(())
 }

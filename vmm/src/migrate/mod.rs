@@ -39,7 +39,7 @@ pub use control::Controlled;
 pub use event_log::EventLog;
 pub use events::watch_signals;
 pub use incoming::receive_from;
-pub use restoring::{RestoreError, RestorePlan, restore};
+pub use restoring::{Record, RestoreError, RestorePlan, restore};
 pub use serve::{End, serve};
 
 /// How long the end of a migration that has all its pages may take: the source may be silent.

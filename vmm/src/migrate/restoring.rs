@@ -4,11 +4,14 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::JoinHandle;
+use std::time::Duration;
 
-use godwit_migration::driver::{LoadError, RestoreEnd, Restoring, check_all, copy_all};
+use godwit_migration::driver::{
+    First, LoadError, Recording, RestoreEnd, Restoring, check_all, copy_all,
+};
 use godwit_migration::metrics::{Mark, RestoreProgress, RestoreState};
 use godwit_migration::provider::GuestPages;
-use godwit_migration::snapshot::{Image, Snapshot, SnapshotError};
+use godwit_migration::snapshot::{Image, Snapshot, SnapshotError, WorkingSet};
 use godwit_migration::wire::{MemslotLayout, Section};
 use uuid::Uuid;
 
@@ -37,8 +40,23 @@ pub struct RestorePlan {
     pub backing: Option<Backing>,
     /// Read its memory into huge pages. They take longer to make than small ones.
     pub huge_pages: bool,
+    /// The working set that comes first.
+    pub working_set: Option<PathBuf>,
+    /// What the guest touches first is recorded.
+    pub record: Option<Record>,
     /// When this process began, in microseconds of CLOCK_MONOTONIC.
     pub began_us: u64,
+}
+
+/// A recording of what a guest touches first.
+#[derive(Clone, Debug)]
+pub struct Record {
+    /// The file to write.
+    pub path: PathBuf,
+    /// For how long the guest is watched.
+    pub time: Duration,
+    /// How many pages are recorded.
+    pub pages: u32,
 }
 
 /// Why a guest could not be brought back. None has run.
@@ -94,6 +112,7 @@ pub fn restore(host: &Arc<Host>, plan: &RestorePlan) -> Result<(), RestoreError>
     let progress = Arc::new(RestoreProgress::default());
     let Snapshot { manifest, mut sections, image } = Snapshot::open(&plan.dir)?;
     progress.reached(Mark::Opened);
+    let first = first(plan, manifest.id, &image)?;
     let requirements = take_section(&mut sections, REQUIREMENTS_SECTION)?;
     let config = take_section(&mut sections, CONFIG_SECTION)?;
     let config = decode::<ConfigState>("the configuration", &config).map_err(Error::from)?;
@@ -117,7 +136,7 @@ pub fn restore(host: &Arc<Host>, plan: &RestorePlan) -> Result<(), RestoreError>
         service: None,
     });
     let bringing = Bringing { host, vm: &vm, plan, progress, image: Arc::new(image) };
-    let brought = bringing.bring(&sections);
+    let brought = bringing.bring(&sections, first);
     if brought.is_err() {
         // In this order: a vCPU never sees zeros in place of what is missing.
         host.end_restore();
@@ -125,6 +144,20 @@ pub fn restore(host: &Arc<Host>, plan: &RestorePlan) -> Result<(), RestoreError>
         host.state().guest = None;
     }
     brought
+}
+
+/// What comes before the pages that nobody has asked for.
+fn first(plan: &RestorePlan, id: Uuid, image: &Image) -> Result<First, SnapshotError> {
+    match (&plan.working_set, &plan.record) {
+        (Some(path), _) => Ok(First::WorkingSet(WorkingSet::open(path, id, image)?)),
+        (None, Some(record)) => Ok(First::Record(Recording {
+            path: record.path.clone(),
+            snapshot: id,
+            time: record.time,
+            pages: record.pages,
+        })),
+        (None, None) => Ok(First::Nothing),
+    }
 }
 
 /// Takes a section of ours out of those of the VM.
@@ -145,7 +178,9 @@ fn configure(plan: &RestorePlan, saved: &ConfigState) -> VmConfig {
     let backing = match plan.mode {
         // The mapping is private, whatever it was.
         RestoreMode::Mmap => Backing::Anon,
-        RestoreMode::Copy | RestoreMode::Ondemand => plan.backing.unwrap_or(config.backing),
+        RestoreMode::Copy | RestoreMode::Ondemand | RestoreMode::Workingset => {
+            plan.backing.unwrap_or(config.backing)
+        }
     };
     VmConfig { backing, ..config }
 }
@@ -157,7 +192,9 @@ fn create(plan: &RestorePlan, config: &VmConfig, image: &Image) -> Result<Vm, Er
             let memory = || GuestMemory::map_private(config.memory_bytes, image.file());
             Vm::create_on(config, memory, console)
         }
-        RestoreMode::Copy | RestoreMode::Ondemand => Vm::create(config, console),
+        RestoreMode::Copy | RestoreMode::Ondemand | RestoreMode::Workingset => {
+            Vm::create(config, console)
+        }
     }
 }
 
@@ -180,7 +217,7 @@ struct Bringing<'a> {
 }
 
 impl Bringing<'_> {
-    fn bring(&self, sections: &[Section]) -> Result<(), RestoreError> {
+    fn bring(&self, sections: &[Section], first: First) -> Result<(), RestoreError> {
         match self.plan.mode {
             RestoreMode::Copy => {
                 self.copy()?;
@@ -192,11 +229,11 @@ impl Bringing<'_> {
                 self.start(RestoreState::Mapped);
                 self.check_behind()?;
             }
-            RestoreMode::Ondemand => {
-                let fill = self.serve()?;
+            RestoreMode::Ondemand | RestoreMode::Workingset => {
+                let running = self.serve(first)?;
                 self.vm.restore(sections)?;
                 self.start(RestoreState::Serving);
-                fill();
+                running();
             }
         }
         Ok(())
@@ -235,13 +272,13 @@ impl Bringing<'_> {
         Ok(())
     }
 
-    /// Serves missing pages from now on. What is returned begins to bring in the others.
-    fn serve(&self) -> Result<impl Fn() + use<>, RestoreError> {
+    /// Serves missing pages from now on. What is returned says that the guest runs.
+    fn serve(&self, first: First) -> Result<impl Fn() + use<>, RestoreError> {
         let memory = Arc::new(self.vm.memory().register_missing()?);
         let (image, progress) = (Arc::clone(&self.image), Arc::clone(&self.progress));
-        let restoring = Restoring::new(image, Arc::clone(&memory), progress);
+        let restoring = Restoring::new(image, Arc::clone(&memory), progress, first);
         let restoring = restoring.map_err(RestoreError::Thread)?;
-        let (fill, stop) = (restoring.fill(), restoring.stop());
+        let (running, stop) = (restoring.running(), restoring.stop());
         let settling = Settling {
             host: Arc::clone(self.host),
             vm: Arc::clone(self.vm),
@@ -258,7 +295,7 @@ impl Bringing<'_> {
             }
             settling.end(restoring.run());
         })?;
-        Ok(fill)
+        Ok(running)
     }
 
     /// Reads the file that the guest runs on, and stops the guest if it is not what was saved.

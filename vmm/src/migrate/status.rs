@@ -156,6 +156,7 @@ fn restore_status(restore: &Restore) -> RestoreStatus {
             began_monotonic_us: restore.began_us,
             opened_us: at(Mark::Opened),
             restored_us: at(Mark::Restored),
+            recorded_us: at(Mark::Recorded),
             working_set_us: at(Mark::WorkingSet),
             resident_us: at(Mark::Resident),
             checked_us: at(Mark::Checked),

@@ -104,7 +104,8 @@ fn the_document_has_every_word_and_no_other() {
     ours.extend([MigrationState::Completed, MigrationState::Failed].map(word));
     use SnapshotState::{Active as Saving, Completed as Saved, Failed as NotSaved};
     ours.extend([Saving, Saved, NotSaved].map(word));
-    ours.extend([RestoreMode::Copy, RestoreMode::Mmap, RestoreMode::Ondemand].map(word));
+    use RestoreMode::{Copy, Mmap, Ondemand, Workingset};
+    ours.extend([Copy, Mmap, Ondemand, Workingset].map(word));
     use RestoreState::{Failed, Loading, Mapped, Resident, Serving};
     ours.extend([Loading, Serving, Mapped, Resident, Failed].map(word));
     ours.insert("godwit".to_owned());

@@ -174,6 +174,7 @@ fn full_restore() -> RestoreStatus {
             began_monotonic_us: 100,
             opened_us: Some(1_000),
             restored_us: Some(8_000),
+            recorded_us: Some(30_000),
             working_set_us: Some(40_000),
             resident_us: Some(400_000),
             checked_us: Some(500_000),

@@ -70,6 +70,8 @@ pub enum RestoreMode {
     Mmap,
     /// The guest runs at once, and its pages come when it touches them, and in the background.
     Ondemand,
+    /// The same, and the pages that were recorded before come first.
+    Workingset,
 }
 
 /// How the restore of this guest goes, or went.
@@ -104,6 +106,8 @@ pub struct RestoreTimeline {
     pub opened_us: Option<u64>,
     /// *Restored*: the guest runs.
     pub restored_us: Option<u64>,
+    /// What the guest touched first is recorded.
+    pub recorded_us: Option<u64>,
     /// *Working set in*: the pages that were recorded are in place.
     pub working_set_us: Option<u64>,
     /// *Fully resident*: every page is in place.

@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use clap::{Args as ClapArgs, ValueEnum};
 use uuid::Uuid;
 
-use super::{At, MemoryBacking};
+use super::{At, MemoryBacking, size};
 use crate::api::types::RestoreMode;
 
 /// `godwit snapshot`.
@@ -42,6 +42,21 @@ pub struct Restore {
     /// With --mode copy: read it into huge pages, which takes longer and makes the guest faster
     #[arg(long)]
     pub huge_pages: bool,
+    /// With --mode workingset: what --record has written
+    #[arg(long, value_name = "FILE", required_if_eq("mode", "workingset"))]
+    pub working_set: Option<PathBuf>,
+    /// With --mode ondemand: write down which pages the guest touches first, with their contents
+    ///
+    /// Nothing is brought in meanwhile but what the guest touches. The file belongs to this
+    /// snapshot and to no other.
+    #[arg(long, value_name = "FILE")]
+    pub record: Option<PathBuf>,
+    /// With --record: for how many seconds, unless the guest ends before
+    #[arg(long, value_name = "S", default_value_t = 10, requires = "record")]
+    pub record_s: u32,
+    /// With --record: at most so much memory, in bytes or with K, M or G; 4G is the most
+    #[arg(long, value_name = "SIZE", default_value = "256M", requires = "record", value_parser = size)]
+    pub record_max: u64,
     /// Control socket to make
     #[arg(long, value_name = "PATH")]
     pub api_socket: Option<PathBuf>,
@@ -67,6 +82,8 @@ pub enum Mode {
     /// The guest runs at once; a page comes, verified, when it is touched, and the others in the
     /// background. A damaged page is lost to the guest, which is told as hardware would tell it
     Ondemand,
+    /// As ondemand, but the pages of --working-set come first, read from start to end
+    Workingset,
 }
 
 impl From<Mode> for RestoreMode {
@@ -75,6 +92,7 @@ impl From<Mode> for RestoreMode {
             Mode::Copy => RestoreMode::Copy,
             Mode::Mmap => RestoreMode::Mmap,
             Mode::Ondemand => RestoreMode::Ondemand,
+            Mode::Workingset => RestoreMode::Workingset,
         }
     }
 }
