@@ -206,6 +206,11 @@ pub struct MigrationStatus {
     /// How long each vCPU has waited for missing pages, in microseconds; absent at the source.
     #[serde(default)]
     pub blocktime_us: Option<Vec<u64>>,
+    /// How long other threads have, all together, in microseconds; absent at the source. KVM may
+    /// let a thread of the kernel wait in the place of a vCPU, which it halts meanwhile, and does
+    /// not say for which.
+    #[serde(default)]
+    pub blocktime_others_us: Option<u64>,
     /// Microseconds in which no vCPU ran anywhere, as the source measured it: from telling its
     /// vCPUs to stop to hearing that they run again. Absent until then, and at the destination.
     pub blackout_us: Option<u64>,

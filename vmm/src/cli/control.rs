@@ -209,7 +209,8 @@ fn print_migration(migration: &MigrationStatus) {
     }
     if let Some(blocked) = &migration.blocktime_us {
         let blocked: Vec<String> = blocked.iter().map(|us| format!("{us} us")).collect();
-        println!("blocktime  {} (by vCPU)", blocked.join(", "));
+        let others = migration.blocktime_others_us.unwrap_or(0);
+        println!("blocktime  {} (by vCPU), {others} us of others for them", blocked.join(", "));
     }
     if let Some(blackout) = migration.blackout_us {
         println!("blackout   {blackout} us");

@@ -250,6 +250,7 @@ fn full_migration() -> MigrationStatus {
             },
         }),
         blocktime_us: Some(vec![700, 800]),
+        blocktime_others_us: Some(900),
         blackout_us: Some(4_000),
         paused_tsc: Some(vec![1, 2]),
     }
