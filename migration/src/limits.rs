@@ -101,6 +101,9 @@ pub const PREAMBLE_TIMEOUT: Duration = Duration::from_secs(5);
 pub const ALIVE_INTERVAL: Duration = Duration::from_secs(1);
 /// How long a silent peer is waited for before its channel counts as lost.
 pub const PEER_TIMEOUT: Duration = Duration::from_secs(10);
+/// How long a destination to which pages are due waits for one, or for the end of the push, while
+/// the source says that it is alive; as often as there are bulk channels.
+pub const STALL_TIMEOUT: Duration = Duration::from_secs(20);
 
 /// Pages in `bytes` bytes, which are few, and at least one.
 #[expect(clippy::cast_possible_truncation)]
@@ -130,3 +133,4 @@ const _: () = assert!(STAGED_AHEAD_BYTES_MAX.is_multiple_of(STAGING_STEP_BYTES))
 const _: () = assert!(STAGING_TIMEOUT.as_secs() * 4 < SETUP_TIMEOUT.as_secs());
 const _: () = assert!(PACKAGE_BYTES_MAX < u32::MAX as usize);
 const _: () = assert!(ALIVE_INTERVAL.as_secs() * 3 < PEER_TIMEOUT.as_secs());
+const _: () = assert!(PEER_TIMEOUT.as_secs() < STALL_TIMEOUT.as_secs());

@@ -79,6 +79,19 @@ pub enum PeerError {
         /// What this side was doing.
         state: &'static str,
     },
+    /// No page came for too long, though the peer says that it is alive.
+    #[error(
+        "no page has come for {seconds} s while {state}, {pages} are missing, and the peer is \
+         there: something between the hosts carries one channel and not another"
+    )]
+    Stalled {
+        /// How long, in seconds.
+        seconds: u64,
+        /// How many pages.
+        pages: u32,
+        /// What this side was doing.
+        state: &'static str,
+    },
     /// The connection ended or broke.
     #[error("connection lost: {0}")]
     Lost(String),

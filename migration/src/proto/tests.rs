@@ -8,7 +8,7 @@ use godwit_uffd::page::{PageIndex, PageRun, PageSize};
 use uuid::Uuid;
 
 use super::*;
-use crate::limits::{PEER_TIMEOUT, REDIAL_MAX, REDIAL_MIN};
+use crate::limits::{PEER_TIMEOUT, REDIAL_MAX, REDIAL_MIN, STALL_TIMEOUT};
 use crate::page::{Claims, Class, PageSet, Paging, Requested, Sent};
 use crate::schedule::{OnTimeout, RoundLimits};
 use crate::wire::{
@@ -40,6 +40,8 @@ struct Pair {
     faults: Faults,
     /// Pages that are written during each round, while there are any.
     dirty: Vec<Vec<u32>>,
+    /// Nothing that is pushed arrives.
+    swallows: bool,
     /// Both channels carry bytes.
     connected: bool,
     /// What each side did, by name.
@@ -85,6 +87,7 @@ impl Pair {
             now,
             faults,
             dirty: Vec::new(),
+            swallows: false,
             connected: true,
             log: Vec::new(),
             source_end: None,
@@ -177,7 +180,7 @@ impl Pair {
             SourceOutput::Resume => self.log.push("resume".into()),
             SourceOutput::RecordReclaimed(4) => self.log.push("reclaimed".into()),
             SourceOutput::RecordReleased(4) => self.log.push("released".into()),
-            SourceOutput::Reached(_) => {}
+            SourceOutput::Reached(phase) => self.log.push(format!("source {phase:?}")),
             SourceOutput::Finish(outcome) => self.source_end = Some(outcome),
             other => panic!("{other:?}"),
         }
@@ -271,13 +274,15 @@ impl Pair {
     /// Everything that was not asked for comes over the bulk channel.
     fn push(&mut self) {
         for page in (0..PAGES).map(PageIndex) {
-            if self.sent.take(page) {
+            if self.sent.take(page) && !self.swallows {
                 self.install(PageRun::one(page));
             }
         }
         self.tell_source(SourceInput::Pushed);
-        self.tell_destination(DestinationInput::PushEnded);
-        self.tell_destination(DestinationInput::PushEnded);
+        if !self.swallows {
+            self.tell_destination(DestinationInput::PushEnded);
+            self.tell_destination(DestinationInput::PushEnded);
+        }
     }
 
     /// Time passes until the source dials, and all that follows happens.
@@ -323,6 +328,34 @@ fn a_guest_moves_and_both_sides_know() {
     assert_eq!(pair.source_end, Some(Outcome::Completed));
     assert_eq!(pair.destination_end, Some(Outcome::Completed));
     assert!(pair.did("released"));
+}
+
+/// The destination may say that it has all before the threads of the push say that they are done,
+/// or after it; the timeline has the end of the push either way, once.
+#[test]
+fn the_end_of_the_push_is_told_before_the_end_whoever_is_first() {
+    for complete_is_first in [true, false] {
+        let mut pair = Pair::new(Faults::default());
+        pair.run();
+        for page in (0..PAGES).map(PageIndex) {
+            if pair.sent.take(page) {
+                pair.install(PageRun::one(page));
+            }
+        }
+        if !complete_is_first {
+            pair.tell_source(SourceInput::Pushed);
+        }
+        pair.tell_destination(DestinationInput::PushEnded);
+        pair.tell_destination(DestinationInput::PushEnded);
+        pair.run();
+        pair.tell_source(SourceInput::Pushed);
+        pair.run();
+        assert_eq!(pair.source_end, Some(Outcome::Completed));
+        let mut told = pair.log.iter().filter(|told| told.starts_with("source "));
+        assert!(told.any(|told| told == "source Running"), "{:?}", pair.log);
+        assert!(told.any(|told| told == "source Pushed"), "{:?}", pair.log);
+        assert_eq!(pair.did_times("source Pushed"), 1);
+    }
 }
 
 #[test]
@@ -614,6 +647,7 @@ fn a_guest_that_ends_while_moving_ends_the_migration() {
     pair.run();
     assert_eq!(pair.source_end, Some(Outcome::Completed));
     assert_eq!(pair.destination_end, Some(Outcome::Completed));
+    assert!(!pair.did("source Pushed"), "pages were left: {:?}", pair.log);
 }
 
 #[test]
@@ -635,6 +669,43 @@ fn silence_is_an_abort_before_the_grant_and_a_loss_after_it() {
     pair.destination.handle_timeout(pair.now + hour);
     pair.run();
     assert!(pair.is_paused());
+}
+
+/// What is pushed does not arrive, and the source says that it is alive all the time.
+#[test]
+fn pages_that_are_swallowed_while_the_source_is_alive_are_a_loss() {
+    let mut pair = Pair::new(Faults::default());
+    pair.run();
+    let begun = pair.now;
+    while !pair.did("destination interrupted") && pair.now < begun + STALL_TIMEOUT * 4 {
+        pair.now += Duration::from_secs(1);
+        pair.tell_destination(DestinationInput::Message(Message::Alive));
+        pair.destination.handle_timeout(pair.now);
+        while pair.step_destination() {}
+    }
+    assert_eq!(pair.now - begun, STALL_TIMEOUT * 2, "two channels");
+    pair.lose_both();
+    pair.run();
+    pair.dial_again();
+    pair.push();
+    pair.run();
+    assert_eq!(pair.source_end, Some(Outcome::Completed));
+
+    // In a round the guest stays where it is.
+    let mut pair = Pair::of(Mode::Precopy, Faults::default());
+    pair.swallows = true;
+    pair.run();
+    assert!(pair.did("push"));
+    let begun = pair.now;
+    while pair.destination_end.is_none() && pair.now < begun + STALL_TIMEOUT * 4 {
+        pair.now += Duration::from_secs(1);
+        pair.tell_destination(DestinationInput::Message(Message::Alive));
+        pair.destination.handle_timeout(pair.now);
+        pair.run();
+    }
+    assert!(aborted(pair.source_end.as_ref()) && aborted(pair.destination_end.as_ref()));
+    assert_eq!(pair.now - begun, STALL_TIMEOUT * 2);
+    assert!(!pair.did("pause"));
 }
 
 #[test]

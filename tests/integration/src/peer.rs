@@ -9,6 +9,7 @@ use std::path::Path;
 use godwit_migration::transport::Address;
 use rustix::event::{PollFd, PollFlags, poll};
 use rustix::net::sockopt::set_socket_linger;
+use socket2::{SockFilter, SockRef};
 
 use crate::DEADLINE;
 use crate::process::timespec;
@@ -161,6 +162,19 @@ impl Peer {
         }
     }
 
+    /// From now on every packet that comes to this end is dropped before TCP sees it, as if there
+    /// were no link any more: nothing is answered, not even a keepalive.
+    ///
+    /// # Panics
+    /// On a Unix socket, which has no packets.
+    #[track_caller]
+    pub fn drop_packets(&self) {
+        let Peer::Tcp(stream) = self else { panic!("a Unix socket has no packets to drop") };
+        // BPF_RET with 0: nothing of the packet is kept.
+        let filter = [SockFilter::new(6, 0, 0, 0)];
+        SockRef::from(stream).attach_filter(&filter).expect("a socket takes a filter");
+    }
+
     fn set_deadlines(self) -> Peer {
         let set = match &self {
             Peer::Tcp(stream) => stream
@@ -292,6 +306,22 @@ mod tests {
         let mut caller = Peer::connect(&listener.address());
         listener.accept().reset();
         assert_eq!(caller.receive_to_end(), b"");
+    }
+
+    #[test]
+    fn packets_that_are_dropped_tell_nobody() {
+        let listener = PeerListener::tcp();
+        let mut caller = Peer::connect(&listener.address());
+        let mut called = listener.accept();
+        called.drop_packets();
+        caller.send(b"in vain").expect("nobody says that it does not arrive");
+        let Peer::Tcp(stream) = &called else { unreachable!("called over TCP") };
+        stream.set_nonblocking(true).expect("a socket");
+        caller.finish_sending();
+        called.send(b"back").expect("sends");
+        assert_eq!(caller.receive(4), b"back");
+        let nothing = called.receive_some(&mut [0; 8]).expect_err("nothing came, not even an end");
+        assert_eq!(nothing.kind(), io::ErrorKind::WouldBlock);
     }
 
     #[test]

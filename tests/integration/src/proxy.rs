@@ -2,7 +2,7 @@
 //! breaks off whatever message the test says, on every channel of a session and of those that
 //! resume it. It may be slow, too.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::io;
 use std::net::TcpStream;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -39,6 +39,8 @@ pub struct Passing<'a> {
     pub from: Side,
     /// On which channel.
     pub channel: Channel,
+    /// On which connection of this link, counted from 1.
+    pub connection: usize,
     /// What it is.
     pub kind: Kind,
     /// All of it, which may be changed.
@@ -54,6 +56,9 @@ pub enum Fate {
     Hold,
     /// It is lost, with all connections. New ones are let through.
     Cut,
+    /// It is lost, with its connection, and nobody is told: packets to either end of it are
+    /// dropped from now on. New connections are let through. TCP only.
+    Vanish,
 }
 
 /// How slow a link is.
@@ -83,12 +88,21 @@ struct Shared {
     /// Until when each direction is taken.
     taken_until: [Mutex<Instant>; 2],
     outlets: Mutex<Vec<Arc<Mutex<Outlet>>>>,
-    ends: Mutex<Vec<Peer>>,
+    /// Each with the number of its connection.
+    ends: Mutex<Vec<(usize, Peer)>>,
+    vanished: Mutex<HashSet<usize>>,
     seen: Mutex<HashMap<(Side, u16), usize>>,
     callers: Mutex<HashMap<u8, usize>>,
     /// Nobody gets through.
     blocked: AtomicBool,
     ended: AtomicBool,
+}
+
+/// A direction of a connection.
+#[derive(Clone, Copy)]
+struct Lane {
+    from: Side,
+    connection: usize,
 }
 
 /// What arrives, and when.
@@ -140,6 +154,7 @@ impl Proxy {
             taken_until: [(); 2].map(|()| Mutex::new(Instant::now())),
             outlets: Mutex::default(),
             ends: Mutex::default(),
+            vanished: Mutex::default(),
             seen: Mutex::default(),
             callers: Mutex::default(),
             blocked: AtomicBool::new(false),
@@ -297,7 +312,7 @@ pub fn holds_from(
 
 impl Shared {
     fn accept_all(self: &Arc<Shared>, listener: &PeerListener) {
-        loop {
+        for connection in 1.. {
             let source = listener.accept_whenever();
             if self.ended.load(Ordering::SeqCst) {
                 return;
@@ -309,15 +324,16 @@ impl Shared {
                 if self.blocked.load(Ordering::SeqCst) {
                     continue;
                 }
-                ends.extend([source.share(), destination.share()]);
+                ends.extend([&source, &destination].map(|end| (connection, end.share())));
                 drop(ends);
-                self.carry(Side::Source, source.share(), destination.share());
-                self.carry(Side::Destination, destination, source);
+                let lane = |from| Lane { from, connection };
+                self.carry(lane(Side::Source), source.share(), destination.share());
+                self.carry(lane(Side::Destination), destination, source);
             }
         }
     }
 
-    fn carry(self: &Arc<Shared>, from: Side, origin: Peer, to: Peer) {
+    fn carry(self: &Arc<Shared>, lane: Lane, origin: Peer, to: Peer) {
         let (sender, pieces) = sync_channel(UNDER_WAY_MAX);
         let outlet = Arc::new(Mutex::new(Outlet { to: sender, held: Vec::new() }));
         lock(&self.outlets).push(Arc::clone(&outlet));
@@ -325,12 +341,13 @@ impl Shared {
         let shared = Arc::clone(self);
         thread::spawn(move || {
             // An error is an end like any other: the other side learns it.
-            let _ = shared.carry_frames(from, origin, &outlet);
+            let _ = shared.carry_frames(lane, origin, &outlet);
             lock(&shared.outlets).retain(|other| !Arc::ptr_eq(other, &outlet));
         });
     }
 
-    fn carry_frames(&self, from: Side, mut origin: Peer, outlet: &Mutex<Outlet>) -> io::Result<()> {
+    fn carry_frames(&self, lane: Lane, mut origin: Peer, outlet: &Mutex<Outlet>) -> io::Result<()> {
+        let Lane { from, connection } = lane;
         let mut preamble = [0; PREAMBLE_BYTES];
         origin.receive_all(&mut preamble)?;
         let channel = Preamble::decode(&preamble).map_err(io::Error::other)?.channel;
@@ -357,7 +374,8 @@ impl Shared {
             while let Some(frame) = wire::decode(&buffer[done..]).map_err(io::Error::other)? {
                 let (kind, end) = (frame.kind, done + frame.wire_bytes());
                 let mut bytes = buffer[done..end].to_vec();
-                self.pass(&mut Passing { from, channel, kind, bytes: &mut bytes }, outlet)?;
+                let bytes = &mut bytes;
+                self.pass(&mut Passing { from, channel, connection, kind, bytes }, outlet)?;
                 done = end;
             }
             buffer.drain(..done);
@@ -374,7 +392,10 @@ impl Shared {
     fn pass(&self, passing: &mut Passing<'_>, outlet: &Mutex<Outlet>) -> io::Result<()> {
         // Locked until it is kept or sent, so that a release comes before or after.
         let mut outlet = lock(outlet);
-        let fate = (lock(&self.rule))(passing);
+        let fate = match lock(&self.vanished).contains(&passing.connection) {
+            true => Fate::Hold,
+            false => (lock(&self.rule))(passing),
+        };
         *lock(&self.seen).entry((passing.from, passing.kind as u16)).or_insert(0) += 1;
         match fate {
             Fate::Forward => self.forward(passing.from, std::mem::take(passing.bytes), &outlet),
@@ -385,6 +406,10 @@ impl Shared {
             Fate::Cut => {
                 self.cut();
                 Err(io::ErrorKind::ConnectionAborted.into())
+            }
+            Fate::Vanish => {
+                self.vanish(passing.connection);
+                Ok(())
             }
         }
     }
@@ -405,9 +430,16 @@ impl Shared {
     }
 
     fn cut(&self) {
-        for end in lock(&self.ends).drain(..) {
+        for (_, end) in lock(&self.ends).drain(..) {
             end.hang_up();
         }
+    }
+
+    fn vanish(&self, connection: usize) {
+        lock(&self.vanished).insert(connection);
+        let ends = lock(&self.ends);
+        let its = ends.iter().filter(|(number, _)| *number == connection);
+        its.for_each(|(_, end)| end.drop_packets());
     }
 }
 

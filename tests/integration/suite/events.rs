@@ -55,7 +55,8 @@ fn both_sides_tell_of_rounds_the_switchover_a_loss_and_the_end() {
     in_order(&told(&came, "state", "state"), &["setup", "active", "device", "postcopy-active"]);
     in_order(&told(&came, "state", "state"), &["postcopy-paused", "postcopy-active", "completed"]);
     for (events, before) in [(&left, "paused"), (&came, "loaded")] {
-        in_order(&told(events, "phase", "phase"), &["started", before, "granted", "released"]);
+        let phases = ["started", before, "granted", "pushed", "released"];
+        in_order(&told(events, "phase", "phase"), &phases);
         let round = events.iter().find(|event| event["event"] == "round").expect("a round");
         assert_eq!(round["round"], 1);
         let end = events.last().expect("an end");

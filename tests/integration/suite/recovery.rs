@@ -1,18 +1,18 @@
-//! After the switchover the link breaks wherever it can, and processes are killed: the session goes
-//! on by itself, or the guest is the source's again, or its loss is said.
+//! After the switchover the link breaks wherever it can, again and again, and the session goes on
+//! by itself.
 
 use std::thread;
 use std::time::Duration;
 
 use godwit_migration::wire::{Channel, Kind};
-use godwit_tests::proxy::{Fate, Pace, Passing, Proxy, Side, cuts_at, holds_from};
-use godwit_tests::stage::{Machine, Node, SMALL, Stage, Transport};
-use godwit_tests::{Process, Stream, require_kvm, until};
-use godwit_vmm::api::types::{GuestState, MigrationState};
+use godwit_tests::proxy::{Fate, Pace, Passing, Proxy, cuts_at};
+use godwit_tests::stage::{Machine, SMALL, Stage, Transport};
+use godwit_tests::{require_kvm, until};
+use godwit_vmm::api::types::MigrationState;
 
 use crate::GODWIT;
 use crate::moves::{holds_as_much, resources_at_rest};
-use crate::moving::{Moving, ToAndFro, fails, fails_with, is_kept, is_refused, is_whole, runs_on};
+use crate::moving::{Moving, ToAndFro, is_kept, is_refused, is_whole};
 
 /// Where the link breaks: at these frames, and at what this channel begins with.
 type Break = (&'static [(Kind, usize)], Option<(Channel, usize)>);
@@ -109,136 +109,6 @@ fn breaks_often(options: &[&str], pace: Option<Pace>, times: usize, backing: &st
     // Several channels may be cut in one interruption.
     assert!(!options.is_empty() || interruptions == times, "{interruptions}");
     source.process.wait_success();
-}
-
-/// A guest on its way, as far as a link lets it.
-struct Held {
-    source: Node,
-    destination: Node,
-    link: Proxy,
-    migrate: Process,
-}
-
-/// Moves the guest of `source` until the link keeps the `number`th frame of this kind.
-fn held(stage: &Stage, source: Node, from: Side, kind: Kind, number: usize) -> Held {
-    let destination = stage.receive("destination", Transport::Unix);
-    let link = Proxy::start(destination.address(), holds_from(kind, number));
-    let migrate = stage.migrate(&source, link.address());
-    until("the frame that is kept", || (link.seen(from, kind) >= number).then_some(()));
-    Held { source, destination, link, migrate }
-}
-
-/// A destination that is killed before it owns the guest proves, when it is back, that it never ran
-/// there.
-#[test]
-fn a_destination_that_is_restarted_before_it_owned_the_guest_gives_it_back() {
-    require_kvm!();
-    let stage = Stage::new(GODWIT);
-    let mut source = stage.launch_filled("source", &SMALL);
-    for (from, at) in [
-        (Side::Destination, Kind::Accept),
-        (Side::Source, Kind::Package),
-        (Side::Destination, Kind::Loaded),
-        (Side::Source, Kind::Grant),
-    ] {
-        let mut moving = held(&stage, source, from, at, 1);
-        moving.destination.process.kill();
-        moving.link.decide(|_| Fate::Forward);
-        let destination = stage.restart("destination", moving.destination);
-        fails(moving.migrate);
-        runs_on(&moving.source);
-        assert_eq!(destination.process.text(Stream::Stdout), "", "no guest ran there");
-        source = moving.source;
-    }
-    let destination = stage.receive("last", Transport::Tcp);
-    stage.migrate(&source, destination.address()).wait_success();
-    is_whole(&destination, &source);
-    source.process.wait_success();
-}
-
-/// A destination that is killed when it owned the guest: that is lost, wherever its pages are.
-#[test]
-fn a_destination_that_is_restarted_after_it_owned_the_guest_has_lost_it() {
-    require_kvm!();
-    for (from, at, number) in [
-        (Side::Destination, Kind::Owned, 1),
-        (Side::Source, Kind::Pages, 100),
-        (Side::Destination, Kind::Complete, 1),
-    ] {
-        let stage = Stage::new(GODWIT);
-        let source = stage.launch_filled("source", &SMALL);
-        let mut moving = held(&stage, source, from, at, number);
-        moving.destination.process.kill();
-        moving.link.decide(|_| Fate::Forward);
-        let destination = stage.restart("destination", moving.destination);
-        let status = moving.source.until_migration(MigrationState::Failed);
-        assert!(status.lost() && status.guest == GuestState::Paused, "{at:?}: {status:?}");
-        fails_with(moving.migrate, "the guest is lost");
-        is_refused(&stage, "resume", &moving.source, "granted");
-        assert_eq!(destination.status().guest, GuestState::None);
-        assert_eq!(destination.process.text(Stream::Stdout), "", "no guest ran there again");
-    }
-}
-
-/// With the source the guest is gone until it is granted: the receiver listens again, and never ran
-/// it.
-#[test]
-fn a_source_that_is_killed_before_the_switchover_leaves_the_receiver_listening() {
-    require_kvm!();
-    let stage = Stage::new(GODWIT);
-    for (from, at) in [
-        (Side::Source, Kind::Offer),
-        (Side::Destination, Kind::Accept),
-        (Side::Source, Kind::Package),
-        (Side::Destination, Kind::Loaded),
-        (Side::Source, Kind::Grant),
-    ] {
-        let source = stage.launch(&format!("source {at:?}"), &SMALL);
-        let id = source.status().id.expect("a guest").to_string();
-        let mut moving = held(&stage, source, from, at, 1);
-        moving.source.process.kill();
-        moving.migrate.wait_failure();
-        moving.destination.wait_log("listening again");
-        assert_eq!(moving.destination.status().guest, GuestState::None);
-        assert_eq!(moving.destination.process.text(Stream::Stdout), "", "no guest ran there");
-        if at == Kind::Grant {
-            // The source does not know whether the grant has arrived.
-            let state = stage.folder().path(&format!("source {at:?}.state"));
-            let state = state.to_str().expect("a plain path");
-            let words = ["run", "--memory", "64M", "--id", &id, "--state-dir", state];
-            fails_with(stage.command("run again", &words), "--override-grant");
-        }
-    }
-}
-
-/// A source that is killed later takes the pages with it that it alone has.
-#[test]
-fn a_source_that_is_killed_after_the_switchover_leaves_the_guest_with_what_it_has() {
-    require_kvm!();
-    for (from, at, number) in
-        [(Side::Destination, Kind::Owned, 1), (Side::Source, Kind::Pages, 100)]
-    {
-        let stage = Stage::new(GODWIT);
-        let source = stage.launch_filled("source", &SMALL);
-        let mut moving = held(&stage, source, from, at, number);
-        moving.source.process.kill();
-        moving.migrate.wait_failure();
-        let status = moving.destination.until_migration(MigrationState::PostcopyPaused);
-        assert!(status.owner.owns, "{at:?}: {status:?}");
-        assert!(status.migration.expect("a migration").pages.remaining > 0);
-        stage.control("shutdown", &moving.destination, &[]).wait_success();
-        moving.destination.process.wait();
-        let console = moving.destination.process.text(Stream::Stdout);
-        assert!(!console.contains("corrupt vcpu"), "it ran on without its pages: {console}");
-    }
-    for (from, at) in [(Side::Destination, Kind::Complete), (Side::Source, Kind::Released)] {
-        let stage = Stage::new(GODWIT);
-        let source = stage.launch_filled("source", &SMALL);
-        let mut moving = held(&stage, source, from, at, 1);
-        moving.source.process.kill();
-        moving.migrate.wait();
-        is_whole(&moving.destination, &moving.source);
-    }
 }
 
 /// The address is gone, and the destination listens at another one.

@@ -6,11 +6,12 @@ use std::sync::{Arc, Mutex};
 use godwit_migration::transport::Address;
 use godwit_tests::certificates::Authority;
 use godwit_tests::stage::{Machine, Node, SMALL, Stage, Transport};
-use godwit_tests::{Process, Stream, require_kvm};
+use godwit_tests::{Process, Stream, require_kvm, until};
 use godwit_vmm::api::types::{GuestState, MigrationState};
 use godwit_vmm::demo::link::{CutAt, Direction, Fate, Options, Proxy, Tap};
 
 use crate::GODWIT;
+use crate::moving::{self, is_whole, runs_on};
 
 /// Names by which a receiver on this host is dialled.
 const NAMES: [&str; 2] = ["127.0.0.1", "localhost"];
@@ -136,26 +137,84 @@ fn a_source_with_tls_and_a_receiver_without_say_so() {
     }
 }
 
-/// A connection that breaks without a farewell, while pages are pushed: after the switchover.
+/// Where a connection of a link breaks without a farewell: after so many bytes in this direction.
+type Cut = Option<(Direction, u64)>;
+
+/// A link of which each connection, in their order, breaks where `cuts` say, and none after those.
+fn link_that_cuts(to: &Address, cuts: &'static [Cut]) -> Proxy {
+    let taps = move |number: usize, direction| {
+        let (cut_in, bytes) = cuts.get(number).copied().flatten()?;
+        (cut_in == direction).then(|| Box::new(CutAt::new(bytes)) as Box<dyn Tap>)
+    };
+    link(to, Options { link: None, taps: Some(Box::new(taps)) })
+}
+
+/// The urgent channel breaks in its handshake, at either side, and behind it; the bulk channel in
+/// its handshake and in the first round.
 #[test]
-fn a_connection_with_tls_that_is_cut_is_dialled_again() {
+fn a_connection_with_tls_that_is_cut_before_the_switchover_leaves_the_guest_where_it_is() {
     require_kvm!();
     let (stage, tls_dir) = stage();
-    let source = stage.launch_filled("source", &SMALL);
+    let mut source = stage.launch_filled("source", &SMALL);
     let options = ["--tls-dir", &tls_dir];
     let destination = stage.receive_with("destination", Transport::Tcp, &options);
-    let taps = |number, direction| {
-        let cut = number == 1 && direction == Direction::ToDestination;
-        cut.then(|| Box::new(CutAt::new(16 << 20)) as Box<dyn Tap>)
-    };
-    let link = link(destination.address(), Options { link: None, taps: Some(Box::new(taps)) });
+    let cuts: [(&[Cut], bool); 6] = [
+        (&[Some((Direction::ToDestination, 64))], false),
+        (&[Some((Direction::ToSource, 64))], false),
+        (&[Some((Direction::ToDestination, 3000))], false),
+        (&[None, Some((Direction::ToDestination, 64))], true),
+        (&[None, Some((Direction::ToSource, 64))], true),
+        (&[None, Some((Direction::ToDestination, 8 << 20))], true),
+    ];
+    let mut log = destination.process.new_lines(Stream::Stderr);
+    for (cuts, accepted) in cuts {
+        let link = link_that_cuts(destination.address(), cuts);
+        let options = [&options[..], &["--mode", "hybrid"]].concat();
+        moving::fails(stage.migrate_with(&source, link.address(), &options));
+        runs_on(&source);
+        if accepted {
+            log.wait("that it listens again", |line| line.contains("listening again"));
+        }
+    }
+    until("nobody on his way", || (destination.status().guest == GuestState::None).then_some(()));
+    stage.migrate_with(&source, destination.address(), &options).wait_success();
+    is_whole(&destination, &source);
+    source.process.wait_success();
+}
+
+/// After the switchover: while pages are pushed, again and again, and while the session is resumed,
+/// in the handshake of each channel.
+#[test]
+fn connections_with_tls_that_are_cut_are_dialled_again_until_they_hold() {
+    require_kvm!();
+    const CUTS: &[Cut] = &[
+        None,
+        Some((Direction::ToDestination, 12 << 20)),
+        // The channel that resumes, and the bulk channel behind it.
+        Some((Direction::ToDestination, 64)),
+        Some((Direction::ToSource, 64)),
+        None,
+        Some((Direction::ToDestination, 64)),
+        None,
+        Some((Direction::ToSource, 64)),
+        None,
+        Some((Direction::ToDestination, 8 << 20)),
+        None,
+        Some((Direction::ToDestination, 8 << 20)),
+    ];
+    let (stage, tls_dir) = stage();
+    let mut source = stage.launch_filled("source", &SMALL);
+    let options = ["--tls-dir", &tls_dir, "--compression", "none"];
+    let destination = stage.receive_with("destination", Transport::Tcp, &options[..2]);
+    let link = link_that_cuts(destination.address(), CUTS);
     let mut migrate = stage.migrate_with(&source, link.address(), &options);
     migrate.wait_success();
     let stderr = migrate.text(Stream::Stderr);
     assert!(stderr.contains("lost after the switchover"), "{}", migrate.failure("says not how"));
-    let status = destination.until_migration(MigrationState::Completed);
-    assert!(status.owner.owns, "{status:?}");
-    assert!(status.migration.expect("a migration").interruptions > 0);
+    is_whole(&destination, &source);
+    let interruptions = destination.migration().interruptions;
+    assert!(interruptions >= 3, "{interruptions}");
+    source.process.wait_success();
 }
 
 #[test]

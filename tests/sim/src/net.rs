@@ -227,17 +227,22 @@ impl Net {
 
     /// Nothing arrives any more in these directions, and nobody says so.
     pub fn silence(&mut self, stream: Stream, ways: [bool; 2], now: Duration, rng: &mut Rng) {
+        self.swallow(stream, ways, rng);
         let connection = &mut self.connections[stream];
-        for (way, silent) in connection.ways.iter_mut().zip(ways) {
+        // The keepalive is asked after half of the time and then every second.
+        let dead_at = now + PEER_TIMEOUT + rng.millis(0, 1500);
+        connection.dead_at = Some(connection.dead_at.map_or(dead_at, |at| at.min(dead_at)));
+    }
+
+    /// The same, but something between the hosts answers the keepalive.
+    pub fn swallow(&mut self, stream: Stream, ways: [bool; 2], rng: &mut Rng) {
+        for (way, silent) in self.connections[stream].ways.iter_mut().zip(ways) {
             if silent && !way.silent {
                 way.truncate(rng);
                 way.silent = true;
                 way.last = None;
             }
         }
-        // The keepalive is asked after half of the time and then every second.
-        let dead_at = now + PEER_TIMEOUT + rng.millis(0, 1500);
-        connection.dead_at = Some(connection.dead_at.map_or(dead_at, |at| at.min(dead_at)));
     }
 
     pub fn stall(&mut self, stream: Stream, way: usize, until: Duration) {

@@ -3,6 +3,7 @@
 use std::sync::atomic::Ordering;
 
 use crate::chaos::{Fault, Streams};
+use crate::env::Env;
 use crate::incoming;
 use crate::memory::Memory;
 use crate::net::Stream;
@@ -29,7 +30,11 @@ impl World {
             }
             Fault::Silence(streams, ways) => {
                 for stream in self.streams(streams) {
-                    self.env.net.silence(stream, ways, now, &mut self.env.rng);
+                    let Env { net, rng, .. } = &mut self.env;
+                    match rng.chance(70) {
+                        true => net.silence(stream, ways, now, rng),
+                        false => net.swallow(stream, ways, rng),
+                    }
                 }
             }
             Fault::Stall(streams, way, time) => {

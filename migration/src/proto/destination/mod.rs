@@ -11,7 +11,7 @@ use std::time::Instant;
 use godwit_uffd::page::{PageIndex, PageRun};
 
 use self::state::State;
-use super::patience::{Due, Patience};
+use super::patience::{Arrivals, Due, Patience};
 use super::{MigrationState, Outcome, PeerError, Phase};
 use crate::limits::{
     PEER_TIMEOUT, RECORD_RETRY, SETUP_TIMEOUT, SWITCHOVER_TIMEOUT, fault_window_pages_max,
@@ -132,6 +132,7 @@ pub struct Destination {
     /// When the refusal that could not be recorded is recorded again.
     refuse_at: Option<Instant>,
     patience: Patience,
+    arrivals: Arrivals,
     outputs: VecDeque<Output>,
 }
 
@@ -153,6 +154,7 @@ impl Destination {
             refusal: String::new(),
             refuse_at: None,
             patience: Patience::step(now, SETUP_TIMEOUT),
+            arrivals: Arrivals::over(0, 0, now),
             outputs: VecDeque::new(),
         }
     }
@@ -202,6 +204,7 @@ impl Destination {
         }
         let next = self.patience.next();
         let next = self.join_by.map_or(next, |at| at.min(next));
+        let next = if self.pages_are_due() { next.min(self.arrivals.next()) } else { next };
         self.state.waits_for_source().then_some(next)
     }
 
@@ -271,6 +274,9 @@ impl Destination {
         if self.join_by.is_some_and(|at| now >= at) {
             let (joined, connections) = (self.joined, self.connections);
             return self.fail(format!("{joined} of {connections} bulk channels have come in time"));
+        }
+        if let Some(stall) = self.stall(now) {
+            return self.fail(stall.to_string());
         }
         match self.patience.due(now) {
             Due::Nothing => {}
@@ -380,6 +386,7 @@ impl Destination {
         self.ended = 0;
         self.state = State::Running;
         self.patience = Patience::serving(now);
+        self.arrivals = Arrivals::over(self.connections, self.claims.remaining(), now);
         self.outputs.push_back(Output::StartGuest);
         self.outputs.push_back(Output::Reached(Phase::Running));
         if let Some(reason) = self.lost.take() {

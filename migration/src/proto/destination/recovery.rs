@@ -7,7 +7,7 @@ use godwit_uffd::page::PageRun;
 
 use super::{Destination, Output, State};
 use crate::limits::RESUME_TIMEOUT;
-use crate::proto::patience::Patience;
+use crate::proto::patience::{Arrivals, Patience};
 use crate::proto::{Outcome, Phase};
 use crate::wire::{BitmapPart, Message};
 
@@ -59,6 +59,7 @@ impl Destination {
 
     pub(super) fn say_what_is_here(&mut self, now: Instant) {
         self.patience = Patience::serving(now);
+        self.arrivals = Arrivals::over(self.connections, self.claims.remaining(), now);
         self.join_by = Some(now + RESUME_TIMEOUT);
         let received = self.claims.received();
         let parts = BitmapPart::of(&received).map(Message::Received);

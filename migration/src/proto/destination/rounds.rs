@@ -6,7 +6,7 @@ use std::time::Instant;
 use super::{Destination, Output, State};
 use crate::limits::SETUP_TIMEOUT;
 use crate::page::PageSet;
-use crate::proto::patience::Patience;
+use crate::proto::patience::{Arrivals, Patience};
 use crate::proto::{PeerError, Phase};
 use crate::wire::{BitmapPart, Kind, Message};
 
@@ -19,6 +19,7 @@ impl Destination {
         }
         (self.round, self.ended) = (number, 0);
         self.patience = Patience::audible(now, SETUP_TIMEOUT);
+        self.arrivals = Arrivals::over(self.connections, self.claims.remaining(), now);
         self.outputs.push_back(Output::Send(Message::RoundReady { number }));
         Ok(())
     }
@@ -36,6 +37,25 @@ impl Destination {
             self.outputs.push_back(Output::Discard(run));
         }
         Ok(())
+    }
+
+    /// Whether the source has something to push.
+    pub(super) fn pages_are_due(&self) -> bool {
+        match self.state {
+            State::AwaitPackage => self.round > 0 && self.ended < self.connections,
+            State::Running => true,
+            _ => false,
+        }
+    }
+
+    /// What is wrong if no page has come for too long.
+    pub(super) fn stall(&mut self, now: Instant) -> Option<PeerError> {
+        let pages = self.claims.remaining();
+        if !self.pages_are_due() {
+            return None;
+        }
+        let seconds = self.arrivals.stalled(pages, self.ended, now)?.as_secs();
+        Some(PeerError::Stalled { seconds, pages, state: self.state.name() })
     }
 
     /// One bulk channel has read an end: of a round before the switchover, of the push after it.

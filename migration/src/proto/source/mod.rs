@@ -134,6 +134,8 @@ pub struct Source {
     sections: Vec<Section>,
     /// The destination has said that the guest runs there.
     owned: bool,
+    /// It is told that the push is over, which it is for the first time.
+    pushed: bool,
     redial: Redial,
     received: PageSet,
     outputs: VecDeque<Output>,
@@ -159,6 +161,7 @@ impl Source {
             tracking: false,
             sections: Vec::new(),
             owned: false,
+            pushed: false,
             redial: Redial::new(now),
             received: PageSet::empty(0),
             outputs: outputs.into(),
@@ -404,6 +407,12 @@ impl Source {
         }
     }
 
+    fn push_is_over(&mut self) {
+        if !std::mem::replace(&mut self.pushed, true) {
+            self.outputs.push_back(Output::Reached(Phase::Pushed));
+        }
+    }
+
     fn serve(&mut self, now: Instant) {
         self.state = State::Serving;
         self.patience = Patience::serving(now);
@@ -427,6 +436,10 @@ impl Source {
             return Err(PeerError::NotComplete { pages: unsent });
         }
         self.guest_is_owned();
+        if unsent == 0 {
+            // Whoever has it all may say so before the threads that sent it do.
+            self.push_is_over();
+        }
         self.state = State::Ended;
         self.outputs.push_back(Output::RecordReleased(self.transfer));
         self.outputs.push_back(Output::Send(Message::Released));

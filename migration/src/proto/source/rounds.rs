@@ -99,9 +99,7 @@ impl Source {
             Some(RoundStep::Pushing { pushed: false, done, stopped }) => {
                 self.advance(RoundStep::Pushing { pushed: true, done, stopped }, now);
             }
-            None if self.state == State::Serving => {
-                self.outputs.push_back(Output::Reached(Phase::Pushed));
-            }
+            None if self.state == State::Serving => self.push_is_over(),
             _ => {}
         }
     }
