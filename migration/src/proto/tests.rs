@@ -713,7 +713,9 @@ fn a_source_that_sends_a_long_message_slowly_is_not_silent() {
     let step = PEER_TIMEOUT / 2;
     let mut pair = Pair::new(Faults::default());
     pair.run();
-    for _ in 0..10 {
+    // A page that takes longer than this is a stall.
+    let begun = pair.now;
+    while pair.now + step < begun + STALL_TIMEOUT {
         pair.now += step;
         pair.tell_destination(DestinationInput::PartHeard);
         pair.destination.handle_timeout(pair.now);
