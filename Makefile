@@ -90,6 +90,6 @@ uffd-bench: setup ## What each call costs on the kernel and on our model: ARGS=C
 	$(CARGO) bench --locked -p godwit-uffd --bench operations -- $(ARGS)
 
 .PHONY: bench
-bench: setup ## Measure side by side with the floor, and with QEMU if there is one
+bench: setup ## Measure beside the floor and QEMU, then the engine: ARGS="engine --only gate"
 	$(CARGO) build --release --locked
 	$(CARGO) run --release --locked -p godwit-bench -- $(ARGS)

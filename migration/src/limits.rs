@@ -2,16 +2,32 @@
 
 use std::time::Duration;
 
-/// Most pages in one frame of page contents: 256 KiB of base pages, which stays in the cache of the
-/// core that receives and installs it.
-pub const DATA_PAGES_PER_RUN_MAX: u32 = 64;
+use godwit_uffd::page::PageSize;
+
+/// Bytes of page contents in one frame, if a page is no longer than this: they stay in the cache of
+/// the core that receives and installs them.
+const RUN_BYTES: usize = 256 << 10;
+/// Bytes of zero pages that a source has found and not sent, if a page is no longer than this.
+const ZERO_BYTES_HELD: usize = 8 << 20;
+/// Most pages in one frame of page contents, and in one request: 64 base pages, or one huge page.
+pub const fn data_pages_per_run_max(size: PageSize) -> u32 {
+    pages_in(RUN_BYTES, size)
+}
+/// Most bytes of page contents in one frame of a guest with pages of this size.
+pub const fn run_bytes_max(size: PageSize) -> usize {
+    size.length_of(data_pages_per_run_max(size))
+}
+/// Most bytes of page contents in one frame of any guest.
+pub const RUN_BYTES_MAX: usize = run_bytes_max(PageSize::HUGE);
 /// Most pages in one run of zero pages, which carries no contents.
 pub const ZERO_PAGES_PER_RUN_MAX: u32 = 1 << 20;
 /// Most zero pages that a source has found and not sent. A fault on one of them waits meanwhile, so
 /// the number is that of pages looked at in about a millisecond.
-pub const ZERO_PAGES_HELD_MAX: u32 = 2048;
-/// Most bytes of page contents in one frame.
-pub const RUN_BYTES_MAX: usize = DATA_PAGES_PER_RUN_MAX as usize * 4096;
+pub const fn zero_pages_held_max(size: PageSize) -> u32 {
+    pages_in(ZERO_BYTES_HELD, size)
+}
+/// Bytes of answers that a source gathers before it sends them, and one page more.
+pub const ANSWERS_BYTES_MAX: usize = 1 << 20;
 /// Most bytes of a control message: offer, accept, and so on.
 pub const CONTROL_BYTES_MAX: usize = 1 << 20;
 /// Most bytes of vCPU and device state of one guest.
@@ -30,8 +46,10 @@ pub const CONNECTIONS_MAX: u8 = 32;
 pub const REQUESTS_IN_FLIGHT_MAX: usize = 4096;
 
 /// Most pages that one fault asks for: 64 KiB, which keep others waiting for half a millisecond on
-/// a link of a gigabit a second.
-pub const FAULT_WINDOW_PAGES_MAX: u32 = 16;
+/// a link of a gigabit a second, or one huge page.
+pub const fn fault_window_pages_max(size: PageSize) -> u32 {
+    pages_in(64 << 10, size)
+}
 /// Walks of the guest through its memory that its destination tells apart: a few vCPUs with a few
 /// each.
 pub const FAULT_WALKS_MAX: usize = 16;
@@ -39,8 +57,8 @@ pub const FAULT_WALKS_MAX: usize = 16;
 pub const WALK_GAP_PAGES_MAX: u32 = 512;
 /// Faults around which the push goes on, and that it takes in at once.
 pub const PUSH_WALKS_MAX: usize = 8;
-/// Groups of 64 pages that the push is ahead of a guest that walks, before it sends what was
-/// written last: 16 MiB.
+/// Groups of pages that the push is ahead of a guest that walks, before it sends what was written
+/// last: 16 MiB of base pages, 128 MiB of huge ones.
 pub const PUSH_AHEAD_GROUPS_MAX: u32 = 64;
 
 /// Most bytes of pages that a destination has allocated ahead of the pages that come.
@@ -53,8 +71,11 @@ pub const LOST_RUNS_NAMED_MAX: u32 = 8;
 pub const DAMAGED_PAGES_NAMED_MAX: u32 = 8;
 /// Most pages of a working set: 4 GiB of base pages.
 pub const WORKING_SET_PAGES_MAX: u32 = 1 << 20;
-/// The lowest cap on bandwidth, in bytes per second: a full run passes while the peer has patience.
-pub const BANDWIDTH_MIN: u64 = 64 << 10;
+/// The lowest cap on bandwidth, in bytes per second, of a guest with pages of this size: a full run
+/// passes while the peer has patience.
+pub const fn bandwidth_min(size: PageSize) -> u64 {
+    run_bytes_max(size) as u64 / 4
+}
 
 /// How long either side waits for the next step of the set-up.
 pub const SETUP_TIMEOUT: Duration = Duration::from_secs(60);
@@ -84,15 +105,32 @@ pub const PEER_TIMEOUT: Duration = Duration::from_secs(10);
 /// the source says that it is alive; as often as there are bulk channels.
 pub const STALL_TIMEOUT: Duration = Duration::from_secs(20);
 
-const _: () = assert!(ZERO_PAGES_HELD_MAX <= ZERO_PAGES_PER_RUN_MAX);
-const _: () = assert!(ZERO_PAGES_HELD_MAX >= DATA_PAGES_PER_RUN_MAX);
-const _: () = assert!(FAULT_WINDOW_PAGES_MAX <= DATA_PAGES_PER_RUN_MAX);
-const _: () = assert!(RUN_BYTES_MAX < CONTROL_BYTES_MAX);
+/// Pages in `bytes` bytes, which are few, and at least one.
+#[expect(clippy::cast_possible_truncation)]
+const fn pages_in(bytes: usize, size: PageSize) -> u32 {
+    let pages = (bytes / size.bytes()) as u32;
+    if pages == 0 { 1 } else { pages }
+}
+
+const _: () = {
+    let mut at = 0;
+    while at < PageSize::ALL.len() {
+        let size = PageSize::ALL[at];
+        assert!(zero_pages_held_max(size) <= ZERO_PAGES_PER_RUN_MAX);
+        assert!(zero_pages_held_max(size) >= data_pages_per_run_max(size));
+        assert!(fault_window_pages_max(size) <= data_pages_per_run_max(size));
+        // A push takes pages by words of a bitmap, or parts of them.
+        assert!(u64::BITS.is_multiple_of(data_pages_per_run_max(size)));
+        assert!(run_bytes_max(size) <= RUN_BYTES_MAX);
+        assert!(run_bytes_max(size) as u64 / bandwidth_min(size) < PEER_TIMEOUT.as_secs());
+        at += 1;
+    }
+};
+const _: () = assert!(RUN_BYTES_MAX < PACKAGE_BYTES_MAX);
 const _: () = assert!(BITMAP_PART_BYTES_MAX.is_multiple_of(8));
 const _: () = assert!(RUN_BYTES_MAX <= STAGING_STEP_BYTES);
 const _: () = assert!(STAGED_AHEAD_BYTES_MAX.is_multiple_of(STAGING_STEP_BYTES));
 const _: () = assert!(STAGING_TIMEOUT.as_secs() * 4 < SETUP_TIMEOUT.as_secs());
 const _: () = assert!(PACKAGE_BYTES_MAX < u32::MAX as usize);
 const _: () = assert!(ALIVE_INTERVAL.as_secs() * 3 < PEER_TIMEOUT.as_secs());
-const _: () = assert!(RUN_BYTES_MAX as u64 / BANDWIDTH_MIN < PEER_TIMEOUT.as_secs());
 const _: () = assert!(PEER_TIMEOUT.as_secs() < STALL_TIMEOUT.as_secs());

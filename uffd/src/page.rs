@@ -97,6 +97,14 @@ impl PageSize {
     /// The huge page, 2 MiB.
     pub const HUGE: PageSize = PageSize { shift: 21 };
 
+    /// All sizes of pages that memory can be made of.
+    pub const ALL: [PageSize; 2] = [PageSize::BASE, PageSize::HUGE];
+
+    /// The size of `bytes` bytes, if memory can be made of such pages.
+    pub fn of(bytes: u64) -> Option<PageSize> {
+        PageSize::ALL.into_iter().find(|size| size.bytes() as u64 == bytes)
+    }
+
     /// Bytes in one page.
     pub const fn bytes(self) -> usize {
         1 << self.shift
@@ -135,5 +143,15 @@ impl PageSize {
     /// the index inside a region of the page that holds byte `offset`.
     pub fn index_at(self, offset: u64) -> Option<u32> {
         u32::try_from(offset >> self.shift).ok()
+    }
+}
+
+impl fmt::Display for PageSize {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.shift {
+            0..10 => write!(f, "{} B", self.bytes()),
+            10..20 => write!(f, "{} KiB", self.bytes() >> 10),
+            _ => write!(f, "{} MiB", self.bytes() >> 20),
+        }
     }
 }

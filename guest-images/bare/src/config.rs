@@ -3,7 +3,7 @@
 
 use core::fmt;
 
-use crate::page::PAGE_BYTES;
+use crate::page::{Data, PAGE_BYTES};
 
 /// vCPUs that the guest has stacks and tables for.
 pub const VCPUS_MAX: usize = 16;
@@ -66,6 +66,8 @@ pub struct Config {
     pub span_pages: u64,
     /// `fill=`, in pages.
     pub fill_pages: u64,
+    /// `data=`, what the owned pages are made of.
+    pub data: Data,
     /// `seed=`.
     pub seed: u64,
     /// `passes=`, 0 for ever.
@@ -76,6 +78,8 @@ pub struct Config {
     pub order: Order,
     /// `rate=`, pages per second and vCPU, 0 without limit.
     pub rate: u64,
+    /// `every=`: `dirty` writes one of so many groups of pages, at least 1.
+    pub every: u64,
     /// `exit=`, the exit code when all passes are done and nothing was corrupt.
     pub exit: Option<u8>,
     /// `verify=`: whether `random` and `chase` verify the pages that they read.
@@ -140,6 +144,12 @@ impl Config {
                 _ => config.set(name, value).map_err(bad)?,
             }
         }
+        if config.workload == Workload::Chase && !config.data.has_header() {
+            let wanted = "pages that have room for the links of chase: random or text";
+            let is_data = |word: &&str| word.starts_with("data=");
+            let word = line.split_ascii_whitespace().rfind(is_data).unwrap_or(line);
+            return Err(BadValue { word, wanted });
+        }
         let once = config.workload == Workload::Touch;
         config.passes = passes.unwrap_or(u64::from(once));
         let nothing = config.workload == Workload::Clock;
@@ -155,10 +165,12 @@ impl Config {
                 self.vcpus = usize::try_from(vcpus).map_err(|_| "1 to 16 vCPUs")?;
             }
             "span" => self.span_pages = pages(value)?,
+            "data" => self.data = data(value)?,
             "seed" => self.seed = number(value, 0, u64::MAX)?,
             "stride" => self.stride_pages = number(value, 1, u64::MAX)?,
             "order" => self.order = order(value)?,
             "rate" => self.rate = number(value, 0, 1_000_000_000)?,
+            "every" => self.every = number(value, 1, u64::MAX)?,
             "exit" => self.exit = Some(value.parse().map_err(|_| "an exit code, 0 to 255")?),
             "verify" => self.verify = number(value, 0, 1)? == 1,
             "windows" => self.windows = windows(value)?,
@@ -188,6 +200,16 @@ fn workload(value: &str) -> Result<Workload, &'static str> {
     found
         .map(|(_, workload)| *workload)
         .ok_or("halt, touch, stride, random, chase, dirty, checksum, smp, clock or disk")
+}
+
+fn data(value: &str) -> Result<Data, &'static str> {
+    match value {
+        "random" => Ok(Data::Random),
+        "text" => Ok(Data::Text),
+        "word" => Ok(Data::Word),
+        "zero" => Ok(Data::Zero),
+        _ => Err("random, text, word or zero"),
+    }
 }
 
 fn order(value: &str) -> Result<Order, &'static str> {
@@ -260,11 +282,13 @@ const DEFAULTS: Config = Config {
     vcpus: 1,
     span_pages: u64::MAX,
     fill_pages: u64::MAX,
+    data: Data::Random,
     seed: 1,
     passes: 0,
     stride_pages: 16,
     order: Order::Uniform,
     rate: 0,
+    every: 1,
     exit: None,
     verify: true,
     windows: 128,
@@ -325,6 +349,8 @@ mod tests {
             "exit=256",
             "timer=5",
             "order=x",
+            "data=x",
+            "every=0",
             "windows=1",
             "verify=2",
             "stride=0",
@@ -339,5 +365,13 @@ mod tests {
         for word in words {
             assert_eq!(Config::parse(word).unwrap_err().word, word);
         }
+    }
+
+    #[test]
+    fn a_chase_needs_pages_with_links() {
+        let error = Config::parse("data=random workload=chase data=word seed=2").unwrap_err();
+        assert_eq!(error.word, "data=word");
+        let config = Config::parse("data=text workload=chase").unwrap();
+        assert_eq!(config, Config { workload: Workload::Chase, data: Data::Text, ..DEFAULTS });
     }
 }

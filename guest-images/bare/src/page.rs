@@ -1,10 +1,13 @@
 //! What an owned page holds, and the check of every byte of it.
 //!
-//! Words of 64 bits: 0 the page index, 1 the generation, 2 the checksum, 3 the link (the index of
-//! the next page of the chase, else 0), and from 4 on filler. Filler word `4 + 4 * block + lane`
-//! depends on the seed, the index, the generation and its own place, so that a page that is stale,
-//! misplaced or damaged in any byte differs from what is expected. Four independent lanes let the
-//! processor work on four words at a time.
+//! Most pages have words of 64 bits: 0 the page index, 1 the generation, 2 the checksum, 3 the link
+//! (the index of the next page of the chase, else 0), and from 4 on filler. Filler word
+//! `4 + 4 * block + lane` depends on the seed, the index, the generation and its own place, so that
+//! a page that is stale, misplaced or damaged in any byte differs from what is expected. Four
+//! independent lanes let the processor work on four words at a time.
+//!
+//! The filler is noise, or is chosen from a dictionary by that noise, so that it packs as text does.
+//! Other pages are one word over and over, without a header.
 
 use core::sync::atomic::{AtomicU64, Ordering::Relaxed};
 
@@ -12,12 +15,34 @@ use core::sync::atomic::{AtomicU64, Ordering::Relaxed};
 pub const PAGE_BYTES: u64 = 4096;
 /// 64-bit words in a page.
 pub const PAGE_WORDS: usize = 512;
+/// Neighbours that are full of the same word, as memory is that somebody has marked as unused.
+pub const WORD_PAGES: u64 = 64;
 /// The word that holds the index of the next page of the chase.
 pub const LINK_WORD: usize = 3;
 
 /// The memory of one page. Atomic words, because another vCPU may write it at any time; relaxed
 /// atomic access compiles to plain loads and stores.
 pub type Page = [AtomicU64; PAGE_WORDS];
+
+/// What pages are made of.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Data {
+    /// Noise, which nothing packs.
+    Random,
+    /// Words of a small dictionary.
+    Text,
+    /// One word over and over, another one for each [`WORD_PAGES`] and generation.
+    Word,
+    /// Zeros: any wrong byte is found, but not a page that is stale or misplaced.
+    Zero,
+}
+
+impl Data {
+    /// Whether a page has a header, with a link.
+    pub const fn has_header(self) -> bool {
+        matches!(self, Data::Random | Data::Text)
+    }
+}
 
 /// What a page is meant to hold.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -30,6 +55,20 @@ pub struct Content {
     pub generation: u64,
     /// The index of the next page of the chase, 0 for other workloads.
     pub link: u64,
+    /// What the page is made of.
+    pub data: Data,
+}
+
+impl Content {
+    /// What everything in the page depends on but the link.
+    fn key(&self) -> u64 {
+        mix(mix(self.seed ^ mix(self.index)).wrapping_add(self.generation))
+    }
+
+    /// What a page of [`Data::Word`] is full of.
+    fn word(&self) -> u64 {
+        Content { index: self.index / WORD_PAGES, ..*self }.key()
+    }
 }
 
 /// The first word that differs from what it should be.
@@ -47,7 +86,44 @@ pub struct Mismatch {
 
 /// Writes all words of `page`.
 pub fn write(page: &Page, content: &Content) {
-    let mut filler = Filler::new(content);
+    match content.data {
+        Data::Random => write_filled::<false>(page, content),
+        Data::Text => write_filled::<true>(page, content),
+        Data::Word => page.iter().for_each(|word| word.store(content.word(), Relaxed)),
+        Data::Zero => page.iter().for_each(|word| word.store(0, Relaxed)),
+    }
+}
+
+/// Compares all words of `page` with what `content` says.
+///
+/// # Errors
+/// The first word that differs.
+pub fn verify(page: &Page, content: &Content) -> Result<(), Mismatch> {
+    match content.data {
+        Data::Random => verify_filled::<false>(page, content),
+        Data::Text => verify_filled::<true>(page, content),
+        Data::Word => verify_repeated(page, content.word()),
+        Data::Zero => verify_zero(page),
+    }
+}
+
+/// Checks that a page that nobody has written reads as zero.
+///
+/// # Errors
+/// The first word that is not zero.
+pub fn verify_zero(page: &Page) -> Result<(), Mismatch> {
+    verify_repeated(page, 0)
+}
+
+/// Scatters the bits of `x`: a bijection of 64-bit words (the finalizer of SplitMix64).
+pub const fn mix(x: u64) -> u64 {
+    let x = (x ^ (x >> 30)).wrapping_mul(0xBF58_476D_1CE4_E5B9);
+    let x = (x ^ (x >> 27)).wrapping_mul(0x94D0_49BB_1331_11EB);
+    x ^ (x >> 31)
+}
+
+fn write_filled<const TEXT: bool>(page: &Page, content: &Content) {
+    let mut filler = Filler::<TEXT>::new(content);
     for block in page[HEADER_WORDS..].as_chunks::<LANES>().0 {
         for (word, filled) in block.iter().zip(filler.next_block()) {
             word.store(filled, Relaxed);
@@ -58,12 +134,8 @@ pub fn write(page: &Page, content: &Content) {
     }
 }
 
-/// Compares all words of `page` with what `content` says.
-///
-/// # Errors
-/// The first word that differs.
-pub fn verify(page: &Page, content: &Content) -> Result<(), Mismatch> {
-    let mut filler = Filler::new(content);
+fn verify_filled<const TEXT: bool>(page: &Page, content: &Content) -> Result<(), Mismatch> {
+    let mut filler = Filler::<TEXT>::new(content);
     let mut different = 0;
     for block in page[HEADER_WORDS..].as_chunks::<LANES>().0 {
         for (word, wanted) in block.iter().zip(filler.next_block()) {
@@ -73,23 +145,12 @@ pub fn verify(page: &Page, content: &Content) -> Result<(), Mismatch> {
     for (word, wanted) in page.iter().zip(header(content, filler.checksum())) {
         different |= word.load(Relaxed) ^ wanted;
     }
-    if different == 0 { Ok(()) } else { compare(page, |at| wanted_word(content, at)) }
+    if different == 0 { Ok(()) } else { compare(page, |at| wanted_word::<TEXT>(content, at)) }
 }
 
-/// Checks that a page that nobody has written reads as zero.
-///
-/// # Errors
-/// The first word that is not zero.
-pub fn verify_zero(page: &Page) -> Result<(), Mismatch> {
-    let different = page.iter().fold(0, |all, word| all | word.load(Relaxed));
-    if different == 0 { Ok(()) } else { compare(page, |_| 0) }
-}
-
-/// Scatters the bits of `x`: a bijection of 64-bit words (the finalizer of SplitMix64).
-pub const fn mix(x: u64) -> u64 {
-    let x = (x ^ (x >> 30)).wrapping_mul(0xBF58_476D_1CE4_E5B9);
-    let x = (x ^ (x >> 27)).wrapping_mul(0x94D0_49BB_1331_11EB);
-    x ^ (x >> 31)
+fn verify_repeated(page: &Page, wanted: u64) -> Result<(), Mismatch> {
+    let different = page.iter().fold(0, |all, word| all | (word.load(Relaxed) ^ wanted));
+    if different == 0 { Ok(()) } else { compare(page, |_| wanted) }
 }
 
 /// The slow comparison that finds out where a page differs. A page that another vCPU has put right
@@ -107,8 +168,8 @@ fn compare(page: &Page, wanted: impl Fn(usize) -> u64) -> Result<(), Mismatch> {
     Err(first.unwrap_or(Mismatch { offset: 0, found: 0, wanted: 0, words: 0 }))
 }
 
-fn wanted_word(content: &Content, at: usize) -> u64 {
-    let mut filler = Filler::new(content);
+fn wanted_word<const TEXT: bool>(content: &Content, at: usize) -> u64 {
+    let mut filler = Filler::<TEXT>::new(content);
     let mut wanted = 0;
     for block in 0..BLOCKS {
         for (lane, word) in filler.next_block().into_iter().enumerate() {
@@ -128,16 +189,16 @@ fn header(content: &Content, filler_checksum: u64) -> [u64; HEADER_WORDS] {
     [content.index, content.generation, whole, content.link]
 }
 
-/// Makes the filler of one page, a block of one word per lane at a time.
-struct Filler {
+/// Makes the filler of one page, a block of one word per lane at a time: noise or, if `TEXT`, words
+/// of the dictionary.
+struct Filler<const TEXT: bool> {
     state: [u64; LANES],
     sums: [u64; LANES],
 }
 
-impl Filler {
-    fn new(content: &Content) -> Filler {
-        let key = mix(mix(content.seed ^ mix(content.index)).wrapping_add(content.generation));
-        let state = core::array::from_fn(|lane| mix(key ^ lane as u64));
+impl<const TEXT: bool> Filler<TEXT> {
+    fn new(content: &Content) -> Filler<TEXT> {
+        let state = core::array::from_fn(|lane| mix(content.key() ^ lane as u64));
         Filler { state, sums: [0; LANES] }
     }
 
@@ -147,7 +208,8 @@ impl Filler {
             self.state[lane] = self.state[lane].wrapping_add(GOLDEN);
             let x = self.state[lane];
             let x = (x ^ (x >> 32)).wrapping_mul(0xBF58_476D_1CE4_E5B9);
-            let word = x ^ (x >> 29);
+            let noise = x ^ (x >> 29);
+            let word = if TEXT { DICTIONARY[(noise >> DICTIONARY_SHIFT) as usize] } else { noise };
             self.sums[lane] = self.sums[lane].rotate_left(9).wrapping_add(word);
             word
         })
@@ -158,6 +220,28 @@ impl Filler {
     }
 }
 
+/// Words of eight letters.
+const fn dictionary() -> [u64; DICTIONARY_WORDS] {
+    let mut words = [0; DICTIONARY_WORDS];
+    let mut at = 0;
+    while at < DICTIONARY_WORDS {
+        let (mut noise, mut letters) = (mix(at as u64 + 1), [0; 8]);
+        let mut letter = 0;
+        while letter < letters.len() {
+            letters[letter] = b'a' + (noise % 26) as u8;
+            noise /= 26;
+            letter += 1;
+        }
+        words[at] = u64::from_le_bytes(letters);
+        at += 1;
+    }
+    words
+}
+
+static DICTIONARY: [u64; DICTIONARY_WORDS] = dictionary();
+/// So few that a page has each of them several times.
+const DICTIONARY_WORDS: usize = 64;
+const DICTIONARY_SHIFT: u32 = u64::BITS - DICTIONARY_WORDS.ilog2();
 const HEADER_WORDS: usize = 4;
 const LANES: usize = 4;
 const BLOCKS: usize = (PAGE_WORDS - HEADER_WORDS) / LANES;
@@ -171,7 +255,9 @@ const _: () = assert!(PAGE_WORDS as u64 * 8 == PAGE_BYTES);
 mod tests {
     use super::*;
 
-    const CONTENT: Content = Content { seed: 7, index: 42, generation: 3, link: 0 };
+    const CONTENT: Content =
+        Content { seed: 7, index: 42, generation: 3, link: 0, data: Data::Random };
+    const ALL: [Data; 4] = [Data::Random, Data::Text, Data::Word, Data::Zero];
 
     fn zero_page() -> Page {
         [const { AtomicU64::new(0) }; PAGE_WORDS]
@@ -179,25 +265,60 @@ mod tests {
 
     #[test]
     fn written_page_verifies() {
-        let page = zero_page();
-        write(&page, &CONTENT);
-        assert_eq!(verify(&page, &CONTENT), Ok(()));
-        assert_eq!(page[0].load(Relaxed), 42);
-        assert_eq!(page[1].load(Relaxed), 3);
+        for data in ALL {
+            let (page, content) = (zero_page(), Content { data, ..CONTENT });
+            write(&page, &content);
+            assert_eq!(verify(&page, &content), Ok(()), "{data:?}");
+            if data.has_header() {
+                assert_eq!(page[0].load(Relaxed), 42);
+                assert_eq!(page[1].load(Relaxed), 3);
+            }
+        }
     }
 
     #[test]
     fn every_flipped_bit_is_found_where_it_is() {
-        let page = zero_page();
-        write(&page, &CONTENT);
-        for at in 0..PAGE_WORDS {
+        for (data, at) in ALL.into_iter().flat_map(|data| (0..PAGE_WORDS).map(move |at| (data, at)))
+        {
+            let (page, content) = (zero_page(), Content { data, ..CONTENT });
+            write(&page, &content);
             for bit in [0, 31, 63] {
                 let good = page[at].fetch_xor(1 << bit, Relaxed);
                 let found = good ^ (1 << bit);
                 let mismatch = Mismatch { offset: at * 8, found, wanted: good, words: 1 };
-                assert_eq!(verify(&page, &CONTENT), Err(mismatch));
+                assert_eq!(verify(&page, &content), Err(mismatch), "{data:?}");
                 page[at].store(good, Relaxed);
             }
+        }
+    }
+
+    #[test]
+    fn each_kind_of_data_is_what_it_is_called() {
+        let words = |data, generation| {
+            let page = zero_page();
+            write(&page, &Content { data, generation, ..CONTENT });
+            let mut words: Vec<u64> = page.iter().map(|word| word.load(Relaxed)).collect();
+            words.sort_unstable();
+            words.dedup();
+            words
+        };
+        assert!(words(Data::Random, 3).len() > PAGE_WORDS - HEADER_WORDS, "all of noise differ");
+        let text = words(Data::Text, 3).len();
+        assert!(text <= DICTIONARY_WORDS + HEADER_WORDS && text > DICTIONARY_WORDS / 2, "{text}");
+        assert_eq!(words(Data::Word, 3).len(), 1);
+        assert_ne!(words(Data::Word, 3), words(Data::Word, 4));
+        assert_eq!(words(Data::Zero, 3), [0]);
+        let word = |index| Content { index, ..CONTENT }.word();
+        assert_eq!((word(0), word(WORD_PAGES)), (word(63), word(127)));
+        assert_ne!(word(63), word(64));
+    }
+
+    #[test]
+    fn a_stale_page_of_words_is_found() {
+        for data in [Data::Text, Data::Word] {
+            let (page, content) = (zero_page(), Content { data, ..CONTENT });
+            write(&page, &Content { generation: 2, ..content });
+            assert!(verify(&page, &content).is_err(), "{data:?}");
         }
     }
 

@@ -6,12 +6,12 @@ use core::sync::atomic::AtomicU32;
 use core::sync::atomic::Ordering::{AcqRel, Acquire, Relaxed};
 
 use godwit_guest::clock::{Clock, Gap};
-use godwit_guest::page::{self, Content, Mismatch, Page};
+use godwit_guest::page::{self, Content, Data, Mismatch, Page};
 use godwit_guest::ram;
 
 use crate::console::Console;
 use crate::faults;
-use crate::guest::Guest;
+use crate::guest::{FAULT_INDEX, Guest};
 use crate::machine::{ring0, tsc};
 
 /// What a workload works with.
@@ -94,7 +94,10 @@ impl Vcpu {
     /// What a page should hold when it has been written `generation` times.
     #[inline]
     pub fn content(&self, index: u64, generation: u64) -> Content {
-        Content { seed: self.guest.config.seed, index, generation, link: 0 }
+        let config = &self.guest.config;
+        // The fault window and the blocks of a disk are there to be checked, not to be moved.
+        let data = if index < FAULT_INDEX { config.data } else { Data::Random };
+        Content { seed: config.seed, index, generation, link: 0, data }
     }
 
     /// Waits until all vCPUs have added themselves to `counter`, this one now.

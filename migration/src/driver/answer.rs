@@ -28,8 +28,8 @@ pub(super) fn answer(
         let piece = PageRun { first: PageIndex(run.first.0 + at), count };
         let start = out.len();
         let mut head = match kind {
-            PageKind::Zero => RunHead::new(piece, Encoding::Zero, &[]),
-            PageKind::Lost => RunHead::new(piece, Encoding::Poison, &[]),
+            PageKind::Zero => RunHead::new(pages.page_size(), piece, Encoding::Zero, &[]),
+            PageKind::Lost => RunHead::new(pages.page_size(), piece, Encoding::Poison, &[]),
             PageKind::Word(_) | PageKind::Data => {
                 let (head, frame) = buffer.frame(piece, at, false);
                 out.extend_from_slice(frame);
@@ -50,6 +50,7 @@ mod tests {
     use std::sync::Arc;
     use std::time::Duration;
 
+    use godwit_uffd::page::PageSize;
     use vm_memory::{Bytes, GuestAddress, GuestMemoryMmap};
 
     use super::*;
@@ -63,8 +64,8 @@ mod tests {
             memory.write_slice(&[fill; 4096], GuestAddress(page * 4096)).unwrap();
         }
         memory.write_slice(&LOST, GuestAddress(2 * 4096)).unwrap();
-        let pages = GuestPages::new(Arc::new(memory), copy_up_to_lost);
-        let (mut buffer, mut out) = (RunBuffer::new(), b"before".to_vec());
+        let pages = GuestPages::new(Arc::new(memory), PageSize::BASE, copy_up_to_lost);
+        let (mut buffer, mut out) = (RunBuffer::new(PageSize::BASE), b"before".to_vec());
         let asked = Instant::now() - Duration::from_millis(3);
         for (first, count) in [(0, 1), (1, 5)] {
             let run = PageRun { first: PageIndex(first), count };
@@ -83,7 +84,7 @@ mod tests {
         ] {
             let frame = decode(rest).unwrap().unwrap();
             rest = &rest[frame.wire_bytes()..];
-            let Message::Pages(head, bytes) = Message::read(&frame, 6).unwrap() else {
+            let Message::Pages(head, bytes) = Message::read(&frame, pages.paging()).unwrap() else {
                 panic!("{frame:?}");
             };
             head.verify(bytes).unwrap();

@@ -8,64 +8,26 @@ use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use godwit_uffd::Event as UffdEvent;
-use godwit_uffd::guest::GuestUffd;
 use godwit_uffd::kernel::KernelUffd;
 use godwit_uffd::page::PageRun;
 use uuid::Uuid;
 
 use super::channel::{UrgentChannel, wait_readable};
+use super::guest::{IncomingHost, IncomingVm};
 use super::notify::Notifier;
 use super::receiver::{Arrival, Joining, Receiver};
 use super::records::{RecordError, Records};
-use super::source::in_full;
 use super::stage::{Stage, stages};
 use super::take::{Failed, Installer, open, take_pushed};
-use crate::limits::DATA_PAGES_PER_RUN_MAX;
+use super::text::in_full;
+use crate::limits::data_pages_per_run_max;
 use crate::metrics::Progress;
-use crate::page::Claims;
+use crate::page::{Claims, Paging};
 use crate::proto::{
     Destination, DestinationInput, DestinationOutput, Outcome, Ownership, PeerError, Prepared,
 };
 use crate::transport::Stream;
 use crate::wire::{Message, Offer, Section};
-
-/// The host that a guest comes to: makes the machine.
-pub trait IncomingHost: Send + Sync {
-    /// Builds the machine of `offer`, which has `pages` pages, with its memory registered for
-    /// missing faults and empty. Nothing outside this process is touched.
-    ///
-    /// # Errors
-    /// Why this host cannot run it, in a line that the source's operator will read.
-    fn prepare(&self, offer: &Offer, pages: u32) -> Result<Arc<dyn IncomingVm>, String>;
-}
-
-/// The guest as its destination sees it.
-pub trait IncomingVm: Send + Sync {
-    /// Its memory.
-    fn memory(&self) -> Arc<GuestUffd<KernelUffd>>;
-    /// Bytes of pages that may be allocated ahead, to be moved into its memory. 0 if its memory
-    /// takes none, or the host has too little to spare.
-    fn staged_bytes_max(&self) -> usize;
-    /// The base that the guest comes with, which was offered and is here.
-    fn base(&self) -> Option<crate::snapshot::Base>;
-    /// Empties pages that hold what is old: their next access waits for the source again. Nobody
-    /// installs any of them meanwhile.
-    ///
-    /// # Errors
-    /// What went wrong, in a line.
-    fn empty(&self, pages: PageRun) -> Result<(), String>;
-    /// Loads the state of vCPUs and devices. May touch guest memory, which is served meanwhile.
-    ///
-    /// # Errors
-    /// What is wrong with the state, in a line.
-    fn load(&self, sections: Vec<Section>) -> Result<(), String>;
-    /// Lets the vCPUs run: the guest is ours.
-    fn start(&self);
-    /// All pages are here: the memory is ordinary again.
-    fn settle(&self);
-    /// The guest never ran here and never will: everything is given back.
-    fn discard(&self);
-}
 
 /// What happens to the destination outside its urgent channel and its userfaultfd. What comes from
 /// the bulk channels of one epoch does not count in another.
@@ -122,6 +84,7 @@ impl Incoming {
             receiver,
             host,
             guest: Uuid::nil(),
+            paging: Paging::base(0),
             machine_room: None,
             loading: None,
             bulk: Vec::new(),
@@ -155,6 +118,8 @@ struct Driver<'a> {
     returning: Option<Stream>,
     machine: Destination,
     guest: Uuid,
+    /// None until the machine is built: no page index is valid until then.
+    paging: Paging,
     machine_room: Option<MachineRoom>,
     loading: Option<JoinHandle<()>>,
     bulk: Vec<(Arc<Stream>, JoinHandle<()>)>,
@@ -260,22 +225,22 @@ impl Driver<'_> {
     }
 
     fn prepare(&mut self, offer: &Offer) -> Result<Prepared, String> {
-        let pages = offer.pages()?;
+        let paging = offer.paging()?;
         self.setup.progress.is_of(offer);
         offer.check_transfer()?;
         offer.check_connections()?;
         self.setup.records.may_come(offer.guest, offer.transfer).map_err(|e| in_full(&e))?;
-        let vm = self.host.prepare(offer, pages)?;
-        let claims = Arc::new(Claims::new(pages));
-        self.setup.progress.count_claims(Arc::clone(&claims));
+        let vm = self.host.prepare(offer, paging)?;
+        let claims = Arc::new(Claims::new(paging.count));
+        self.setup.progress.count_claims(Arc::clone(&claims), paging.size);
         let installer = Installer {
             claims: Arc::clone(&claims),
             memory: vm.memory(),
             progress: Arc::clone(&self.setup.progress),
             base: vm.base(),
         };
-        self.guest = offer.guest;
-        let stages = stages(&claims, vm.staged_bytes_max(), offer.connections);
+        (self.guest, self.paging) = (offer.guest, paging);
+        let stages = stages(&claims, paging, vm.staged_bytes_max(), offer.connections);
         // Last, so that the sync of the switchover finds the disk at rest.
         if let Err(error) = self.record(offer.transfer, Ownership::Expected) {
             vm.discard();
@@ -361,6 +326,7 @@ impl Driver<'_> {
         let Some(channel) = &mut self.channel else { return };
         match channel.receive() {
             Ok(true) => loop {
+                self.machine.handle(DestinationInput::PartHeard, Instant::now());
                 match self.receive_frame() {
                     Ok(true) => self.drain(),
                     Ok(false) => return,
@@ -380,7 +346,7 @@ impl Driver<'_> {
             return Ok(false);
         };
         let now = Instant::now();
-        let message = Message::read(&frame, self.machine.page_count())?;
+        let message = Message::read(&frame, self.paging)?;
         let contents = match &message {
             Message::Pages(_, contents) => *contents,
             _ => &[],
@@ -390,7 +356,8 @@ impl Driver<'_> {
             let progress = &room.installer.progress;
             progress.pages_urgent(head.run.count);
             let service = Duration::from_micros(head.service_us.into());
-            for page in head.run.pages().take(DATA_PAGES_PER_RUN_MAX as usize) {
+            let most = data_pages_per_run_max(self.paging.size);
+            for page in head.run.pages().take(most as usize) {
                 progress.faults().answered(page, service, now);
             }
             let mut unpacked = Vec::new();
@@ -441,7 +408,7 @@ impl Driver<'_> {
         if self.bulk.len() == usize::from(self.machine.connections()) {
             return tracing::warn!(peer = stream.peer(), "a bulk channel too many");
         }
-        let room = self.room();
+        let (paging, room) = (self.paging, self.room());
         let (installer, mut stage) = (room.installer.clone(), room.stages.pop());
         let events = Arc::clone(&self.setup.events);
         let take = {
@@ -449,7 +416,7 @@ impl Driver<'_> {
             move || {
                 let last = || events.send(Event::AllInstalled);
                 let ended = || events.send(Event::PushEnded { epoch });
-                let taken = take_pushed(&stream, &installer, stage.as_mut(), last, ended);
+                let taken = take_pushed(&stream, paging, &installer, stage.as_mut(), last, ended);
                 if let Err(error) = taken {
                     events.send(Event::BulkFailed { epoch, error });
                 }

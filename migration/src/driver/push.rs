@@ -5,11 +5,11 @@ use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Instant;
 
-use godwit_uffd::page::{PageIndex, PageRun};
+use godwit_uffd::page::{PageIndex, PageRun, PageSize};
 
 use super::background::stand_back;
 use super::held::HeldWrites;
-use crate::limits::{PUSH_WALKS_MAX, ZERO_PAGES_HELD_MAX};
+use crate::limits::{PUSH_WALKS_MAX, data_pages_per_run_max, zero_pages_held_max};
 use crate::metrics::Progress;
 use crate::page::{PageSet, Sent};
 use crate::provider::GuestPages;
@@ -45,17 +45,20 @@ pub(super) struct PushShared {
 }
 
 impl PushShared {
-    /// A push of what is not `sent`, of which the guest wrote `written` last.
+    /// A push of what is not `sent`, pages of this size of which the guest wrote `written` last.
+    /// Those that writers wait for in `held` go first.
     pub fn new(
         sent: &Sent,
+        page_size: PageSize,
         written: Arc<PageSet>,
         options: PushOptions,
         held: Option<Arc<HeldWrites>>,
     ) -> PushShared {
+        let group = data_pages_per_run_max(page_size);
         PushShared {
             gate: Gate::default(),
-            faults: LatestFaults::new(),
-            order: Mutex::new(PushOrder::new(sent, written)),
+            faults: LatestFaults::new(group),
+            order: Mutex::new(PushOrder::new(sent, group, written)),
             stopped: AtomicBool::new(false),
             pacer: options.bandwidth_bytes_per_s.map(|rate| Mutex::new(Pacer::new(rate))),
             compression: options.compression,
@@ -116,19 +119,21 @@ pub(super) struct LatestFaults {
     next: AtomicU32,
     /// The group of the latest: a walk within one group is one fault.
     group: AtomicU32,
+    pages_in_group: u32,
 }
 
 impl LatestFaults {
-    pub fn new() -> LatestFaults {
+    pub fn new(pages_in_group: u32) -> LatestFaults {
         LatestFaults {
             pages: [const { AtomicU32::new(NO_PAGE) }; PUSH_WALKS_MAX],
             next: AtomicU32::new(0),
             group: AtomicU32::new(NO_PAGE),
+            pages_in_group,
         }
     }
 
     pub fn add(&self, page: PageIndex) {
-        let group = Sent::word_of(page);
+        let group = page.0 / self.pages_in_group;
         if self.group.swap(group, Ordering::Relaxed) != group {
             let slot = self.next.fetch_add(1, Ordering::Relaxed) as usize % PUSH_WALKS_MAX;
             self.pages[slot].store(page.0, Ordering::Relaxed);
@@ -163,7 +168,7 @@ impl Push<'_> {
     pub fn run(self) -> io::Result<bool> {
         stand_back();
         let policy = CompressionPolicy::new(self.shared.compression);
-        let (buffer, base_pages) = (RunBuffer::new(), Vec::new());
+        let (buffer, base_pages) = (RunBuffer::new(self.pages.page_size()), Vec::new());
         Pushing { push: self, buffer, base_pages, policy, zeros: None }.run()
     }
 }
@@ -242,7 +247,7 @@ impl Pushing<'_> {
     /// the base only that they are.
     fn send_changed(&mut self, run: PageRun, at: u32) -> io::Result<()> {
         let Some(base) = &self.push.shared.base else { return self.send_data(run, at) };
-        let pages = self.buffer.pages(at, run.count);
+        let (size, pages) = (self.push.pages.page_size(), self.buffer.pages(at, run.count));
         let compared = base.compare(run, pages, &mut self.base_pages).unwrap_or_else(|error| {
             tracing::warn!(%run, %error, "the base cannot be read here; these pages are sent");
             vec![(false, run.count)]
@@ -253,7 +258,7 @@ impl Pushing<'_> {
             match same {
                 true => {
                     self.flush_zeros()?;
-                    let head = RunHead::same(piece, self.buffer.pages(at + done, count));
+                    let head = RunHead::same(size, piece, self.buffer.pages(at + done, count));
                     self.push.send(&head, &PushFrame::Pages(head).encode())?;
                 }
                 false => self.send_data(piece, at + done)?,
@@ -278,10 +283,10 @@ impl Pushing<'_> {
     }
 
     fn add_zeros(&mut self, run: PageRun) -> io::Result<()> {
+        let most = zero_pages_held_max(self.push.pages.page_size());
         match &mut self.zeros {
             Some(held)
-                if held.end() == u64::from(run.first.0)
-                    && held.count + run.count <= ZERO_PAGES_HELD_MAX =>
+                if held.end() == u64::from(run.first.0) && held.count + run.count <= most =>
             {
                 held.count += run.count;
                 Ok(())
@@ -305,7 +310,7 @@ impl Pushing<'_> {
 impl Push<'_> {
     /// Sends pages whose contents are few bytes or none.
     fn send_bare(&self, run: PageRun, encoding: Encoding, contents: &[u8]) -> io::Result<()> {
-        let head = RunHead::new(run, encoding, contents);
+        let head = RunHead::new(self.pages.page_size(), run, encoding, contents);
         self.send(&head, &[&PushFrame::Pages(head).encode()[..], contents].concat())
     }
 
@@ -328,6 +333,7 @@ mod tests {
     use vm_memory::{Bytes, GuestAddress};
 
     use super::*;
+    use crate::page::Paging;
     use crate::provider::{GuestRam, LOST, copy_up_to_lost};
     use crate::wire::{RUN_HEAD_BYTES, unpack};
 
@@ -340,7 +346,7 @@ mod tests {
             memory.write_slice(&first.to_le_bytes().repeat(511), at(0)).unwrap();
             memory.write_obj(last, at(4088)).unwrap();
         }
-        GuestPages::new(Arc::new(memory), copy_up_to_lost)
+        GuestPages::new(Arc::new(memory), PageSize::BASE, copy_up_to_lost)
     }
 
     fn nothing() -> Arc<PageSet> {
@@ -364,9 +370,11 @@ mod tests {
         base: Option<&Base>,
     ) -> (Vec<Vec<RunHead>>, Vec<u8>) {
         let sent = Sent::new(pages.page_count());
-        let shared = PushShared::new(&sent, nothing(), options, None).with_base(base.cloned());
+        let shared = PushShared::new(&sent, pages.page_size(), nothing(), options, None);
+        let shared = shared.with_base(base.cloned());
         let progress = Progress::new("destination".into());
-        let mut memory = vec![0xee; pages.page_count() as usize * 4096];
+        let page_bytes = pages.page_size().bytes();
+        let mut memory = vec![0xee; pages.page_count() as usize * page_bytes];
         let channels = std::thread::scope(|scope| {
             let (sent, shared, progress) = (&sent, &shared, &progress);
             let channel = |_| {
@@ -377,7 +385,7 @@ mod tests {
                     let stream = &source;
                     assert!(Push { pages, sent, shared, stream, progress }.run().unwrap());
                 });
-                scope.spawn(move || received(&destination, pages.page_count(), base))
+                scope.spawn(move || received(&destination, pages.paging(), base))
             };
             let receivers: Vec<_> = (0..threads).map(channel).collect();
             receivers.into_iter().map(|receiver| receiver.join().unwrap()).collect::<Vec<_>>()
@@ -386,7 +394,7 @@ mod tests {
         for channel in channels {
             heads.push(channel.iter().map(|(head, _)| *head).collect());
             for (head, bytes) in channel {
-                let at = head.run.first.0 as usize * 4096;
+                let at = head.run.first.0 as usize * page_bytes;
                 memory[at..at + bytes.len()].copy_from_slice(&bytes);
             }
         }
@@ -394,11 +402,11 @@ mod tests {
     }
 
     /// The runs that come before the end of the push, verified and unpacked.
-    fn received(stream: &Stream, pages: u32, base: Option<&Base>) -> Vec<(RunHead, Vec<u8>)> {
+    fn received(stream: &Stream, paging: Paging, base: Option<&Base>) -> Vec<(RunHead, Vec<u8>)> {
         let (mut runs, mut head) = (Vec::new(), [0; RUN_HEAD_BYTES]);
         loop {
             stream.receive_exact(&mut head).unwrap();
-            let PushFrame::Pages(head) = PushFrame::decode(&head, pages).unwrap() else {
+            let PushFrame::Pages(head) = PushFrame::decode(&head, paging).unwrap() else {
                 return runs;
             };
             let mut contents = vec![0; head.content_bytes()];
@@ -429,7 +437,7 @@ mod tests {
 
     fn bytes_of(pages: &GuestPages) -> Vec<u8> {
         let all = PageRun { first: PageIndex(0), count: pages.page_count() };
-        let mut bytes = vec![0; all.count as usize * 4096];
+        let mut bytes = vec![0; pages.page_size().length_of(all.count)];
         pages.read_run(all, &mut bytes).unwrap();
         bytes
     }
@@ -500,7 +508,7 @@ mod tests {
     #[test]
     fn many_zero_pages_are_one_run_up_to_a_limit() {
         use Encoding::Zero;
-        let (most, more) = (ZERO_PAGES_HELD_MAX, 5);
+        let (most, more) = (zero_pages_held_max(PageSize::BASE), 5);
         assert_eq!(
             heads(&guest(most + more, &[]), Compression::Auto),
             [(0, most, Zero), (most, more, Zero)]
@@ -552,8 +560,29 @@ mod tests {
     }
 
     #[test]
+    fn huge_pages_travel_one_by_one_and_zeros_a_few_at_once() {
+        use Encoding::{Lz4, Zero};
+        let huge = PageSize::HUGE;
+        let memory = GuestRam::from_ranges(&[(GuestAddress(0), huge.length_of(8))]).unwrap();
+        for page in [0, 1, 7] {
+            memory.write_obj(9u8, GuestAddress(huge.bytes_of(page) + 4096)).unwrap();
+        }
+        let pages = GuestPages::new(Arc::new(memory), huge, copy_up_to_lost);
+        assert_eq!(
+            heads(&pages, Compression::Lz4),
+            [(0, 1, Lz4), (1, 1, Lz4), (2, 4, Zero), (6, 1, Zero), (7, 1, Lz4)]
+        );
+    }
+
+    #[test]
     fn the_latest_faults_are_taken_once_and_a_group_counts_once() {
-        let shared = PushShared::new(&Sent::new(64_000), nothing(), PushOptions::default(), None);
+        let shared = PushShared::new(
+            &Sent::new(64_000),
+            PageSize::BASE,
+            nothing(),
+            PushOptions::default(),
+            None,
+        );
         let faults = || shared.faults.take().map(|page| page.0).collect::<Vec<_>>();
         assert!(faults().is_empty());
         [640, 641, 703, 64, 640].into_iter().for_each(|page| shared.fault_at(PageIndex(page)));
@@ -566,7 +595,8 @@ mod tests {
     fn faults_and_what_was_written_last_come_first() {
         let (sent, mut written) = (Sent::new(64 * 10), PageSet::empty(64 * 10));
         written.insert_run(PageRun { first: PageIndex(130), count: 3 });
-        let shared = PushShared::new(&sent, Arc::new(written), PushOptions::default(), None);
+        let shared =
+            PushShared::new(&sent, PageSize::BASE, Arc::new(written), PushOptions::default(), None);
         shared.fault_at(PageIndex(500));
         let firsts = [(); 3].map(|()| shared.next(&sent).unwrap()[0].first.0);
         assert_eq!(firsts, [448, 130, 512]);
@@ -602,7 +632,7 @@ mod tests {
         let stream = Stream::new(source.into(), "destination".into()).unwrap();
         let sent = Sent::new(256);
         let options = PushOptions { bandwidth_bytes_per_s: Some(1), ..PushOptions::default() };
-        let shared = PushShared::new(&sent, nothing(), options, None);
+        let shared = PushShared::new(&sent, PageSize::BASE, nothing(), options, None);
         let progress = Progress::new("destination".into());
         std::thread::scope(|scope| {
             let push = Push {

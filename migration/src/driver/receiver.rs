@@ -9,7 +9,7 @@ use std::thread::JoinHandle;
 use super::channel::wait_readable;
 use super::notify::Notifier;
 use super::records::Records;
-use super::source::in_full;
+use super::text::in_full;
 use crate::limits::PREAMBLE_TIMEOUT;
 use crate::proto::Answer;
 use crate::transport::{Address, Listener, Stream, TlsAcceptor, WhenIdle, is_tls};

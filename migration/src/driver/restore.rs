@@ -17,15 +17,17 @@ use super::background::stand_back;
 use super::channel::wait_readable;
 use super::notify::Notifier;
 use super::push::LatestFaults;
-use super::source::in_full;
+use super::text::in_full;
 use super::working_set::{Recorder, Recording};
-use crate::limits::{DAMAGED_PAGES_NAMED_MAX, DATA_PAGES_PER_RUN_MAX};
+use crate::limits::{DAMAGED_PAGES_NAMED_MAX, data_pages_per_run_max};
 use crate::metrics::{Mark, RestoreProgress};
 use crate::page::{Claims, Contents, InstallError, PageSet, Requested, Sent, install};
 use crate::schedule::{Gate, PushOrder};
 use crate::snapshot::{Image, Stretch, WorkingSet};
 
 const PAGE: PageSize = PageSize::BASE;
+/// Pages that are brought in at once.
+pub(super) const GROUP_PAGES: u32 = data_pages_per_run_max(PAGE);
 
 /// Most threads that bring in what no fault asks for.
 const FILL_THREADS_MAX: usize = 2;
@@ -100,9 +102,9 @@ impl Restoring {
             image,
             memory,
             claims,
-            order: Mutex::new(PushOrder::new(&taken, Arc::new(PageSet::empty(0)))),
+            order: Mutex::new(PushOrder::new(&taken, GROUP_PAGES, Arc::new(PageSet::empty(0)))),
             taken,
-            faults: LatestFaults::new(),
+            faults: LatestFaults::new(GROUP_PAGES),
             gate: Gate::default(),
             progress,
             events: Notifier::new()?,
@@ -295,7 +297,7 @@ impl Shared {
 
     /// Brings in whatever nobody has taken, and stands back for faults.
     fn fill(&self) -> Result<(), String> {
-        let mut room = vec![0; PAGE.length_of(DATA_PAGES_PER_RUN_MAX)];
+        let mut room = vec![0; PAGE.length_of(GROUP_PAGES)];
         while self.gate.pass() {
             let runs = {
                 let mut order = self.order.lock().unwrap_or_else(PoisonError::into_inner);

@@ -13,12 +13,14 @@ use super::answer::answer;
 use super::channel::{UrgentChannel, wait_readable};
 use super::command::Command;
 use super::dial::{dial_bulk, dial_for, dial_resume};
-use super::dirty::{DirtyLog, DirtyTracking};
+use super::dirty::DirtyTracking;
+use super::guest::OutgoingVm;
 use super::held::HeldStream;
 use super::notify::Notifier;
 use super::push::{Push, PushOptions, PushShared};
 use super::records::{RecordError, Records};
-use crate::limits::{REDIAL_TIMEOUT, SETUP_TIMEOUT};
+use super::text::in_full;
+use crate::limits::{ANSWERS_BYTES_MAX, REDIAL_TIMEOUT, SETUP_TIMEOUT};
 use crate::metrics::Progress;
 use crate::page::{PageSet, Sent};
 use crate::proto::{
@@ -28,31 +30,7 @@ use crate::provider::GuestPages;
 use crate::schedule::RoundLimits;
 use crate::snapshot::Base;
 use crate::transport::{Address, Stream, TlsConnector};
-use crate::wire::{BulkHello, Message, Offer, ResumeHello, RunBuffer, Section};
-
-/// The guest as its source sees it.
-pub trait OutgoingVm: Send + Sync {
-    /// Stops all vCPUs and drains the devices.
-    ///
-    /// # Errors
-    /// What went wrong, in a line. The guest may be paused then.
-    fn pause(&self) -> Result<(), String>;
-    /// The state of vCPUs and devices of the paused guest.
-    ///
-    /// # Errors
-    /// What went wrong, in a line.
-    fn save(&self) -> Result<Vec<Section>, String>;
-    /// It is recorded that the guest belongs to the destination, which has not been told yet: what
-    /// only one host may hold is given up here. [`OutgoingVm::resume`] may follow nevertheless, if
-    /// the destination refuses it.
-    fn granted(&self);
-    /// Lets the guest run on, unless it was paused by its operator before.
-    fn resume(&self);
-    /// Its memory.
-    fn pages(&self) -> GuestPages;
-    /// What it writes while it runs.
-    fn dirty_log(&self) -> &dyn DirtyLog;
-}
+use crate::wire::{BulkHello, Message, Offer, ResumeHello, RunBuffer};
 
 /// How a guest is to be moved.
 #[derive(Clone, Debug)]
@@ -128,20 +106,21 @@ impl Outgoing {
         };
         let pages = vm.pages();
         let sent = Arc::new(Sent::new(pages.page_count()));
-        self.progress.count_sent(Arc::clone(&sent));
+        self.progress.count_sent(Arc::clone(&sent), pages.page_size());
         let limits = self.plan.limits;
-        let shared = PushShared::new(&sent, Arc::new(PageSet::empty(0)), self.plan.push, None);
+        let (size, options, nothing) = (pages.page_size(), self.plan.push, PageSet::empty(0));
+        let shared = PushShared::new(&sent, size, Arc::new(nothing), options, None);
         Driver {
             machine: Source::new(self.offer.clone(), limits, Arc::clone(&sent), Instant::now()),
             address: self.plan.address.clone(),
             setup: self,
             vm,
+            answer: RunBuffer::new(pages.page_size()),
             pages,
             shared: Arc::new(shared),
             sent,
             channel: Some(UrgentChannel::new(stream)),
             asked: Instant::now(),
-            answer: RunBuffer::new(),
             bulk: Vec::new(),
             held: None,
             push: Vec::new(),
@@ -328,10 +307,11 @@ impl Driver<'_> {
         self.join_push();
         let held = self.held.as_ref().map(|held| held.begin_push(&self.sent));
         let (written, options) = (Arc::clone(self.machine.written_last()), self.setup.plan.push);
+        let size = self.pages.page_size();
+        let shared = PushShared::new(&self.sent, size, written, options, held);
         // A session that was interrupted may have been so because the bases differ.
         let base = self.setup.plan.base.clone().filter(|_| self.machine.epoch() == 0);
-        let shared = PushShared::new(&self.sent, written, options, held).with_base(base);
-        self.shared = Arc::new(shared);
+        self.shared = Arc::new(shared.with_base(base));
         let (epoch, running) = (self.machine.epoch(), Arc::new(AtomicUsize::new(self.bulk.len())));
         for stream in self.bulk.clone() {
             let (pages, sent) = (self.pages.clone(), Arc::clone(&self.sent));
@@ -374,6 +354,9 @@ impl Driver<'_> {
         let progress = &self.setup.progress;
         heads.iter().for_each(|head| progress.run(head, |page| self.pages.gpa_of(page)));
         progress.pages_urgent(run.count);
+        if channel.outgoing().len() >= ANSWERS_BYTES_MAX {
+            self.flush();
+        }
     }
 
     fn wait(&mut self) {
@@ -409,7 +392,7 @@ impl Driver<'_> {
     }
 
     fn receive_frames(&mut self) -> Result<(), PeerError> {
-        let page_count = self.pages.page_count();
+        let paging = self.pages.paging();
         let Some(channel) = &mut self.channel else { return Ok(()) };
         if !channel.receive()? {
             return Ok(());
@@ -419,7 +402,7 @@ impl Driver<'_> {
         while let Some(channel) = &mut self.channel
             && let Some(frame) = channel.next_frame()?
         {
-            let message = Message::read(&frame, page_count)?;
+            let message = Message::read(&frame, paging)?;
             self.machine.handle(SourceInput::Message(message), Instant::now());
             self.drain();
         }
@@ -486,15 +469,4 @@ fn warn_unrecorded(result: Result<(), RecordError>) {
     if let Err(error) = result {
         tracing::warn!(error = in_full(&error), "the guest's record is out of date");
     }
-}
-
-/// An error and its causes in one line.
-pub(super) fn in_full(error: &dyn std::error::Error) -> String {
-    let mut text = error.to_string();
-    let mut cause = error.source();
-    while let Some(error) = cause {
-        text = format!("{text}: {error}");
-        cause = error.source();
-    }
-    text
 }

@@ -10,11 +10,10 @@ use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use godwit_uffd::kernel::{Populator, Staging};
-use godwit_uffd::page::PageSize;
 
-use super::source::in_full;
+use super::text::in_full;
 use crate::limits::{STAGED_AHEAD_BYTES_MAX, STAGING_STEP_BYTES, STAGING_TIMEOUT};
-use crate::page::Claims;
+use crate::page::{Claims, Paging};
 
 /// Pages to receive in, with the thread that makes them.
 pub(super) struct Stage {
@@ -136,16 +135,21 @@ impl Shared {
 
 /// Pages for the push, allocated before the guest stops, in equal parts for all bulk channels.
 /// Without them the guest comes as well.
-pub(super) fn stages(claims: &Arc<Claims>, bytes_max: usize, connections: u8) -> Vec<Stage> {
+pub(super) fn stages(
+    claims: &Arc<Claims>,
+    paging: Paging,
+    bytes_max: usize,
+    connections: u8,
+) -> Vec<Stage> {
     let ahead_max = bytes_max.min(STAGED_AHEAD_BYTES_MAX) / usize::from(connections);
     if ahead_max < STAGING_STEP_BYTES {
         return Vec::new();
     }
-    let bytes = PageSize::BASE.length_of(claims.page_count());
+    let bytes = paging.size.length_of(paging.count);
     let begin = |_| {
         let claims = Arc::clone(claims);
         let share = usize::from(connections);
-        let missing = move || PageSize::BASE.length_of(claims.remaining()).div_ceil(share);
+        let missing = move || paging.size.length_of(claims.remaining()).div_ceil(share);
         Stage::begin(bytes, ahead_max, missing)
     };
     let stages: Vec<Stage> = match (0..connections).map(begin).collect() {

@@ -8,11 +8,11 @@ use godwit_uffd::Uffd;
 use godwit_uffd::guest::GuestUffd;
 
 use super::background::stand_back;
-use super::source::in_full;
 use super::stage::Stage;
-use crate::limits::RUN_BYTES_MAX;
+use super::text::in_full;
+use crate::limits::run_bytes_max;
 use crate::metrics::Progress;
-use crate::page::{Claims, Contents, InstallError, install};
+use crate::page::{Claims, Contents, InstallError, Paging, install};
 use crate::proto::PeerError;
 use crate::snapshot::Base;
 use crate::transport::Stream;
@@ -76,6 +76,7 @@ impl Failed {
 /// push or of a round: `ended` is called at each. `last` is called after the guest's last page.
 pub(super) fn take_pushed<U: Uffd>(
     stream: &Stream,
+    paging: Paging,
     installer: &Installer<U>,
     mut stage: Option<&mut Stage>,
     mut last: impl FnMut(),
@@ -84,7 +85,8 @@ pub(super) fn take_pushed<U: Uffd>(
     stand_back();
     let lost = |what: &str| PeerError::Lost(format!("bulk channel: {what}"));
     let mut head = [0; RUN_HEAD_BYTES];
-    let mut buffers = Buffers { packed: vec![0; RUN_BYTES_MAX], pages: vec![0; RUN_BYTES_MAX] };
+    let room = || vec![0; run_bytes_max(paging.size)];
+    let mut buffers = Buffers { packed: room(), pages: room() };
     let mut at_end = false;
     loop {
         match stream.receive_exact_or_end(&mut head).map_err(|e| lost(&e.to_string()))? {
@@ -92,7 +94,7 @@ pub(super) fn take_pushed<U: Uffd>(
             false if at_end => return Ok(()),
             false => return Err(lost("it ended before the push did")),
         }
-        let head = match PushFrame::decode(&head, installer.claims.page_count())? {
+        let head = match PushFrame::decode(&head, paging)? {
             PushFrame::Pages(head) => head,
             PushFrame::End => {
                 at_end = true;

@@ -6,9 +6,9 @@ use std::time::{Duration, Instant};
 use godwit_uffd::page::{PageIndex, PageRun, PageSize};
 use uuid::Uuid;
 
-use super::restore::Shared;
-use super::source::in_full;
-use crate::limits::{DATA_PAGES_PER_RUN_MAX, WORKING_SET_PAGES_MAX};
+use super::restore::{GROUP_PAGES, Shared};
+use super::text::in_full;
+use crate::limits::WORKING_SET_PAGES_MAX;
 use crate::metrics::Mark;
 use crate::page::Contents;
 use crate::snapshot::WorkingSet;
@@ -109,9 +109,9 @@ impl Item {
 impl Shared {
     /// Brings in the pages of `set`, read from start to end and installed in runs.
     pub(super) fn replay(&self, set: &WorkingSet) -> Result<(), String> {
-        let mut room = vec![0; PAGE.length_of(DATA_PAGES_PER_RUN_MAX)];
+        let mut room = vec![0; PAGE.length_of(GROUP_PAGES)];
         let mut before = 0;
-        for pages in set.pages().chunks(DATA_PAGES_PER_RUN_MAX as usize) {
+        for pages in set.pages().chunks(GROUP_PAGES as usize) {
             if !self.gate.pass() {
                 return Ok(());
             }

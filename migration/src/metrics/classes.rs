@@ -69,7 +69,7 @@ impl ClassCounters {
 
 #[cfg(test)]
 mod tests {
-    use godwit_uffd::page::{PageIndex, PageRun};
+    use godwit_uffd::page::{PageIndex, PageRun, PageSize};
 
     use super::*;
 
@@ -77,13 +77,13 @@ mod tests {
     fn each_run_is_counted_where_it_belongs() {
         let counters = ClassCounters::default();
         let run = |count| PageRun { first: PageIndex(0), count };
-        counters.add(&RunHead::new(run(5), Encoding::Zero, &[]));
-        counters.add(&RunHead::new(run(2), Encoding::Word, &[1; 8]));
-        counters.add(&RunHead::new(run(2), Encoding::Lz4, &[1; 100]));
-        counters.add(&RunHead::new(run(1), Encoding::Lz4, &[1; 50]));
-        counters.add(&RunHead::new(run(1), Encoding::Raw, &[1; 4096]));
-        counters.add(&RunHead::new(run(7), Encoding::Poison, &[]));
-        counters.add(&RunHead::same(run(3), &[9; 3 * 4096]));
+        counters.add(&RunHead::new(PageSize::BASE, run(5), Encoding::Zero, &[]));
+        counters.add(&RunHead::new(PageSize::BASE, run(2), Encoding::Word, &[1; 8]));
+        counters.add(&RunHead::new(PageSize::BASE, run(2), Encoding::Lz4, &[1; 100]));
+        counters.add(&RunHead::new(PageSize::BASE, run(1), Encoding::Lz4, &[1; 50]));
+        counters.add(&RunHead::new(PageSize::BASE, run(1), Encoding::Raw, &[1; 4096]));
+        counters.add(&RunHead::new(PageSize::BASE, run(7), Encoding::Poison, &[]));
+        counters.add(&RunHead::same(PageSize::BASE, run(3), &[9; 3 * 4096]));
         let count = |pages, bytes| ClassCount { pages, bytes };
         let (zero, word, lz4) = (count(5, 32), count(2, 40), count(3, 214));
         let (raw, poisoned) = (count(1, 4128), count(7, 32));

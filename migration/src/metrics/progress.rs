@@ -5,7 +5,7 @@ use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Instant;
 
-use godwit_uffd::page::{Gpa, PageIndex, PageRun};
+use godwit_uffd::page::{Gpa, PageIndex, PageRun, PageSize};
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
@@ -19,6 +19,8 @@ use crate::wire::{Encoding, Mode, Offer, RunHead};
 /// Pages of the guest, by what has become of them.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Pages {
+    /// The size of each, in bytes; 0 until the guest is known.
+    pub bytes: u32,
     /// All pages of the guest.
     pub total: u32,
     /// Not sent (source), not installed (destination).
@@ -86,8 +88,8 @@ pub fn monotonic_us() -> u64 {
 #[derive(Debug, Clone)]
 enum Counts {
     None,
-    Source(Arc<Sent>),
-    Destination(Arc<Claims>),
+    Source(Arc<Sent>, PageSize),
+    Destination(Arc<Claims>, PageSize),
 }
 
 /// Something in a migration that whoever watches it is told of.
@@ -269,14 +271,14 @@ impl Progress {
         }
     }
 
-    /// The source counts what it sends.
-    pub fn count_sent(&self, sent: Arc<Sent>) {
-        self.inner().counts = Counts::Source(sent);
+    /// The source counts what it sends, in pages of this size.
+    pub fn count_sent(&self, sent: Arc<Sent>, size: PageSize) {
+        self.inner().counts = Counts::Source(sent, size);
     }
 
-    /// The destination counts what it installs.
-    pub fn count_claims(&self, claims: Arc<Claims>) {
-        self.inner().counts = Counts::Destination(claims);
+    /// The destination counts what it installs, in pages of this size.
+    pub fn count_claims(&self, claims: Arc<Claims>, size: PageSize) {
+        self.inner().counts = Counts::Destination(claims, size);
     }
 
     /// A run of pages was sent, or has come. Lost pages are named in the log by the address that
@@ -330,20 +332,23 @@ impl Progress {
         let inner = self.inner();
         let classes = self.classes.read();
         let count = |pages: u64| u32::try_from(pages).unwrap_or(u32::MAX);
+        let in_bytes = |size: PageSize| count(size.bytes() as u64);
         let urgent = count(self.urgent.load(Ordering::Relaxed));
         let (pages, faults) = match &inner.counts {
             Counts::None => (Pages::default(), None),
-            Counts::Source(sent) => {
+            Counts::Source(sent, size) => {
                 let (total, remaining) = (sent.page_count(), sent.remaining());
+                let bytes = in_bytes(*size);
                 let (zero, data) = (count(classes.zero.pages), count(classes.data_pages()));
                 let poisoned = count(classes.poisoned.pages);
-                (Pages { total, remaining, zero, data, poisoned, urgent }, None)
+                (Pages { bytes, total, remaining, zero, data, poisoned, urgent }, None)
             }
-            Counts::Destination(claims) => {
+            Counts::Destination(claims, size) => {
                 let (total, remaining) = (claims.page_count(), claims.remaining());
+                let bytes = in_bytes(*size);
                 let [zero, data, poisoned] =
                     [Class::Zero, Class::Data, Class::Poisoned].map(|c| claims.installed(c));
-                let pages = Pages { total, remaining, zero, data, poisoned, urgent };
+                let pages = Pages { bytes, total, remaining, zero, data, poisoned, urgent };
                 (pages, Some(self.faults.report(Instant::now())))
             }
         };
@@ -382,8 +387,8 @@ mod tests {
     fn pages_of_rounds_are_not_part_of_the_drain() {
         let progress = Progress::new("peer".into());
         let two = PageRun { first: PageIndex(0), count: 2 };
-        let word = RunHead::new(two, Encoding::Word, &[1; 8]);
-        let zero = RunHead::new(two, Encoding::Zero, &[]);
+        let word = RunHead::new(PageSize::BASE, two, Encoding::Word, &[1; 8]);
+        let zero = RunHead::new(PageSize::BASE, two, Encoding::Zero, &[]);
         progress.run(&word, |_| None);
         assert_eq!(progress.report().drained, 0);
         progress.reached(Phase::Running);

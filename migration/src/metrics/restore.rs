@@ -10,6 +10,9 @@ use serde::{Deserialize, Serialize};
 use super::{FaultLedger, FaultReport, Pages, monotonic_us};
 use crate::page::{Claims, Class};
 
+/// Snapshots have base pages.
+const PAGE_BYTES: u32 = 4096;
+
 /// Where a restore stands.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
@@ -158,7 +161,7 @@ impl RestoreProgress {
                 [Class::Zero, Class::Data, Class::Poisoned].map(|c| claims.installed(c));
             let (total, remaining) = (claims.page_count(), claims.remaining());
             let urgent = self.requested.load(Ordering::Relaxed);
-            Pages { total, remaining, zero, data, poisoned, urgent }
+            Pages { bytes: PAGE_BYTES, total, remaining, zero, data, poisoned, urgent }
         });
         RestoreReport {
             state: inner.state,

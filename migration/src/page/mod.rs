@@ -2,10 +2,12 @@
 
 mod claims;
 mod install;
+mod paging;
 mod sent;
 mod set;
 
 pub use claims::{Claims, Class, Duplicate, Requested};
 pub use install::{Contents, InstallError, Installing, Placed, install};
+pub use paging::Paging;
 pub use sent::Sent;
 pub use set::PageSet;

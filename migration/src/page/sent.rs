@@ -2,7 +2,7 @@
 
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 
-use godwit_uffd::page::PageIndex;
+use godwit_uffd::page::{PageIndex, PageRun};
 
 use super::PageSet;
 
@@ -35,19 +35,9 @@ impl Sent {
         self.remaining.load(Ordering::Acquire)
     }
 
-    /// The number of words: groups of 64 consecutive pages.
-    pub fn word_count(&self) -> u32 {
-        self.pages.div_ceil(WORD_PAGES)
-    }
-
     /// The word that `page` is in.
-    pub fn word_of(page: PageIndex) -> u32 {
+    fn word_of(page: PageIndex) -> u32 {
         page.0 / WORD_PAGES
-    }
-
-    /// The first page of `word`.
-    pub fn first_page(word: u32) -> PageIndex {
-        PageIndex(word * WORD_PAGES)
     }
 
     /// Takes one page. False if another channel has taken it.
@@ -62,19 +52,21 @@ impl Sent {
         taken
     }
 
-    /// Takes what is left of the `wanted` pages of `word`: one bit per page, the lowest for its
-    /// first page. Returns those that were taken.
-    pub fn take_of_word(&self, word: u32, wanted: u64) -> u64 {
-        let in_word = (self.pages - word * WORD_PAGES).min(WORD_PAGES);
-        let all = if in_word == WORD_PAGES { u64::MAX } else { (1 << in_word) - 1 };
-        let (wanted, bits) = (wanted & all, &self.words[word as usize]);
-        // Words are passed over again and again, and looking is cheaper than taking.
-        if wanted & !bits.load(Ordering::Acquire) == 0 {
+    /// Takes what is left of the `wanted` pages of `group`, which are in one word: one bit a page,
+    /// the lowest for its first. Returns those that were taken.
+    pub fn take_of_group(&self, group: PageRun, wanted: u64) -> u64 {
+        let (first, word) = (group.first.0, &self.words[Sent::word_of(group.first) as usize]);
+        let count = group.count.min(self.pages - first);
+        let shift = first % WORD_PAGES;
+        assert!(shift + count <= WORD_PAGES, "{group} is not in one word");
+        let wanted = (wanted & (u64::MAX >> (WORD_PAGES - count))) << shift;
+        // Groups are passed over again and again, and looking is cheaper than taking.
+        if wanted & !word.load(Ordering::Acquire) == 0 {
             return 0;
         }
-        let taken = wanted & !bits.fetch_or(wanted, Ordering::AcqRel);
+        let taken = wanted & !word.fetch_or(wanted, Ordering::AcqRel);
         self.remaining.fetch_sub(taken.count_ones(), Ordering::AcqRel);
-        taken
+        taken >> shift
     }
 
     /// The pages of `pages` have to be sent again. Returns how many of them had been.
@@ -130,10 +122,14 @@ mod tests {
         let sent = Sent::new(70);
         assert!(sent.take(PageIndex(3)));
         assert!(!sent.take(PageIndex(3)));
-        assert_eq!(sent.take_of_word(0, 0b1111_1000), 0b1111_0000);
-        assert_eq!(sent.take_of_word(0, u64::MAX), !0b1111_1000);
-        assert_eq!(sent.take_of_word(1, u64::MAX), 0b11_1111);
-        assert_eq!((sent.take_of_word(1, u64::MAX), sent.remaining()), (0, 0));
+        let group = |first, count, wanted| {
+            sent.take_of_group(PageRun { first: PageIndex(first), count }, wanted)
+        };
+        assert_eq!((group(2, 1, 1), group(2, 4, !0b1000)), (1, 0b0100));
+        assert_eq!(group(0, 64, 0b1111_1000), 0b1110_0000);
+        assert_eq!(group(0, 64, u64::MAX), !0b1111_1100);
+        assert_eq!(group(64, 64, u64::MAX), 0b11_1111);
+        assert_eq!((group(64, 64, u64::MAX), sent.remaining()), (0, 0));
         assert!(!sent.take(PageIndex(69)));
     }
 }

@@ -4,12 +4,12 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use godwit_uffd::page::{PageIndex, PageRun};
+use godwit_uffd::page::{PageIndex, PageRun, PageSize};
 use uuid::Uuid;
 
 use super::*;
-use crate::limits::{REDIAL_MAX, REDIAL_MIN, STALL_TIMEOUT};
-use crate::page::{Claims, Class, PageSet, Requested, Sent};
+use crate::limits::{PEER_TIMEOUT, REDIAL_MAX, REDIAL_MIN, STALL_TIMEOUT};
+use crate::page::{Claims, Class, PageSet, Paging, Requested, Sent};
 use crate::schedule::{OnTimeout, RoundLimits};
 use crate::wire::{
     Abort, Complete, Encoding, MemslotLayout, Message, Mode, Offer, RunHead, Section, decode,
@@ -53,7 +53,7 @@ struct Pair {
 fn wire<'a>(message: &Message<'_>, bytes: &'a mut Vec<u8>) -> Message<'a> {
     bytes.clear();
     encode(message, bytes);
-    Message::read(&decode(bytes).unwrap().unwrap(), PAGES).unwrap()
+    Message::read(&decode(bytes).unwrap().unwrap(), Paging::base(PAGES)).unwrap()
 }
 
 fn result(fails: bool) -> Result<(), String> {
@@ -163,7 +163,7 @@ impl Pair {
                 self.tell_source(SourceInput::GrantRecorded(result(self.faults.grant_record)));
             }
             SourceOutput::Serve(run) => {
-                let head = RunHead::new(run, Encoding::Zero, &[]);
+                let head = RunHead::new(PageSize::BASE, run, Encoding::Zero, &[]);
                 if self.connected {
                     self.tell_destination(DestinationInput::Message(Message::Pages(head, &[])));
                 }
@@ -707,6 +707,25 @@ fn pages_that_are_swallowed_while_the_source_is_alive_are_a_loss() {
     assert!(aborted(pair.source_end.as_ref()) && aborted(pair.destination_end.as_ref()));
     assert_eq!(pair.now - begun, STALL_TIMEOUT * 2);
     assert!(!pair.did("pause"));
+}
+
+#[test]
+fn a_source_that_sends_a_long_message_slowly_is_not_silent() {
+    let step = PEER_TIMEOUT / 2;
+    let mut pair = Pair::new(Faults::default());
+    pair.run();
+    // A page that takes longer than this is a stall.
+    let begun = pair.now;
+    while pair.now + step < begun + STALL_TIMEOUT {
+        pair.now += step;
+        pair.tell_destination(DestinationInput::PartHeard);
+        pair.destination.handle_timeout(pair.now);
+    }
+    while pair.step_destination() {}
+    assert!(!pair.did("destination interrupted"), "{:?}", pair.log);
+    pair.destination.handle_timeout(pair.now + PEER_TIMEOUT);
+    while pair.step_destination() {}
+    assert!(pair.did("destination interrupted"), "{:?}", pair.log);
 }
 
 #[test]

@@ -7,7 +7,7 @@ use godwit_uffd::page::{Gpa, PageIndex, PageRun, PageSize};
 use vm_memory::bitmap::{AtomicBitmap, BS};
 use vm_memory::{GuestMemoryBackend, GuestMemoryMmap, GuestMemoryRegion, VolatileSlice};
 
-const PAGE: PageSize = PageSize::BASE;
+use crate::page::Paging;
 
 /// Guest memory as this process maps it. Each page that the process writes is marked afterwards.
 pub type GuestRam = GuestMemoryMmap<AtomicBitmap>;
@@ -27,26 +27,37 @@ pub type CopyReadable = fn(&GuestSlice<'_>, &mut [u8]) -> usize;
 #[derive(Clone, Debug)]
 pub struct GuestPages {
     memory: Arc<GuestRam>,
+    page_size: PageSize,
     copy: CopyReadable,
     /// First page index of each region, and the count behind the last.
     starts: Vec<u32>,
 }
 
 impl GuestPages {
-    /// All regions of `memory`, which are whole pages and at most `u32::MAX` pages together, read
-    /// by `copy`.
-    pub fn new(memory: Arc<GuestRam>, copy: CopyReadable) -> GuestPages {
+    /// All regions of `memory`, which are whole pages of `page_size` and at most `u32::MAX` pages
+    /// together, read by `copy`.
+    pub fn new(memory: Arc<GuestRam>, page_size: PageSize, copy: CopyReadable) -> GuestPages {
         let mut starts = vec![0u32];
         for region in memory.iter() {
-            let pages = PAGE.pages_in(region.len()).expect("regions are whole pages");
+            let pages = page_size.pages_in(region.len()).expect("regions are whole pages");
             starts.push(starts[starts.len() - 1].checked_add(pages).expect("indexes are 32 bits"));
         }
-        GuestPages { memory, copy, starts }
+        GuestPages { memory, page_size, copy, starts }
     }
 
     /// The number of pages.
     pub fn page_count(&self) -> u32 {
         self.starts[self.starts.len() - 1]
+    }
+
+    /// The size of a page.
+    pub fn page_size(&self) -> PageSize {
+        self.page_size
+    }
+
+    /// Both.
+    pub fn paging(&self) -> Paging {
+        Paging { size: self.page_size, count: self.page_count() }
     }
 
     /// Where the guest sees a page of its memory.
@@ -60,7 +71,7 @@ impl GuestPages {
     fn place(&self, page: PageIndex) -> Option<(usize, u64)> {
         let region = self.starts.partition_point(|&start| start <= page.0) - 1;
         let inside = page.0 < self.page_count();
-        inside.then(|| (region, PAGE.bytes_of(page.0 - self.starts[region])))
+        inside.then(|| (region, self.page_size.bytes_of(page.0 - self.starts[region])))
     }
 
     /// The memory of the part of `run` that lies in the region of its first page.
@@ -68,7 +79,7 @@ impl GuestPages {
         let outside = || io::Error::other(format!("{run} is outside guest memory"));
         let (region, offset) = self.place(run.first).ok_or_else(outside)?;
         let count = run.count.min(self.starts[region + 1] - run.first.0);
-        let bytes = usize::try_from(PAGE.bytes_of(count)).map_err(|_| outside())?;
+        let bytes = usize::try_from(self.page_size.bytes_of(count)).map_err(|_| outside())?;
         let region = self.memory.iter().nth(region).ok_or_else(outside)?;
         let slice = region
             .get_slice(vm_memory::MemoryRegionAddress(offset), bytes)
@@ -82,7 +93,7 @@ impl GuestPages {
     /// # Errors
     /// A run that reaches outside the guest.
     pub fn read_run(&self, mut run: PageRun, mut out: &mut [u8]) -> io::Result<Vec<PageIndex>> {
-        debug_assert_eq!(out.len(), PAGE.length_of(run.count));
+        debug_assert_eq!(out.len(), self.page_size.length_of(run.count));
         let mut unreadable = Vec::new();
         while run.count > 0 {
             let (slice, count) = self.slice(run)?;
@@ -109,10 +120,10 @@ impl GuestPages {
             if done + copied == out.len() {
                 return;
             }
-            let pages = (done + copied) / PAGE.bytes();
+            let pages = (done + copied) / self.page_size.bytes();
             let ahead = u32::try_from(pages).expect("less than the run");
             unreadable.push(PageIndex(first.0 + ahead));
-            done = (pages + 1) * PAGE.bytes();
+            done = (pages + 1) * self.page_size.bytes();
         }
     }
 
@@ -121,7 +132,7 @@ impl GuestPages {
     /// # Errors
     /// A run that reaches outside the guest.
     pub fn write_run(&self, mut run: PageRun, mut contents: &[u8]) -> io::Result<()> {
-        debug_assert_eq!(contents.len(), PAGE.length_of(run.count));
+        debug_assert_eq!(contents.len(), self.page_size.length_of(run.count));
         while run.count > 0 {
             let (slice, count) = self.slice(run)?;
             let (part, rest) = contents.split_at(slice.len());
@@ -138,6 +149,8 @@ pub(crate) mod tests {
     use vm_memory::{Bytes, GuestAddress};
 
     use super::*;
+
+    const PAGE: PageSize = PageSize::BASE;
 
     /// A page that begins with this cannot be read.
     pub(crate) const LOST: [u8; 8] = *b"lost \0\xff!";
@@ -156,7 +169,7 @@ pub(crate) mod tests {
         let memory = GuestMemoryMmap::from_ranges(&ranges).unwrap();
         memory.write_slice(&[7; 4096], GuestAddress(4096)).unwrap();
         memory.write_obj(9u8, GuestAddress((1 << 32) + 4095)).unwrap();
-        GuestPages::new(Arc::new(memory), copy_up_to_lost)
+        GuestPages::new(Arc::new(memory), PAGE, copy_up_to_lost)
     }
 
     #[test]
@@ -201,7 +214,7 @@ pub(crate) mod tests {
         for lost in [0, 2, 3, 4, 7] {
             memory.write_slice(&LOST, at(lost)).unwrap();
         }
-        let pages = GuestPages::new(Arc::new(memory), copy_up_to_lost);
+        let pages = GuestPages::new(Arc::new(memory), PAGE, copy_up_to_lost);
         let mut bytes = [0xee; 8 * 4096];
         let run = PageRun { first: PageIndex(0), count: 8 };
         let lost = pages.read_run(run, &mut bytes).unwrap();
@@ -210,5 +223,20 @@ pub(crate) mod tests {
             let whole = bytes[page * 4096..][..4096].iter().all(|&byte| usize::from(byte) == page);
             assert!(whole, "page {page}");
         }
+    }
+
+    #[test]
+    fn a_huge_page_with_an_unreadable_part_is_lost_and_the_next_is_read() {
+        let huge = PageSize::HUGE;
+        let memory = GuestRam::from_ranges(&[(GuestAddress(0), huge.length_of(2))]).unwrap();
+        memory.write_slice(&LOST, GuestAddress(5 * 4096)).unwrap();
+        memory.write_obj(9u8, GuestAddress(huge.bytes_of(2) - 1)).unwrap();
+        let pages = GuestPages::new(Arc::new(memory), huge, copy_up_to_lost);
+        assert_eq!(pages.paging(), Paging { size: huge, count: 2 });
+        let mut bytes = vec![0xee; huge.length_of(2)];
+        let run = PageRun { first: PageIndex(0), count: 2 };
+        assert_eq!(pages.read_run(run, &mut bytes).unwrap(), [PageIndex(0)]);
+        let (last, rest) = bytes[huge.bytes()..].split_last().unwrap();
+        assert!(*last == 9 && rest.iter().all(|&byte| byte == 0));
     }
 }

@@ -8,7 +8,7 @@ use godwit_uffd::page::{PageIndex, PageRun};
 use crate::limits::{PUSH_AHEAD_GROUPS_MAX, PUSH_WALKS_MAX};
 use crate::page::{PageSet, Sent};
 
-/// Says what is pushed next, in groups of 64 pages, of what is not sent:
+/// Says what is pushed next, in groups of pages that one run may have, of what is not sent:
 ///
 /// 1. what lies around the latest faults: the group of each and, for a guest that walks through its
 ///    memory, as many groups ahead of it as it has lately come to;
@@ -16,6 +16,8 @@ use crate::page::{PageSet, Sent};
 /// 3. the rest, upward from behind the latest fault, around the end to the start.
 #[derive(Debug)]
 pub struct PushOrder {
+    /// Pages of a group.
+    group_pages: u32,
     /// The latest first.
     walks: VecDeque<Walk>,
     written: Arc<PageSet>,
@@ -63,21 +65,24 @@ impl Iterator for Lap {
 }
 
 impl PushOrder {
-    /// An order for the pages of `sent`, of which the guest wrote `written` last.
-    pub fn new(sent: &Sent, written: Arc<PageSet>) -> PushOrder {
-        let written_groups = u32::try_from(written.words().len()).expect("fewer than pages");
-        assert!(written_groups <= sent.word_count(), "pages of another guest");
+    /// An order for the pages of `sent`, of which the guest wrote `written` last. A group has
+    /// `group_pages` pages, which divide 64.
+    pub fn new(sent: &Sent, group_pages: u32, written: Arc<PageSet>) -> PushOrder {
+        assert!(group_pages > 0 && u64::BITS.is_multiple_of(group_pages), "{group_pages}");
+        assert!(written.page_count() <= sent.page_count(), "pages of another guest");
+        let groups = |pages: u32| Lap::new(pages.div_ceil(group_pages));
         PushOrder {
+            group_pages,
             walks: VecDeque::new(),
+            written_groups: groups(written.page_count()),
             written,
-            written_groups: Lap::new(written_groups),
-            groups: Lap::new(sent.word_count()),
+            groups: groups(sent.page_count()),
         }
     }
 
     /// The guest wants `page`, one of its pages.
     pub fn fault_at(&mut self, page: PageIndex) {
-        let group = Sent::word_of(page);
+        let group = page.0 / self.group_pages;
         let reached =
             |walk: &Walk| group.checked_sub(walk.begin).is_some_and(|ahead| ahead <= walk.reach);
         let walk = self.walks.iter().position(reached).and_then(|at| self.walks.remove(at));
@@ -94,9 +99,10 @@ impl PushOrder {
     /// The pages to send now, taken from `sent`: runs within one group, or `None` at the end.
     pub fn next(&mut self, sent: &Sent) -> Option<Vec<PageRun>> {
         while let Some((group, wanted)) = self.next_group() {
-            let taken = sent.take_of_word(group, wanted);
+            let first = PageIndex(group * self.group_pages);
+            let taken = sent.take_of_group(PageRun { first, count: self.group_pages }, wanted);
             if taken != 0 {
-                return Some(runs(Sent::first_page(group), taken).collect());
+                return Some(runs(first, taken).collect());
             }
         }
         None
@@ -108,7 +114,9 @@ impl PushOrder {
             return Some((group, u64::MAX));
         }
         if let Some(group) = self.written_groups.next() {
-            return Some((group, self.written.words()[group as usize]));
+            let first = group * self.group_pages;
+            let word = self.written.words()[(first / u64::BITS) as usize];
+            return Some((group, word >> (first % u64::BITS)));
         }
         self.groups.next().map(|group| (group, u64::MAX))
     }
@@ -143,7 +151,7 @@ mod tests {
     fn order(sent: &Sent, written: &[u32]) -> PushOrder {
         let mut set = PageSet::empty(sent.page_count());
         written.iter().for_each(|&page| set.insert(PageIndex(page)));
-        PushOrder::new(sent, Arc::new(set))
+        PushOrder::new(sent, 64, Arc::new(set))
     }
 
     /// The next `calls` answers: first page and count of each run.
@@ -171,7 +179,7 @@ mod tests {
     #[test]
     fn without_anything_else_the_push_goes_on_behind_a_fault_and_comes_round() {
         let sent = Sent::new(256);
-        let mut order = PushOrder::new(&sent, Arc::new(PageSet::empty(0)));
+        let mut order = PushOrder::new(&sent, 64, Arc::new(PageSet::empty(0)));
         order.fault_at(PageIndex(140));
         assert_eq!(
             pushed(&mut order, &sent, usize::MAX),
@@ -250,6 +258,23 @@ mod tests {
             order.fault_at(PageIndex(group * 64));
         }
         assert_eq!(pushed(&mut order, &sent, usize::MAX), [(128, 64), (0, 64), (64, 64)]);
+    }
+
+    #[test]
+    fn huge_pages_are_taken_one_by_one_in_the_same_order() {
+        let (sent, mut written) = (Sent::new(70), PageSet::empty(70));
+        [3, 66, 68].into_iter().for_each(|page| written.insert(PageIndex(page)));
+        let mut order = PushOrder::new(&sent, 1, Arc::new(written));
+        assert!(sent.take(PageIndex(66)));
+        order.fault_at(PageIndex(66));
+        order.fault_at(PageIndex(67));
+        // The walk is two ahead, then come those that were written, then those behind the fault.
+        assert_eq!(pushed(&mut order, &sent, 4), [(67, 1), (68, 1), (3, 1), (69, 1)]);
+        let rest = pushed(&mut order, &sent, usize::MAX);
+        assert_eq!(
+            rest,
+            (0..66).filter(|&page| page != 3).map(|page| (page, 1)).collect::<Vec<_>>()
+        );
     }
 
     #[test]

@@ -4,7 +4,7 @@ use std::collections::VecDeque;
 
 use godwit_uffd::page::{PageIndex, PageRun};
 
-use crate::limits::{FAULT_WALKS_MAX, FAULT_WINDOW_PAGES_MAX, WALK_GAP_PAGES_MAX};
+use crate::limits::{FAULT_WALKS_MAX, WALK_GAP_PAGES_MAX};
 use crate::page::Claims;
 
 /// Asks for more than the faulting page where the guest walks through its memory.
@@ -14,9 +14,11 @@ use crate::page::Claims;
 /// page that is missing behind an earlier fault and its window says that the guest has used them,
 /// and the next window is twice as large. A fault anywhere else asks for its page alone. So
 /// unrelated accesses cost nothing, and a walk soon asks for as many pages as it takes to be worth
-/// the trip, up to [`FAULT_WINDOW_PAGES_MAX`].
-#[derive(Debug, Default)]
+/// the trip.
+#[derive(Debug)]
 pub struct FaultWindows {
+    /// The largest window, in pages.
+    most: u32,
     /// The latest first.
     walks: VecDeque<Walk>,
 }
@@ -31,13 +33,18 @@ struct Walk {
 }
 
 impl FaultWindows {
+    /// Nothing is known of the guest. A fault asks for at most `most` pages.
+    pub fn new(most: u32) -> FaultWindows {
+        FaultWindows { most, walks: VecDeque::new() }
+    }
+
     /// What to ask for because of a fault on `page`, which the caller has marked as requested in
     /// `claims`. Its window is marked, too: pages that are there, on their way, or asked for by
     /// somebody else end it.
     pub fn ask(&mut self, page: PageIndex, claims: &Claims) -> PageRun {
         let walk = self.walks.iter().position(|walk| walk.comes_to(page, claims));
         let walk = walk.and_then(|at| self.walks.remove(at));
-        let window = walk.map_or(1, |walk| (walk.window * 2).min(FAULT_WINDOW_PAGES_MAX));
+        let window = walk.map_or(1, |walk| (walk.window * 2).min(self.most));
         let behind = (page.0 + 1..claims.page_count()).take(window as usize - 1);
         let more = behind.take_while(|&page| claims.request_ahead(PageIndex(page))).count();
         let run = PageRun { first: page, count: 1 + u32::try_from(more).expect("in the window") };
@@ -69,7 +76,7 @@ mod tests {
 
     impl Guest {
         fn new(pages: u32) -> Guest {
-            Guest { claims: Claims::new(pages), windows: FaultWindows::default() }
+            Guest { claims: Claims::new(pages), windows: FaultWindows::new(16) }
         }
 
         /// A fault on a missing page: what is asked for.

@@ -2,11 +2,12 @@
 
 use std::path::Path;
 
+use godwit_uffd::page::PageSize;
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
 use super::SnapshotError;
-use crate::wire::{MemslotLayout, pages_of};
+use crate::wire::{MemslotLayout, paging_of};
 
 /// The version of the format that this build writes, and the newest that it reads.
 pub const VERSION: u32 = 1;
@@ -124,12 +125,15 @@ impl Manifest {
         if self.version == 0 {
             return Err("it has no version");
         }
-        let pages = pages_of(self.page_bytes, &self.facts.memslots)?;
+        let paging = paging_of(self.page_bytes, &self.facts.memslots)?;
+        if paging.size != PageSize::BASE {
+            return Err("its pages are not 4096 bytes");
+        }
         let bytes: u64 = self.facts.memslots.iter().map(|slot| slot.bytes).sum();
         if self.files.memory != bytes {
             return Err("its memory file is not as long as the guest's memory");
         }
-        Ok(pages)
+        Ok(paging.count)
     }
 }
 

@@ -8,6 +8,7 @@ use std::os::unix::net::UnixStream;
 use std::time::Duration;
 
 use rustix::net::{RecvFlags, SendFlags, Shutdown, sockopt};
+use socket2::SockRef;
 
 use super::tls::TlsStream;
 use super::{Address, TlsConnector};
@@ -16,6 +17,9 @@ use crate::limits::PEER_TIMEOUT;
 /// Bytes that a bulk channel keeps in flight. A page that is asked for while it is among them waits
 /// for those before it, so the buffer is bounded: 2 MiB is about a millisecond of loopback.
 const BULK_BUFFER_BYTES: usize = 1 << 20;
+/// Bytes of those that have not left the sender. On a link that is slower than the sender this is
+/// what grows, on each channel: it is a millisecond of a gigabit a second.
+const BULK_UNSENT_BYTES: u32 = 128 << 10;
 
 /// What to do when there is nothing to receive.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -99,6 +103,9 @@ impl Stream {
     pub fn bound_bulk_buffers(&self) -> io::Result<()> {
         sockopt::set_socket_send_buffer_size(&self.fd, BULK_BUFFER_BYTES)?;
         sockopt::set_socket_recv_buffer_size(&self.fd, BULK_BUFFER_BYTES)?;
+        if self.is_tcp() {
+            SockRef::from(&self.fd).set_tcp_notsent_lowat(BULK_UNSENT_BYTES)?;
+        }
         Ok(())
     }
 

@@ -1,6 +1,6 @@
 //! Messages of the urgent channel.
 
-use godwit_uffd::page::{PageIndex, PageRun};
+use godwit_uffd::page::{PageIndex, PageRun, PageSize};
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
@@ -8,7 +8,7 @@ use super::WireError;
 use super::frame::{Frame, HEADER_BYTES, Kind, frame_header};
 use super::run::{PushFrame, RunHead, run_head};
 use crate::limits;
-use crate::page::PageSet;
+use crate::page::{PageSet, Paging};
 
 /// Where a memslot is in guest physical memory.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -81,37 +81,38 @@ impl Offer {
         }
     }
 
-    /// The number of pages of the guest.
+    /// The pages of the guest.
     ///
     /// # Errors
-    /// What is wrong with the layout: no memory, too much, not whole pages, or not in order.
-    pub fn pages(&self) -> Result<u32, &'static str> {
-        pages_of(self.page_bytes, &self.memslots)
+    /// What is wrong with the layout: pages of an unknown size, no memory, too much, not whole
+    /// pages, or not in order.
+    pub fn paging(&self) -> Result<Paging, &'static str> {
+        paging_of(self.page_bytes, &self.memslots)
     }
 }
 
-/// The number of pages of a guest whose memory is `memslots`.
+/// The pages of a guest whose memory is `memslots`.
 ///
 /// # Errors
-/// What is wrong with the layout: no memory, too much, not whole pages, or not in order.
-pub fn pages_of(page_bytes: u32, memslots: &[MemslotLayout]) -> Result<u32, &'static str> {
-    if page_bytes != 4096 {
-        return Err("its pages are not 4096 bytes");
-    }
+/// What is wrong with the layout: pages of an unknown size, no memory, too much, not whole pages,
+/// or not in order.
+pub fn paging_of(page_bytes: u32, memslots: &[MemslotLayout]) -> Result<Paging, &'static str> {
+    let size = PageSize::of(page_bytes.into());
+    let size = size.ok_or("its memory has pages of a size that this version does not know")?;
     if memslots.is_empty() || memslots.len() > limits::MEMSLOTS_MAX {
         return Err("it has no memslots, or too many");
     }
     let (mut pages, mut end) = (0u64, 0u64);
     for slot in memslots {
-        let whole = slot.gpa % 4096 == 0 && slot.bytes % 4096 == 0 && slot.bytes > 0;
+        let whole = size.divides(slot.gpa) && size.divides(slot.bytes) && slot.bytes > 0;
         if !whole || slot.gpa < end {
             return Err("its memslots overlap, are not in order or not whole pages");
         }
         end = slot.gpa.checked_add(slot.bytes).ok_or("a memslot is beyond all addresses")?;
-        pages += slot.bytes / 4096;
+        pages += slot.bytes / u64::from(page_bytes);
     }
     match u32::try_from(pages) {
-        Ok(count) if u64::from(count) < limits::GUEST_PAGES_MAX => Ok(count),
+        Ok(count) if pages < limits::GUEST_PAGES_MAX => Ok(Paging { size, count }),
         _ => Err("it has more pages than an index can count"),
     }
 }
@@ -325,12 +326,12 @@ impl<'a> Message<'a> {
         }
     }
 
-    /// Reads a frame of the urgent channel of a guest of `pages` pages (0 while that is unknown).
+    /// Reads a frame of the urgent channel of a guest of these pages (none while that is unknown).
     ///
     /// # Errors
     /// A frame whose payload is not what its kind says, or that has no place on this channel.
-    pub fn read(frame: &Frame<'a>, pages: u32) -> Result<Message<'a>, WireError> {
-        let payload = frame.payload;
+    pub fn read(frame: &Frame<'a>, paging: Paging) -> Result<Message<'a>, WireError> {
+        let (payload, pages) = (frame.payload, paging.count);
         let kind = frame.kind;
         Ok(match kind {
             Kind::Offer => Message::Offer(unpack_offer(payload)?),
@@ -344,9 +345,9 @@ impl<'a> Message<'a> {
                 Message::Refused { transfer, reason }
             }
             Kind::Abort => Message::Abort(unpack(kind, payload)?),
-            Kind::Request => Message::Request(read_request(payload, pages)?),
+            Kind::Request => Message::Request(read_request(payload, paging)?),
             Kind::Pages => {
-                let (head, contents) = run_head(payload, pages)?;
+                let (head, contents) = run_head(payload, paging)?;
                 Message::Pages(head, contents)
             }
             Kind::Complete => Message::Complete(unpack(kind, payload)?),
@@ -395,13 +396,13 @@ fn unpack_package(payload: &[u8]) -> Result<Vec<Section>, WireError> {
     Ok(packed.sections)
 }
 
-fn read_request(payload: &[u8], pages: u32) -> Result<PageRun, WireError> {
+fn read_request(payload: &[u8], paging: Paging) -> Result<PageRun, WireError> {
     let Ok(words) = <[u8; 8]>::try_from(payload) else {
         return Err(WireError::Damaged { kind: Kind::Request, what: "not eight bytes" });
     };
     let number = |at| u32::from_le_bytes([words[at], words[at + 1], words[at + 2], words[at + 3]]);
     let run = PageRun { first: PageIndex(number(0)), count: number(4) };
-    let limit = limits::DATA_PAGES_PER_RUN_MAX;
+    let (pages, limit) = (paging.count, limits::data_pages_per_run_max(paging.size));
     if run.count == 0 || run.count > limit || run.end() > u64::from(pages) {
         return Err(WireError::Run { first: run.first.0, end: run.end(), pages, limit });
     }
@@ -487,7 +488,7 @@ mod tests {
         encode(message, &mut bytes);
         let frame = decode(&bytes).unwrap().unwrap();
         assert_eq!(frame.wire_bytes(), bytes.len());
-        assert_eq!(&Message::read(&frame, 1000).unwrap(), message);
+        assert_eq!(&Message::read(&frame, Paging::base(1000)).unwrap(), message);
         for cut in 0..bytes.len() {
             assert_eq!(decode(&bytes[..cut]).unwrap(), None);
         }
@@ -520,7 +521,7 @@ mod tests {
             Message::Refused { transfer: 3, reason: "disk full".into() },
             Message::Abort(Abort { reason: "no".into() }),
             Message::Request(run),
-            Message::Pages(RunHead::new(run, Encoding::Raw, &contents), &contents),
+            Message::Pages(RunHead::new(PageSize::BASE, run, Encoding::Raw, &contents), &contents),
             Message::Complete(Complete { zero: 1, data: 2, guest_ended: false }),
             Message::Released,
             Message::Alive,
@@ -551,8 +552,11 @@ mod tests {
         let mut bytes = Vec::new();
         encode(&Message::Received(parts[1].clone()), &mut bytes);
         let frame = decode(&bytes).unwrap().unwrap();
-        assert!(Message::read(&frame, pages).is_ok());
-        assert!(matches!(Message::read(&frame, pages - 64), Err(WireError::Damaged { .. })));
+        assert!(Message::read(&frame, Paging::base(pages)).is_ok());
+        assert!(matches!(
+            Message::read(&frame, Paging::base(pages - 64)),
+            Err(WireError::Damaged { .. })
+        ));
     }
 
     #[test]
@@ -562,15 +566,15 @@ mod tests {
         encode(&Message::Package(vec![section]), &mut bytes);
         bytes[20] ^= 1;
         let frame = decode(&bytes).unwrap().unwrap();
-        assert!(matches!(Message::read(&frame, 0), Err(WireError::Damaged { .. })));
+        assert!(matches!(Message::read(&frame, Paging::base(0)), Err(WireError::Damaged { .. })));
     }
 
     #[test]
     fn a_layout_must_be_ordered_whole_and_countable() {
-        let offer = |slots: &[(u64, u64)]| Offer {
+        let offer = |page_bytes, slots: &[(u64, u64)]| Offer {
             guest: Uuid::nil(),
             transfer: 1,
-            page_bytes: 4096,
+            page_bytes,
             mode: Mode::Postcopy,
             connections: 1,
             memslots: slots.iter().map(|&(gpa, bytes)| MemslotLayout { gpa, bytes }).collect(),
@@ -578,12 +582,21 @@ mod tests {
             requirements: vec![],
             base: None,
         };
-        assert_eq!(offer(&[(0, 8192), (1 << 32, 4096)]).pages(), Ok(3));
-        assert!(offer(&[]).pages().is_err());
-        assert!(offer(&[(0, 8192), (4096, 4096)]).pages().is_err());
-        assert!(offer(&[(0, 100)]).pages().is_err());
-        assert!(offer(&[(0, 1 << 62)]).pages().is_err());
-        assert!(offer(&[(u64::MAX - 4095, 4096)]).pages().is_err());
+        let base = |slots: &[(u64, u64)]| offer(4096, slots).paging();
+        assert_eq!(base(&[(0, 8192), (1 << 32, 4096)]), Ok(Paging::base(3)));
+        assert!(base(&[]).is_err());
+        assert!(base(&[(0, 8192), (4096, 4096)]).is_err());
+        assert!(base(&[(0, 100)]).is_err());
+        assert!(base(&[(0, 1 << 62)]).is_err());
+        assert!(base(&[(u64::MAX - 4095, 4096)]).is_err());
+        let huge = |slots: &[(u64, u64)]| offer(2 << 20, slots).paging();
+        let two = Paging { size: PageSize::HUGE, count: 2 };
+        assert_eq!(huge(&[(0, 2 << 20), (1 << 32, 2 << 20)]), Ok(two));
+        assert!(huge(&[(0, 4096)]).is_err());
+        assert!(huge(&[(4096, 2 << 20)]).is_err());
+        for page_bytes in [0, 1, 2048, 4095, 8192, 1 << 30, u32::MAX] {
+            assert!(offer(page_bytes, &[(0, 1 << 32)]).paging().is_err(), "{page_bytes}");
+        }
     }
 
     proptest! {
@@ -594,7 +607,7 @@ mod tests {
             bytes[4..8].copy_from_slice(&u32::try_from(payload.len()).unwrap().to_le_bytes());
             bytes.extend(payload);
             if let Ok(Some(frame)) = decode(&bytes) {
-                let _ = Message::read(&frame, 1000);
+                let _ = Message::read(&frame, Paging::base(1000));
             }
         }
     }

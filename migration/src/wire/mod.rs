@@ -12,7 +12,7 @@ pub use frame::{Frame, HEADER_BYTES, Kind, decode};
 pub use hello::{BULK_HELLO_BYTES, BulkHello, RESUME_HELLO_BYTES, ResumeHello};
 pub use message::{
     Abort, Accept, BitmapPart, Complete, MemslotLayout, Message, Mode, Offer, Section, encode,
-    pages_of,
+    paging_of,
 };
 pub use preamble::{Channel, PREAMBLE_BYTES, Preamble, VERSION, VERSION_MIN, VERSION_WITH_BASE};
 pub use run::{Encoding, PushFrame, RUN_HEAD_BYTES, RunHead, run_head};

@@ -7,6 +7,7 @@ use zerocopy::{FromBytes, FromZeros, Immutable, IntoBytes, KnownLayout, Unaligne
 use super::frame::{HEADER_BYTES, Kind, frame_header, header};
 use super::{WORD_BYTES, WireError};
 use crate::limits;
+use crate::page::Paging;
 
 /// Bytes of the header of a page frame with the head of its run.
 pub const RUN_HEAD_BYTES: usize = HEADER_BYTES + size_of::<Run>();
@@ -59,18 +60,17 @@ impl Encoding {
     }
 
     /// Whoever receives contents has room for so many pages; others only need a place each.
-    fn pages_max(self) -> u32 {
+    fn pages_max(self, size: PageSize) -> u32 {
         match self {
             Encoding::Raw | Encoding::Word | Encoding::Lz4 | Encoding::Same => {
-                limits::DATA_PAGES_PER_RUN_MAX
+                limits::data_pages_per_run_max(size)
             }
             Encoding::Zero | Encoding::Poison => limits::ZERO_PAGES_PER_RUN_MAX,
         }
     }
 
-    /// Whether `bytes` of contents can be those of `pages` pages.
-    fn takes(self, bytes: usize, pages: u32) -> bool {
-        let raw = PageSize::BASE.length_of(pages);
+    /// Whether `bytes` of contents can be those of pages that are `raw` bytes long.
+    fn takes(self, bytes: usize, raw: usize) -> bool {
         match self {
             Encoding::Raw => bytes == raw,
             Encoding::Zero | Encoding::Poison | Encoding::Same => bytes == 0,
@@ -89,30 +89,31 @@ pub struct RunHead {
     pub encoding: Encoding,
     /// Microseconds from reading the request to queueing this answer; 0 for what nobody asked for.
     pub service_us: u32,
+    page_size: PageSize,
     content_bytes: usize,
     crc: u32,
 }
 
 impl RunHead {
-    /// The head of `run`, whose contents on the wire are `contents`.
+    /// The head of `run`, pages of `page_size` whose contents on the wire are `contents`.
     ///
     /// # Panics
     /// If these cannot be the contents of such a run.
-    pub fn new(run: PageRun, encoding: Encoding, contents: &[u8]) -> RunHead {
-        let content_bytes = contents.len();
-        assert!(encoding.takes(content_bytes, run.count), "{run}: {content_bytes} {encoding:?}");
+    pub fn new(page_size: PageSize, run: PageRun, encoding: Encoding, contents: &[u8]) -> RunHead {
+        let (content_bytes, raw) = (contents.len(), page_size.length_of(run.count));
+        assert!(encoding.takes(content_bytes, raw), "{run}: {content_bytes} {encoding:?}");
         let crc = checksum(run, encoding as u32, contents);
-        RunHead { run, encoding, service_us: 0, content_bytes, crc }
+        RunHead { run, encoding, service_us: 0, page_size, content_bytes, crc }
     }
 
-    /// The head of `run`, whose `pages` the destination has in its base.
+    /// The head of `run`, whose `pages` of `page_size` the destination has in its base.
     ///
     /// # Panics
     /// If these are not as many bytes as the pages.
-    pub fn same(run: PageRun, pages: &[u8]) -> RunHead {
-        assert_eq!(pages.len(), PageSize::BASE.length_of(run.count), "{run}");
+    pub fn same(page_size: PageSize, run: PageRun, pages: &[u8]) -> RunHead {
+        assert_eq!(pages.len(), page_size.length_of(run.count), "{run}");
         let (encoding, crc) = (Encoding::Same, checksum(run, Encoding::Same as u32, pages));
-        RunHead { run, encoding, service_us: 0, content_bytes: 0, crc }
+        RunHead { run, encoding, service_us: 0, page_size, content_bytes: 0, crc }
     }
 
     /// Bytes of contents that follow the head.
@@ -122,7 +123,7 @@ impl RunHead {
 
     /// Bytes of the pages themselves.
     pub fn page_bytes(&self) -> usize {
-        PageSize::BASE.length_of(self.run.count)
+        self.page_size.length_of(self.run.count)
     }
 
     /// Bytes of the whole frame.
@@ -144,19 +145,20 @@ impl RunHead {
         Ok(())
     }
 
-    /// Reads a run, behind which `content_bytes` follow, for a guest of `pages` pages.
-    fn read(run: Run, content_bytes: usize, pages: u32) -> Result<RunHead, WireError> {
+    /// Reads a run, behind which `content_bytes` follow, for a guest of these pages.
+    fn read(run: Run, content_bytes: usize, paging: Paging) -> Result<RunHead, WireError> {
+        let Paging { size: page_size, count: pages } = paging;
         let encoding = Encoding::of(run.encoding.get())?;
         let (service_us, crc) = (run.service_us.get(), run.crc.get());
         let run = PageRun { first: PageIndex(run.first.get()), count: run.count.get() };
-        let (limit, end) = (encoding.pages_max(), run.end());
+        let (limit, end) = (encoding.pages_max(page_size), run.end());
         if run.count == 0 || run.count > limit || end > u64::from(pages) {
             return Err(WireError::Run { first: run.first.0, end, pages, limit });
         }
-        if !encoding.takes(content_bytes, run.count) {
+        if !encoding.takes(content_bytes, page_size.length_of(run.count)) {
             return Err(not_as_long(Kind::Pages));
         }
-        Ok(RunHead { run, encoding, service_us, content_bytes, crc })
+        Ok(RunHead { run, encoding, service_us, page_size, content_bytes, crc })
     }
 
     fn write(&self) -> Run {
@@ -187,13 +189,13 @@ fn checksum(run: PageRun, encoding: u32, contents: &[u8]) -> u32 {
 /// checksum is that of both.
 ///
 /// # Errors
-/// A payload that is shorter or longer than its run, a run that is not in a guest of `pages`, a
+/// A payload that is shorter or longer than its run, a run that is not in a guest of these pages, a
 /// wrong checksum, or pages of a base, which nobody asks for.
-pub fn run_head(payload: &[u8], pages: u32) -> Result<(RunHead, &[u8]), WireError> {
+pub fn run_head(payload: &[u8], paging: Paging) -> Result<(RunHead, &[u8]), WireError> {
     let Ok((run, contents)) = Run::read_from_prefix(payload) else {
         return Err(WireError::Damaged { kind: Kind::Pages, what: "shorter than its head" });
     };
-    let head = RunHead::read(run, contents.len(), pages)?;
+    let head = RunHead::read(run, contents.len(), paging)?;
     if head.encoding == Encoding::Same {
         let what = "pages of a base on the urgent channel";
         return Err(WireError::Damaged { kind: Kind::Pages, what });
@@ -226,17 +228,17 @@ impl PushFrame {
         bytes
     }
 
-    /// Reads the head of a frame of a bulk channel of a guest of `pages` pages.
+    /// Reads the head of a frame of a bulk channel of a guest of these pages.
     ///
     /// # Errors
     /// A frame that has no place on a bulk channel, or whose length does not fit its run.
-    pub fn decode(bytes: &[u8; RUN_HEAD_BYTES], pages: u32) -> Result<PushFrame, WireError> {
+    pub fn decode(bytes: &[u8; RUN_HEAD_BYTES], paging: Paging) -> Result<PushFrame, WireError> {
         let (kind, length) = header(bytes)?.expect("longer than a header");
         let (run, _) = Run::read_from_prefix(&bytes[HEADER_BYTES..]).expect("the size of a run");
         let contents = length.checked_sub(size_of::<Run>());
         let contents = contents.ok_or_else(|| not_as_long(kind))?;
         match kind {
-            Kind::Pages => Ok(PushFrame::Pages(RunHead::read(run, contents, pages)?)),
+            Kind::Pages => Ok(PushFrame::Pages(RunHead::read(run, contents, paging)?)),
             Kind::PushEnd => decode_end(run, contents),
             kind => Err(WireError::Damaged { kind, what: "not for a bulk channel" }),
         }
@@ -271,29 +273,46 @@ mod tests {
         PageRun { first: PageIndex(first), count }
     }
 
-    /// A run of each encoding with contents that it can have.
-    fn samples() -> [(RunHead, Vec<u8>); 5] {
-        [
+    /// All of a large guest.
+    const BASE: Paging = Paging::base(1 << 20);
+    const HUGE: Paging = Paging { size: PageSize::HUGE, count: 1 << 20 };
+
+    /// A run of each encoding with contents that it can have, and one of a huge page.
+    fn samples() -> [(RunHead, Vec<u8>); 7] {
+        let huge = [
+            (run(3, 1), Encoding::Raw, vec![5; 2 << 20]),
+            (run(4, 1), Encoding::Lz4, vec![5; (2 << 20) - 1]),
+        ]
+        .map(|(run, encoding, contents)| (PageSize::HUGE, run, encoding, contents));
+        let base = [
             (run(3, 64), Encoding::Raw, vec![5; 64 * 4096]),
             (run(0, 1 << 20), Encoding::Zero, vec![]),
             (run(9, 2), Encoding::Word, vec![1, 2, 3, 4, 5, 6, 7, 8]),
             (run(70, 1), Encoding::Lz4, vec![7; 4095]),
             (run(8, 1000), Encoding::Poison, vec![]),
         ]
-        .map(|(run, encoding, contents)| (RunHead::new(run, encoding, &contents), contents))
+        .map(|(run, encoding, contents)| (PageSize::BASE, run, encoding, contents));
+        let mut samples = base.into_iter().chain(huge).map(|(size, run, encoding, contents)| {
+            (RunHead::new(size, run, encoding, &contents), contents)
+        });
+        std::array::from_fn(|_| samples.next().expect("seven"))
+    }
+
+    /// The pages of a guest that has the run.
+    fn paging(head: &RunHead) -> Paging {
+        if head.page_size == PageSize::HUGE { HUGE } else { BASE }
     }
 
     #[test]
     fn a_push_head_survives_the_wire_and_verifies_its_contents() {
         for (head, contents) in samples() {
             let frame = PushFrame::Pages(RunHead { service_us: 17, ..head });
-            let Ok(PushFrame::Pages(read)) = PushFrame::decode(&frame.encode(), 1 << 20) else {
-                panic!("{frame:?}");
-            };
+            let read = PushFrame::decode(&frame.encode(), paging(&head));
+            let Ok(PushFrame::Pages(read)) = read else { panic!("{frame:?}: {read:?}") };
             assert_eq!(PushFrame::Pages(read), frame);
             assert_eq!(read.verify(&contents), Ok(()));
         }
-        assert_eq!(PushFrame::decode(&PushFrame::End.encode(), 1 << 20), Ok(PushFrame::End));
+        assert_eq!(PushFrame::decode(&PushFrame::End.encode(), BASE), Ok(PushFrame::End));
     }
 
     #[test]
@@ -302,14 +321,14 @@ mod tests {
         let end = PushFrame::End.encode();
         assert_eq!(end[24..28], crc32c::crc32c(&[0; 12]).to_le_bytes());
         assert_eq!(crc32c::crc32c(b"123456789"), 0xe306_9283);
-        let head = RunHead::new(run(0x0403_0201, 1), Encoding::Word, b"abcdefgh");
+        let head = RunHead::new(PageSize::BASE, run(0x0403_0201, 1), Encoding::Word, b"abcdefgh");
         let bytes = b"\x01\x02\x03\x04\x01\0\0\0\x02\0\0\0abcdefgh";
         assert_eq!(head.crc, crc32c::crc32c(bytes));
     }
 
     #[test]
     fn runs_outside_the_guest_or_its_limits_are_refused() {
-        let refused = |run: PageRun, encoding: Encoding| {
+        let refused = |paging: Paging, run: PageRun, encoding: Encoding| {
             let crc = U32::new(checksum(run, encoding as u32, &[]));
             let zero = U32::new(0);
             let run = Run {
@@ -320,17 +339,20 @@ mod tests {
                 crc,
                 reserved: zero,
             };
-            let read = RunHead::read(run, 0, 1 << 21);
+            let read = RunHead::read(run, 0, paging);
             assert!(matches!(read, Err(WireError::Run { .. })), "{read:?}");
         };
-        refused(run((1 << 21) - 1, 2), Encoding::Raw);
-        refused(run(u32::MAX, u32::MAX), Encoding::Zero);
-        refused(run(5, 0), Encoding::Zero);
-        for encoding in [Encoding::Raw, Encoding::Word, Encoding::Lz4, Encoding::Same] {
-            refused(run(0, limits::DATA_PAGES_PER_RUN_MAX + 1), encoding);
-        }
-        for encoding in [Encoding::Zero, Encoding::Poison] {
-            refused(run(0, limits::ZERO_PAGES_PER_RUN_MAX + 1), encoding);
+        for (paging, data_max) in [(BASE, 64), (HUGE, 1)] {
+            refused(paging, run(paging.count - 1, 2), Encoding::Zero);
+            refused(paging, run(u32::MAX, u32::MAX), Encoding::Zero);
+            refused(paging, run(5, 0), Encoding::Zero);
+            for encoding in [Encoding::Raw, Encoding::Word, Encoding::Lz4, Encoding::Same] {
+                refused(paging, run(0, data_max + 1), encoding);
+            }
+            for encoding in [Encoding::Zero, Encoding::Poison] {
+                let paging = Paging { count: u32::MAX, ..paging };
+                refused(paging, run(0, limits::ZERO_PAGES_PER_RUN_MAX + 1), encoding);
+            }
         }
     }
 
@@ -350,7 +372,7 @@ mod tests {
                 ..Run::new_zeroed()
             };
             for length in lengths {
-                let read = RunHead::read(run, length, 1000);
+                let read = RunHead::read(run, length, Paging::base(1000));
                 assert!(matches!(read, Err(WireError::Damaged { .. })), "{encoding:?} {length}");
             }
         }
@@ -360,23 +382,23 @@ mod tests {
     fn an_unknown_encoding_is_named() {
         let mut bytes = PushFrame::Pages(samples()[1].0).encode();
         bytes[16] = 6;
-        assert_eq!(PushFrame::decode(&bytes, 1 << 20), Err(WireError::Encoding { number: 6 }));
+        assert_eq!(PushFrame::decode(&bytes, BASE), Err(WireError::Encoding { number: 6 }));
     }
 
     #[test]
     fn pages_of_a_base_have_no_contents_and_the_checksum_of_the_pages() {
         let pages = vec![8; 2 * 4096];
-        let head = RunHead::same(run(7, 2), &pages);
+        let head = RunHead::same(PageSize::BASE, run(7, 2), &pages);
         assert_eq!((head.content_bytes(), head.page_bytes()), (0, 8192));
         let bytes = PushFrame::Pages(head).encode();
-        assert_eq!(PushFrame::decode(&bytes, 9), Ok(PushFrame::Pages(head)));
+        assert_eq!(PushFrame::decode(&bytes, Paging::base(9)), Ok(PushFrame::Pages(head)));
         assert_eq!(head.verify(&pages), Ok(()));
         let mut changed = pages.clone();
         changed[8191] ^= 1;
         assert!(matches!(head.verify(&changed), Err(WireError::Checksum { .. })));
-        assert_ne!(RunHead::same(run(8, 2), &pages).crc, head.crc);
+        assert_ne!(RunHead::same(PageSize::BASE, run(8, 2), &pages).crc, head.crc);
         // Whoever asks for a page has nothing to compare with, and is sent the page.
-        assert!(matches!(run_head(&bytes[HEADER_BYTES..], 9), Err(WireError::Damaged { .. })));
+        assert!(matches!(run_head(&bytes[HEADER_BYTES..], Paging::base(9)), Err(WireError::Damaged { .. })));
     }
 
     #[test]
@@ -385,15 +407,16 @@ mod tests {
         for bit in 64..RUN_HEAD_BYTES * 8 {
             let mut bytes = end;
             bytes[bit / 8] ^= 1 << (bit % 8);
-            assert!(PushFrame::decode(&bytes, 1000).is_err(), "bit {bit}");
+            assert!(PushFrame::decode(&bytes, Paging::base(1000)).is_err(), "bit {bit}");
         }
     }
 
     proptest! {
         /// Wherever a bit flips that says which pages these are or what is in them, it is found.
         #[test]
-        fn a_flipped_bit_is_found(sample in 0usize..5, at: prop::sample::Index, bit in 0u8..8) {
+        fn a_flipped_bit_is_found(sample in 0usize..7, at: prop::sample::Index, bit in 0u8..8) {
             let (head, contents) = samples()[sample].clone();
+            let paging = paging(&head);
             let mut frame = PushFrame::Pages(head).encode().to_vec();
             frame.extend(&contents);
             // The header and the fields of the run, but not its time of service and what is
@@ -405,7 +428,7 @@ mod tests {
             prop_assume!(!(2..4).contains(&at));
             frame[at] ^= 1 << bit;
             let (head, contents) = frame.split_at(RUN_HEAD_BYTES);
-            let found = match PushFrame::decode(head.try_into().unwrap(), 1 << 20) {
+            let found = match PushFrame::decode(head.try_into().unwrap(), paging) {
                 Ok(PushFrame::Pages(head)) => head.verify(contents).is_err(),
                 Ok(PushFrame::End) => false,
                 Err(_) => true,
@@ -415,12 +438,12 @@ mod tests {
 
         #[test]
         fn any_head_decodes_to_something_or_an_error(bytes: [u8; RUN_HEAD_BYTES], rest: Vec<u8>) {
-            let _ = run_head(&rest, 1000);
+            let _ = run_head(&rest, Paging::base(1000));
             let mut page_frame = bytes;
             page_frame[..HEADER_BYTES].copy_from_slice(&frame_header(Kind::Pages, 24));
-            for bytes in [bytes, page_frame] {
-                if let Ok(PushFrame::Pages(head)) = PushFrame::decode(&bytes, 1000) {
-                    prop_assert!(head.content_bytes() <= limits::RUN_BYTES_MAX);
+            for (bytes, paging) in [(bytes, BASE), (page_frame, BASE), (page_frame, HUGE)] {
+                if let Ok(PushFrame::Pages(head)) = PushFrame::decode(&bytes, paging) {
+                    prop_assert!(head.content_bytes() <= limits::run_bytes_max(paging.size));
                     let _ = head.verify(&[]);
                 }
             }

@@ -10,6 +10,7 @@ pub mod device;
 pub mod disk;
 mod godwit;
 pub mod guest;
+pub mod huge_pages;
 pub mod passes;
 pub mod peer;
 mod process;

@@ -1,5 +1,6 @@
 //! A peer that speaks the protocol, message by message, and lies when the test wants.
 
+use godwit_migration::page::Paging;
 use std::io;
 
 use godwit_migration::transport::Address;
@@ -123,7 +124,7 @@ impl Heard {
     #[track_caller]
     pub fn message(&self, pages: u32) -> Message<'_> {
         let frame = wire::decode(&self.bytes).expect("a frame").expect("all of it");
-        Message::read(&frame, pages).expect("a message")
+        Message::read(&frame, Paging::base(pages)).expect("a message")
     }
 }
 
@@ -169,7 +170,7 @@ impl Rehearsal {
     /// # Panics
     /// If its offer has none.
     pub fn pages(&self) -> u32 {
-        self.offer.pages().expect("a real offer")
+        self.offer.paging().expect("a real offer").count
     }
 
     /// Calls at `address` and makes this offer.

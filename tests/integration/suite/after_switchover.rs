@@ -2,6 +2,8 @@
 //! not run the guest, and nobody hangs. What can go on does so by itself; what cannot is said to be
 //! lost, and a guest that was refused is the source's again.
 
+use godwit_migration::page::Paging;
+use godwit_uffd::page::PageSize;
 use std::collections::HashSet;
 
 use godwit_migration::wire::{Encoding, Kind, Message, PushFrame, RunHead, decode};
@@ -186,14 +188,17 @@ fn a_link_that_breaks_at_the_last_words_leaves_the_guest_whole() {
 /// pages as they are, above 32 MiB. With a checksum that fits if `forged`.
 fn change_a_byte(passing: &mut Passing<'_>, forged: bool) -> bool {
     let frame = decode(passing.bytes).expect("a frame").expect("all of it");
-    let Ok(Message::Pages(head, contents)) = Message::read(&frame, u32::MAX) else { return false };
+    let Ok(Message::Pages(head, contents)) = Message::read(&frame, Paging::base(u32::MAX)) else {
+        return false;
+    };
     let (raw, first) = (head.encoding == Encoding::Raw, head.run.first.0);
     if !raw || head.run.count < 32 || first < 32 << 8 {
         return false;
     }
     let mut changed = contents.to_vec();
     changed[10_000] ^= 1;
-    let head = if forged { RunHead::new(head.run, head.encoding, &changed) } else { head };
+    let head =
+        if forged { RunHead::new(PageSize::BASE, head.run, head.encoding, &changed) } else { head };
     *passing.bytes = [&PushFrame::Pages(head).encode()[..], &changed].concat();
     true
 }

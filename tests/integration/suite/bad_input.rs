@@ -116,7 +116,7 @@ fn a_machine_that_cannot_be_had_is_refused() {
     require_kvm!();
     let stage = Stage::new(GODWIT);
     fails(run(&stage, &["--memory", "0"]), &["guest memory of 0 bytes"]);
-    fails(run(&stage, &["--memory", "64000001"]), &["64000001", "multiple of 4096"]);
+    fails(run(&stage, &["--memory", "64000001"]), &["64000001", "multiple of 4 KiB"]);
     fails(run(&stage, &["--memory", "512T"]), &["is not possible", "to"]);
     fails(run(&stage, &["--cpus", "255"]), &["255 vCPUs", "choose 1 to"]);
     let large: u64 = 250 << 30;

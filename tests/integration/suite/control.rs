@@ -1,6 +1,7 @@
 //! Commands while a guest moves: with vCPUs that wait for pages, and at the edges of the
 //! switchover.
 
+use godwit_migration::page::Paging;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 
@@ -28,7 +29,7 @@ const LOW_PAGES: u64 = 32 << 8;
 /// Pages that end above [`LOW_PAGES`] are kept.
 fn keeps_high_pages(passing: &mut Passing<'_>) -> Fate {
     let frame = decode(passing.bytes).expect("a frame").expect("all of it");
-    match Message::read(&frame, u32::MAX) {
+    match Message::read(&frame, Paging::base(u32::MAX)) {
         Ok(Message::Pages(head, _)) if head.run.end() > LOW_PAGES => Fate::Hold,
         _ if passing.kind == Kind::PushEnd => Fate::Hold,
         _ => Fate::Forward,

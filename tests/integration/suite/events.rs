@@ -61,6 +61,7 @@ fn both_sides_tell_of_rounds_the_switchover_a_loss_and_the_end() {
         assert_eq!(round["round"], 1);
         let end = events.last().expect("an end");
         assert_eq!((&end["pages_remaining"], &end["transfer"]), (&0.into(), &1.into()));
+        assert_eq!((&end["pages_total"], &end["page_bytes"]), (&(64 << 8).into(), &4096.into()));
         // Who comes is not known before the offer.
         let is_of = |event: &Value| event["guest"].is_null() || event["guest"] == end["guest"];
         assert!(end["guest"].is_string() && events.iter().all(is_of), "{events:?}");

@@ -11,7 +11,7 @@ use godwit_tests::peer::PeerListener;
 use godwit_tests::speaker::{Heard, SESSION, Speaker, accept_bulk};
 use godwit_tests::stage::{Machine, Node, SMALL, Stage, Transport};
 use godwit_tests::{require_kvm, until};
-use godwit_uffd::page::{PageIndex, PageRun};
+use godwit_uffd::page::{PageIndex, PageRun, PageSize};
 use godwit_vmm::api::types::{
     GuestState, MigrateRequest, MigrationMode, MigrationState, MigrationStatus,
 };
@@ -162,7 +162,7 @@ const INSTEAD_OF_ACCEPT: [Case; 13] = [
     Case {
         says: "a Pages message while",
         act: |listener| {
-            let head = RunHead::new(run(0, 1), Encoding::Zero, &[]);
+            let head = RunHead::new(PageSize::BASE, run(0, 1), Encoding::Zero, &[]);
             after_the_offer(listener, &Message::Pages(head, &[]));
         },
     },

@@ -4,7 +4,7 @@ use godwit_migration::wire::{Encoding, Kind, PushFrame, RUN_HEAD_BYTES, RunHead}
 use godwit_tests::require_kvm;
 use godwit_tests::speaker::Rehearsal;
 use godwit_tests::stage::{SMALL, Stage, Transport};
-use godwit_uffd::page::PageRun;
+use godwit_uffd::page::{PageRun, PageSize};
 
 use crate::GODWIT;
 use crate::hostile_source::{PAGES, ends, pushes, run, still_receives};
@@ -16,7 +16,7 @@ const CRC_AT: usize = 24;
 
 /// A run of pages with these contents on the wire.
 fn pages(run: PageRun, encoding: Encoding, contents: &[u8]) -> Vec<u8> {
-    let head = PushFrame::Pages(RunHead::new(run, encoding, contents)).encode();
+    let head = PushFrame::Pages(RunHead::new(PageSize::BASE, run, encoding, contents)).encode();
     [&head[..], contents].concat()
 }
 

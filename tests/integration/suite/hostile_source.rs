@@ -10,7 +10,7 @@ use godwit_tests::peer::Peer;
 use godwit_tests::speaker::{Rehearsal, Speaker};
 use godwit_tests::stage::{Node, SMALL, Stage, Transport};
 use godwit_tests::{Stream, require_kvm};
-use godwit_uffd::page::{PageIndex, PageRun};
+use godwit_uffd::page::{PageIndex, PageRun, PageSize};
 use godwit_vmm::api::types::{GuestState, MigrationState};
 use godwit_vmm::memory::Backing;
 use godwit_vmm::vm::VmConfig;
@@ -35,7 +35,7 @@ pub fn run(first: u32, count: u32) -> PageRun {
 }
 
 fn zeros(first: u32, count: u32) -> [u8; RUN_HEAD_BYTES] {
-    PushFrame::Pages(RunHead::new(run(first, count), Encoding::Zero, &[])).encode()
+    PushFrame::Pages(RunHead::new(PageSize::BASE, run(first, count), Encoding::Zero, &[])).encode()
 }
 
 fn calls_with(address: &Address, bytes: &[u8]) {
@@ -166,7 +166,7 @@ const AFTER_ACCEPT: [Case; 17] = [
     Case {
         says: "a Pages message while",
         act: |rehearsal, at| {
-            let head = RunHead::new(run(5, 1), Encoding::Zero, &[]);
+            let head = RunHead::new(PageSize::BASE, run(5, 1), Encoding::Zero, &[]);
             after_accept(rehearsal, at, &Message::Pages(head, &[]));
         },
     },
@@ -380,12 +380,20 @@ fn impossible(offer: &Offer) -> Vec<(&'static str, Offer)> {
     let slots = |slots: &[MemslotLayout]| with(&|offer| offer.memslots = slots.to_vec());
     let bytes = u64::from(PAGES) * 4096;
     vec![
-        ("pages are not 4096 bytes", with(&|offer| offer.page_bytes = 8192)),
+        ("pages of a size that", with(&|offer| offer.page_bytes = 8192)),
+        ("pages of 2 MiB but 4 KiB configured", with(&|offer| offer.page_bytes = 2 << 20)),
         ("no memslots", slots(&[])),
         ("no memslots", slots(&[slot(0, 4096); 65])),
         ("overlap", slots(&[slot(0, 8192), slot(4096, 4096)])),
         ("beyond all addresses", slots(&[slot(u64::MAX - 4095, 4096)])),
         ("not whole pages", slots(&[slot(0, 100)])),
+        (
+            "not whole pages",
+            with(&|offer| {
+                offer.page_bytes = 2 << 20;
+                offer.memslots = vec![slot(0, 1 << 20)];
+            }),
+        ),
         ("more pages than an index can count", slots(&[slot(0, 1 << 62)])),
         ("laid out in a way", slots(&[slot(0, bytes / 2), slot(bytes, bytes / 2)])),
         ("configured", slots(&[slot(0, bytes / 2)])),
@@ -471,7 +479,7 @@ fn a_source_that_misbehaves_after_the_grant_is_reported() {
         }),
         // What has not come whole is not installed.
         ("it ended inside a run", |mut urgent, mut bulk| {
-            let head = RunHead::new(run(64, 64), Encoding::Raw, &[0x11; 64 * 4096]);
+            let head = RunHead::new(PageSize::BASE, run(64, 64), Encoding::Raw, &[0x11; 64 * 4096]);
             bulk.peer.send(&PushFrame::Pages(head).encode()).expect("takes it");
             drop(bulk);
             urgent.peer.receive_to_end();

@@ -12,6 +12,7 @@ mod demo;
 mod disk;
 mod doctor;
 mod events;
+mod granules;
 mod half_open;
 mod hostile;
 mod hostile_destination;

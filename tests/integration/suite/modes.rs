@@ -11,15 +11,15 @@ use crate::GODWIT;
 use crate::moving::{Moved, ToAndFro, fails, fails_with, is_refused, is_whole, runs_on};
 
 /// How a guest is moved: mode, connections, compression, and what notes its writes.
-type Way = [&'static str; 4];
+pub type Way = [&'static str; 4];
 
-fn moves(guest: &mut ToAndFro<'_>, way: Way) {
+pub fn moves(guest: &mut ToAndFro<'_>, way: Way) -> Moved {
     let [mode, connections, compression, tracking] = way;
     let options = ["--mode", mode, "--connections", connections, "--compression", compression];
     // Whatever the guest writes meanwhile may be left at the end.
     let rounds = ["--dirty-tracking", tracking, "--downtime-ms", "20000"];
-    let Moved { source, destination } =
-        guest.moves(&[&options[..], &rounds].concat(), Proxy::plain);
+    let moved = guest.moves(&[&options[..], &rounds].concat(), Proxy::plain);
+    let Moved { source, destination } = &moved;
     let expected = match mode {
         "postcopy" => MigrationMode::Postcopy,
         "precopy" => MigrationMode::Precopy,
@@ -28,7 +28,7 @@ fn moves(guest: &mut ToAndFro<'_>, way: Way) {
     assert_eq!((source.mode, destination.mode), (expected, expected));
     let rounds = source.timeline.first_round_us.is_some();
     assert_eq!(rounds, expected != MigrationMode::Postcopy, "{way:?}");
-    let faults = destination.faults.expect("a destination has faults");
+    let faults = destination.faults.as_ref().expect("a destination has faults");
     if expected == MigrationMode::Precopy {
         assert_eq!(faults.count, 0, "{way:?}: a page was missing");
     }
@@ -39,6 +39,7 @@ fn moves(guest: &mut ToAndFro<'_>, way: Way) {
         assert_eq!(source.classes.lz4.pages, 0, "{way:?}");
     }
     assert_eq!(destination.interruptions, 0);
+    moved
 }
 
 // The next two: each mode with each number of connections, and each of both packed and not.

@@ -69,7 +69,18 @@ impl ToAndFro<'_> {
     /// Launches a guest and moves it to the first receiver.
     #[track_caller]
     pub fn start<'a>(stage: &'a Stage, machine: &Machine<'_>) -> ToAndFro<'a> {
-        let mut source = stage.launch_filled("source", machine);
+        ToAndFro::start_with(stage, machine, &[])
+    }
+
+    /// The same with more options of `godwit run`.
+    #[track_caller]
+    pub fn start_with<'a>(
+        stage: &'a Stage,
+        machine: &Machine<'_>,
+        options: &[&str],
+    ) -> ToAndFro<'a> {
+        let mut source = stage.launch_with("source", machine, options);
+        source.wait_report("filled");
         let nodes = [stage.receive("a", Transport::Tcp), stage.receive("b", Transport::Unix)];
         stage.migrate(&source, nodes[0].address()).wait_success();
         source.process.wait_success();

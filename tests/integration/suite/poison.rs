@@ -3,10 +3,12 @@
 //! are real.
 
 use std::io::Write;
+use std::ops::Range;
 use std::sync::{Arc, Mutex};
 use std::thread::JoinHandle;
 
 use godwit_migration::driver::Records;
+use godwit_tests::huge_pages::HugePages;
 use godwit_tests::stage::{Node, Stage, Transport};
 use godwit_tests::{Stream, require_kvm, until};
 use godwit_uffd::Wake;
@@ -29,6 +31,8 @@ use crate::GODWIT;
 const TOUCHED: u64 = 24 << 20;
 const UNTOUCHED: u64 = 60 << 20;
 const CMDLINE: &str = "workload=dirty vcpus=1 span=32M fill=32M";
+const PAGE: u64 = 4096;
+const HUGE_PAGE: u64 = 2 << 20;
 
 /// A console that the test reads.
 #[derive(Clone, Default)]
@@ -77,7 +81,8 @@ impl Source {
     /// Poisons the page at `gpa`, as a move would. None where the kernel cannot.
     fn poison(&self, gpa: u64) -> Option<()> {
         let memory = self.vm.memory();
-        let run = PageRun::one(PageIndex(u32::try_from(gpa >> 12).expect("a small guest")));
+        let page = gpa / memory.page_size().bytes() as u64;
+        let run = PageRun::one(PageIndex(u32::try_from(page).expect("a small guest")));
         memory.empty(run).expect("memory of ours");
         let uffd = memory.register_missing().expect("require_kvm has looked");
         let poisoned = uffd.poison(run, Wake::Now);
@@ -153,11 +158,13 @@ fn a_guest_goes_on_without_a_page_that_it_does_not_touch_from_host_to_host() {
     }
 }
 
-/// The guest is stopped at `node`, and its last words name the page.
-fn stopped(mut node: Node, gpa: u64) {
-    let named = format!("page at guest address {gpa:#x} is poisoned: it could not be read");
-    let line = node.wait_log(&named);
-    assert!(line.contains("crashed"), "{line}");
+/// The guest is stopped at `node`, and its last words name where it touched what is `lost`.
+fn stopped(mut node: Node, lost: Range<u64>) {
+    let line = node.wait_log("is poisoned: it could not be read");
+    let named = line.split_once("page at guest address 0x").expect("an address").1;
+    let digits = named.split(' ').next().expect("digits");
+    let gpa = u64::from_str_radix(digits, 16).expect("hexadecimal digits");
+    assert!(lost.contains(&gpa) && line.contains("crashed"), "{line}");
     assert_eq!(node.process.wait().code(), Some(1), "{}", node.process.failure("goes on"));
     // It has not gone on with something else in the page's place.
     let corrupt = node.process.text(Stream::Stdout).contains("godwit-guest: corrupt");
@@ -180,7 +187,38 @@ fn a_guest_that_touches_the_page_is_stopped_with_its_address() {
         lost_one(&node, &status.migration.expect("just seen"), TOUCHED);
         assert_eq!(status.guest, GuestState::Paused);
         node.client().resume().expect("it was paused");
-        stopped(node, TOUCHED);
+        stopped(node, TOUCHED..TOUCHED + PAGE);
+    }
+}
+
+/// Of memory in pages of 2 MiB a whole one is lost, and nothing else.
+#[test]
+fn a_guest_of_huge_pages_is_stopped_if_it_touches_any_part_of_the_lost_one() {
+    require_kvm!();
+    // Room for the guest at both ends, and to try at both what userfaultfd can do.
+    let Some(_pages) = HugePages::take(2 * 32 + 2 * 5) else { return };
+    for (mode, backing, gpa) in [
+        (MigrationMode::Hybrid, Backing::HugetlbAnon, UNTOUCHED),
+        (MigrationMode::Postcopy, Backing::HugetlbMemfd, UNTOUCHED),
+        (MigrationMode::Postcopy, Backing::HugetlbAnon, TOUCHED),
+        (MigrationMode::Precopy, Backing::HugetlbMemfd, TOUCHED),
+    ] {
+        let stage = Stage::new(GODWIT);
+        let source = Source::launch(&stage, backing);
+        if source.poison(gpa).is_none() {
+            return;
+        }
+        let node = stage.receive("receiver", Transport::Tcp);
+        source.migrate(&node, mode, None);
+        source.until_moved();
+        let status = node.until_migration(MigrationState::Completed);
+        lost_one(&node, &status.migration.expect("just seen"), gpa);
+        node.client().resume().expect("it was paused");
+        if gpa == TOUCHED {
+            stopped(node, gpa..gpa + HUGE_PAGE);
+        } else {
+            assert_eq!(node.verdict_from_now(1).corrupt, 0);
+        }
     }
 }
 
@@ -197,7 +235,7 @@ fn a_guest_that_asks_for_the_page_is_stopped_with_its_address() {
     source.migrate(&node, MigrationMode::Postcopy, Some(1 << 20));
     node.until("a guest that is here", |status| status.owner.owns);
     node.client().resume().expect("it was paused");
-    stopped(node, TOUCHED);
+    stopped(node, TOUCHED..TOUCHED + PAGE);
     until("an end of the migration", || {
         let state = source.migration().state;
         (state.is_final() || state.is_interrupted()).then_some(())

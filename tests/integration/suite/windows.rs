@@ -3,11 +3,13 @@
 
 use std::sync::{Arc, Mutex};
 
-use godwit_migration::limits::FAULT_WINDOW_PAGES_MAX;
+use godwit_migration::limits::fault_window_pages_max;
+use godwit_migration::page::Paging;
 use godwit_migration::wire::{Kind, Message, decode};
 use godwit_tests::proxy::{Fate, Passing, Proxy};
 use godwit_tests::require_kvm;
 use godwit_tests::stage::{Machine, SMALL, Stage, Transport};
+use godwit_uffd::page::PageSize;
 use godwit_vmm::api::types::MigrationState;
 
 use crate::GODWIT;
@@ -46,7 +48,7 @@ fn request(passing: &Passing<'_>) -> Option<u32> {
         return None;
     }
     let frame = decode(passing.bytes).expect("a frame").expect("a whole one");
-    match Message::read(&frame, PAGES).expect("a message") {
+    match Message::read(&frame, Paging::base(PAGES)).expect("a message") {
         Message::Request(run) => Some(run.count),
         other => panic!("{other:?}"),
     }
@@ -56,7 +58,8 @@ fn request(passing: &Passing<'_>) -> Option<u32> {
 fn a_guest_that_walks_through_its_memory_asks_for_windows() {
     require_kvm!();
     let requests = requests("workload=touch passes=0");
-    assert!(requests.iter().all(|&count| count <= FAULT_WINDOW_PAGES_MAX), "{requests:?}");
+    let most = fault_window_pages_max(PageSize::BASE);
+    assert!(requests.iter().all(|&count| count <= most), "{requests:?}");
     let (count, pages) = (requests.len() as u64, requests.iter().sum::<u32>());
     assert!(pages > PAGES / 8, "{pages} pages were asked for: the push has sent too much");
     assert!(u64::from(pages) > 8 * count, "{pages} pages in {count} requests");

@@ -6,14 +6,14 @@ use std::collections::VecDeque;
 use std::sync::Arc;
 use std::time::Duration;
 
-use godwit_migration::page::Claims;
+use godwit_migration::page::{Claims, Paging};
 use godwit_migration::proto::{
     Destination, DestinationInput, DestinationOutput, MigrationState, Outcome, Ownership,
     PeerError, Prepared, may_come,
 };
 use godwit_migration::wire::{Message, Offer, decode};
 use godwit_uffd::Event as UffdEvent;
-use godwit_uffd::page::PageRun;
+use godwit_uffd::page::{PageRun, PageSize};
 
 use crate::channel::Urgent;
 use crate::disk::Write;
@@ -259,7 +259,7 @@ impl Incoming {
 
     fn receive_frame(&mut self, env: &mut Env, bytes: &[u8]) -> Result<(), PeerError> {
         let frame = decode(bytes).expect("it was decoded").expect("it is whole");
-        let message = Message::read(&frame, self.machine.page_count())?;
+        let message = Message::read(&frame, Paging::base(self.machine.page_count()))?;
         let contents = match &message {
             Message::Pages(head, contents) => {
                 env.log(|| format!("destination receives {}", head.run));
@@ -368,7 +368,7 @@ impl Incoming {
     }
 
     fn build(&mut self, env: &mut Env, me: Me, vm: &mut Option<Vm>, offer: &Offer) {
-        let pages = offer.pages().expect("it was checked");
+        let pages = offer.paging().expect("it was checked").count;
         let memory = Arriving::new(pages, env.guest.cpus());
         let claims = Arc::new(Claims::new(pages));
         self.room = Some(Room { claims, uffd: Arc::clone(&memory.uffd) });
@@ -382,7 +382,8 @@ impl Incoming {
     fn prepare(&mut self, env: &mut Env, me: Me, offer: Offer) {
         let record = env.disk(me).record.clone();
         let checked = (|| {
-            if offer.pages()? != env.guest.pages() {
+            let pages = Paging { size: PageSize::BASE, count: env.guest.pages() };
+            if offer.paging()? != pages {
                 return Err("its memory is not that of its machine");
             }
             offer.check_transfer()?;

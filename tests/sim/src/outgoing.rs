@@ -7,7 +7,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use godwit_migration::limits::{REDIAL_TIMEOUT, SETUP_TIMEOUT};
-use godwit_migration::page::{PageSet, Sent};
+use godwit_migration::page::{PageSet, Paging, Sent};
 use godwit_migration::proto::{
     MigrationState, Outcome, Ownership, PeerError, Saved, Source, SourceInput, SourceOutput,
 };
@@ -291,7 +291,7 @@ impl Outgoing {
             Ok(None) => return,
             Ok(Some(bytes)) => {
                 let frame = decode(&bytes).expect("it was decoded").expect("it is whole");
-                Message::read(&frame, pages).map(|message| {
+                Message::read(&frame, Paging::base(pages)).map(|message| {
                     env.log(|| format!("source receives {message:?}"));
                     let message = self.mutated(env, message);
                     self.machine().handle(SourceInput::Message(message), env.instant());

@@ -5,9 +5,10 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use godwit_migration::limits::PEER_TIMEOUT;
+use godwit_migration::limits::data_pages_per_run_max;
 use godwit_migration::page::{PageSet, Sent};
 use godwit_migration::schedule::{Gate, PushOrder};
-use godwit_uffd::page::{PageIndex, PageRun};
+use godwit_uffd::page::{PageIndex, PageRun, PageSize};
 
 use crate::env::Env;
 use crate::guest::{Values, page_of};
@@ -30,7 +31,7 @@ impl Shared {
             gate: Gate::default(),
             urgent: false,
             stopped: false,
-            order: PushOrder::new(sent, written),
+            order: PushOrder::new(sent, data_pages_per_run_max(PageSize::BASE), written),
         }
     }
 

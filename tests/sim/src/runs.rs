@@ -1,22 +1,22 @@
 //! Page frames as they travel. What changes with the format of runs is here and nowhere else.
 
-use godwit_migration::page::{Class, Contents};
+use godwit_migration::page::{Class, Contents, Paging};
 use godwit_migration::wire::{
     Encoding, Kind, PushFrame, RUN_HEAD_BYTES, RunBuffer, RunHead, WireError, decode, unpack,
 };
-use godwit_uffd::page::PageRun;
+use godwit_uffd::page::{PageRun, PageSize};
 
 /// Bytes of what comes before the contents of a run.
 pub const HEAD_BYTES: usize = RUN_HEAD_BYTES;
 
 /// The frame of a run of zero pages.
 pub fn zero_frame(run: PageRun) -> Vec<u8> {
-    PushFrame::Pages(RunHead::new(run, Encoding::Zero, &[])).encode().to_vec()
+    PushFrame::Pages(RunHead::new(PageSize::BASE, run, Encoding::Zero, &[])).encode().to_vec()
 }
 
 /// The frame of a run with contents, packed where that makes it shorter for every other first page.
 pub fn data_frame(run: PageRun, contents: &[u8]) -> Vec<u8> {
-    let mut buffer = RunBuffer::new();
+    let mut buffer = RunBuffer::new(PageSize::BASE);
     buffer.pages_mut(run.count).copy_from_slice(contents);
     buffer.frame(run, 0, run.first.0.is_multiple_of(2)).1.to_vec()
 }
@@ -76,7 +76,7 @@ impl Arrived {
 /// Bytes that are none.
 pub fn take_frame(bytes: &mut Vec<u8>, pages: u32) -> Result<Option<Pushed>, WireError> {
     let Some(head) = bytes.first_chunk::<HEAD_BYTES>() else { return Ok(None) };
-    let PushFrame::Pages(head) = PushFrame::decode(head, pages)? else {
+    let PushFrame::Pages(head) = PushFrame::decode(head, Paging::base(pages))? else {
         bytes.drain(..HEAD_BYTES);
         return Ok(Some(Pushed::End));
     };

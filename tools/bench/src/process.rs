@@ -3,7 +3,7 @@
 use std::fs::{self, File};
 use std::io::{self, Read};
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Stdio};
+use std::process::{Child, Command, ExitStatus, Stdio};
 use std::time::Duration;
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
@@ -49,7 +49,17 @@ impl Process {
     /// # Errors
     ///
     /// [`Error::Program`] if it fails or takes longer than `patience`.
-    pub fn finish(mut self, patience: Duration) -> Result<String, Error> {
+    pub fn finish(self, patience: Duration) -> Result<String, Error> {
+        let ended = self.end(patience)?;
+        if ended.status.success() { Ok(ended.text) } else { Err(ended.failure()) }
+    }
+
+    /// Waits for the end, be it a failure.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Program`] if it takes longer than `patience`.
+    pub fn end(mut self, patience: Duration) -> Result<Ended, Error> {
         let waiting = "waiting for a program";
         let pid = Pid::from_child(&self.child);
         let ended = pidfd_open(pid, PidfdFlags::empty()).map_err(Error::system(waiting))?;
@@ -59,14 +69,11 @@ impl Process {
             return Err(self.failure(format!("it did not end in {patience:?}")));
         }
         let status = self.child.wait().map_err(Error::system(waiting))?;
-        if !status.success() {
-            return Err(self.failure(status.to_string()));
-        }
         let mut text = String::new();
         if let Some(mut output) = self.child.stdout.take() {
             output.read_to_string(&mut text).map_err(Error::system(waiting))?;
         }
-        Ok(text)
+        Ok(Ended { process: self, status, text })
     }
 
     /// The error for a program that did not do what was wanted, with its last words.
@@ -74,6 +81,21 @@ impl Process {
         let complaints = fs::read_to_string(&self.complaints).unwrap_or_default();
         let last = complaints.lines().last().unwrap_or("nothing").to_owned();
         Error::Program { program: self.program.clone(), what, last }
+    }
+}
+
+/// A program that has ended.
+pub struct Ended {
+    process: Process,
+    status: ExitStatus,
+    /// What it printed.
+    pub text: String,
+}
+
+impl Ended {
+    /// The error for a program that should not have ended so, with its last words.
+    pub fn failure(&self) -> Error {
+        self.process.failure(self.status.to_string())
     }
 }
 
@@ -109,6 +131,14 @@ mod tests {
         let (process, _folder) = shell("echo a >&2; echo bad >&2; exit 3");
         let error = process.finish(PATIENCE).unwrap_err();
         assert_eq!(error.to_string(), "sh: exit status: 3; the last that it said is \"bad\"");
+    }
+
+    #[test]
+    fn what_a_failure_has_printed_is_kept() {
+        let (process, _folder) = shell("echo 7; echo bad >&2; exit 1");
+        let ended = process.end(PATIENCE).unwrap();
+        assert_eq!(ended.text, "7\n");
+        assert!(ended.failure().to_string().contains("exit status: 1"));
     }
 
     #[test]

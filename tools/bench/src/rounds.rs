@@ -1,18 +1,16 @@
 //! `run`: everything that is compared, in turns, for some rounds. Ordinary scheduling, no pinning.
 
-use std::fs::{File, OpenOptions};
-use std::io::Write;
 use std::path::PathBuf;
 
 use clap::Args;
-use serde::Serialize;
-use serde_json::{Value, json};
+use serde_json::Value;
 
 use crate::error::Error;
 use crate::floor::fault::{self, FaultArgs};
 use crate::floor::receive::{self, ReceiveArgs};
-use crate::godwit::{self, GodwitArgs};
+use crate::godwit::{self, GodwitArgs, MoveArgs};
 use crate::peer::qemu::{self, QemuArgs};
+use crate::record::{Recorder, value};
 use crate::size;
 use crate::table::Table;
 use crate::workload::{GuestArgs, ImageArgs};
@@ -95,22 +93,13 @@ impl Subject {
     }
 }
 
-/// One measurement.
-#[derive(Serialize)]
-struct Record<'a> {
-    round: u32,
-    subject: &'static str,
-    #[serde(flatten)]
-    figures: &'a Value,
-}
-
 /// Measures everything and prints the table. A measurement that fails is told and left out.
 ///
 /// # Errors
 ///
 /// [`Error::Incomplete`] if a measurement failed.
 pub fn run(args: &RunArgs) -> Result<(), Error> {
-    let mut lines = open(&args.out)?;
+    let mut recorder = Recorder::open(&args.out, args.rounds)?;
     let qemu = match qemu::version(&args.qemu) {
         Ok(version) => Some(version),
         Err(error @ Error::Absent { .. }) => {
@@ -122,31 +111,14 @@ pub fn run(args: &RunArgs) -> Result<(), Error> {
     let mut table = Table::new(qemu);
     let mut subjects = Subject::ALL.to_vec();
     subjects.retain(|subject| table.expects(*subject));
-    let mut failed = 0;
     for round in 1..=args.rounds {
         for &subject in &subjects {
-            eprintln!("round {round} of {}: {}", args.rounds, subject.name());
-            let figures = args.measure(subject).unwrap_or_else(|error| {
-                failed += 1;
-                eprintln!("godwit-bench: {}", error.chain());
-                json!({ "error": error.chain() })
-            });
-            let record = Record { round, subject: subject.name(), figures: &figures };
-            let line = serde_json::to_string(&record).map_err(Error::system("writing JSON"))?;
-            writeln!(lines, "{line}").map_err(Error::system("writing the JSON lines"))?;
+            let figures = recorder.measure(round, subject.name(), || args.measure(subject))?;
             table.add(round, subject, figures);
         }
     }
     print!("{table}");
-    if failed > 0 {
-        return Err(Error::Incomplete { failed });
-    }
-    Ok(())
-}
-
-fn open(path: &PathBuf) -> Result<File, Error> {
-    let file = OpenOptions::new().create(true).append(true).open(path);
-    file.map_err(Error::system("opening the file for the JSON lines"))
+    recorder.finish()
 }
 
 impl RunArgs {
@@ -165,12 +137,7 @@ impl RunArgs {
     }
 
     fn guest(&self, workload: &str) -> GuestArgs {
-        GuestArgs {
-            memory: self.memory,
-            cpus: self.cpus,
-            workload: workload.to_owned(),
-            image: self.image.clone(),
-        }
+        GuestArgs::new(self.memory, self.cpus, workload, self.image.clone())
     }
 
     fn fault(&self, bulk: bool) -> FaultArgs {
@@ -178,7 +145,8 @@ impl RunArgs {
     }
 
     fn godwit(&self, workload: &str) -> GodwitArgs {
-        GodwitArgs { guest: self.guest(workload), godwit: self.godwit.clone() }
+        let (guest, moving) = (self.guest(workload), MoveArgs::default());
+        GodwitArgs { guest, moving, godwit: self.godwit.clone() }
     }
 
     fn qemu(&self, preempt: bool) -> QemuArgs {
@@ -190,9 +158,5 @@ impl RunArgs {
     }
 }
 
-fn value(figures: impl Serialize) -> Result<Value, Error> {
-    serde_json::to_value(figures).map_err(Error::system("writing JSON"))
-}
-
 /// How long faults are measured when nothing else ends the measurement.
-const FAULT_SECONDS: u64 = 3;
+pub const FAULT_SECONDS: u64 = 3;

@@ -14,11 +14,14 @@ pub fn parse(text: &str) -> Result<u64, String> {
     };
     let number: u64 = digits.parse().map_err(|_| "wanted a size such as 512M or 1G".to_owned())?;
     let bytes = number.checked_mul(1 << shift).ok_or("the size does not fit 64 bits")?;
-    if bytes == 0 || bytes % (2 << 20) != 0 {
+    if bytes == 0 || bytes % STEP != 0 {
         return Err(format!("{bytes} bytes: wanted a multiple of 2M, and not 0"));
     }
     Ok(bytes)
 }
+
+/// All sizes are multiples of this.
+pub const STEP: u64 = 2 << 20;
 
 /// The size as the length of a slice.
 ///

@@ -5,6 +5,7 @@ use std::fmt;
 use serde_json::Value;
 
 use crate::rounds::Subject;
+use crate::spread::{Rounds, Spread, figure, ratios};
 
 struct Measured {
     round: u32,
@@ -35,13 +36,10 @@ impl Table {
     }
 
     /// The values of one figure, each with its round, in the unit of the table.
-    fn values(&self, column: Column) -> Vec<(u32, f64)> {
+    fn values(&self, column: Column) -> Rounds {
         let rows = self.measured.iter().filter(|measured| measured.subject == column.subject);
-        rows.filter_map(|measured| {
-            let value = measured.figures.pointer(column.pointer)?.as_f64()?;
-            Some((measured.round, value / column.unit))
-        })
-        .collect()
+        let figures = |row: &Measured| figure(&row.figures, column.pointer, column.unit);
+        rows.filter_map(|row| Some((row.round, figures(row)?))).collect()
     }
 
     fn cell(&self, subject: Subject, pointer: &'static str, unit: f64) -> String {
@@ -147,46 +145,6 @@ struct Column {
     unit: f64,
 }
 
-/// The ratios of figures that were measured in the same round.
-fn ratios(ours: &[(u32, f64)], others: &[(u32, f64)]) -> impl Iterator<Item = f64> {
-    ours.iter().filter_map(|(round, ours)| {
-        let (_, other) = others.iter().find(|(other, value)| other == round && *value > 0.0)?;
-        Some(ours / other)
-    })
-}
-
-/// The middle and the ends of some values.
-#[derive(Clone, Copy, Debug, PartialEq)]
-struct Spread {
-    median: f64,
-    least: f64,
-    most: f64,
-}
-
-impl Spread {
-    /// The spread as it is printed, or a dash if there are no values.
-    fn text(values: impl Iterator<Item = f64>) -> String {
-        Spread::of(values).map_or("-".to_owned(), |spread| spread.to_string())
-    }
-
-    /// `None` if there are no values.
-    fn of(values: impl Iterator<Item = f64>) -> Option<Spread> {
-        let mut sorted: Vec<f64> = values.collect();
-        sorted.sort_by(f64::total_cmp);
-        let (least, most) = (*sorted.first()?, *sorted.last()?);
-        let (low, high) = (sorted[(sorted.len() - 1) / 2], sorted[sorted.len() / 2]);
-        Some(Spread { median: low.midpoint(high), least, most })
-    }
-}
-
-impl fmt::Display for Spread {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Spread { median, least, most } = self;
-        let digits = if *most < 20.0 { 2 } else { 0 };
-        f.write_str(&format!("{median:.digits$} ({least:.digits$}-{most:.digits$})"))
-    }
-}
-
 const P50: &str = "/faults/p50_us";
 const P90: &str = "/faults/p90_us";
 const P99: &str = "/faults/p99_us";
@@ -205,15 +163,6 @@ const FAULT_ROWS: [(Subject, &str); 5] = [
 mod tests {
     use super::*;
     use serde_json::json;
-
-    #[test]
-    fn medians_are_in_the_middle() {
-        assert_eq!(Spread::of([].into_iter()), None);
-        let spread = Spread::of([3.0, 1.0, 2.0].into_iter()).unwrap();
-        assert_eq!(spread, Spread { median: 2.0, least: 1.0, most: 3.0 });
-        assert_eq!(Spread::text([4.0, 1.0].into_iter()), "2.50 (1.00-4.00)");
-        assert_eq!(Spread::text([100.0].into_iter()), "100 (100-100)");
-    }
 
     #[test]
     fn ratios_are_of_the_same_round() {

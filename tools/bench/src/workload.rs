@@ -24,10 +24,23 @@ pub struct GuestArgs {
     /// The number of vCPUs.
     #[arg(long, default_value_t = 2)]
     pub cpus: u8,
-    /// What the guest does. Only `random` and `chase` time what they read; `clock` spins and
-    /// `halt` sleeps when memory is filled.
-    #[arg(long, default_value = "random", value_parser = ["random", "chase", "clock", "halt"])]
+    /// What the guest does. Only `random` and `chase` time what they read; `dirty` verifies and
+    /// writes, `clock` spins and `halt` sleeps when memory is filled.
+    #[arg(
+        long,
+        default_value = "random",
+        value_parser = ["random", "chase", "dirty", "clock", "halt"]
+    )]
     pub workload: String,
+    /// What its memory is filled with.
+    #[arg(long, default_value = "random", value_parser = ["random", "text", "word", "zero"])]
+    pub data: String,
+    /// `dirty`: pages that each vCPU writes in a second.
+    #[arg(long, default_value_t = 0)]
+    pub rate: u32,
+    /// `dirty`: one of so many groups of 64 pages is written.
+    #[arg(long, default_value_t = 1)]
+    pub every: u32,
     #[command(flatten)]
     pub image: ImageArgs,
 }
@@ -51,10 +64,19 @@ impl ImageArgs {
 }
 
 impl GuestArgs {
+    /// A guest with random data that is only read.
+    pub fn new(memory: u64, cpus: u8, workload: &str, image: ImageArgs) -> GuestArgs {
+        let (workload, data) = (workload.to_owned(), "random".to_owned());
+        GuestArgs { memory, cpus, workload, data, rate: 0, every: 1, image }
+    }
+
     /// What the guest is told.
     pub fn command_line(&self) -> String {
-        let GuestArgs { workload, cpus, memory, .. } = self;
-        format!("workload={workload} vcpus={cpus} fill={memory} windows={WINDOWS} pass_ms=0")
+        let GuestArgs { workload, cpus, memory, data, rate, every, .. } = self;
+        format!(
+            "workload={workload} vcpus={cpus} fill={memory} windows={WINDOWS} pass_ms=0 \
+             data={data} rate={rate} every={every}"
+        )
     }
 
     /// The image as a file, in `folder` if it has to be written.
@@ -81,7 +103,7 @@ impl GuestArgs {
         VmConfig { cpus: self.cpus, memory_bytes: self.memory, backing, devices: Vec::new() }
     }
 
-    /// Waits until the guest has filled its memory and, if it reads it over and over, has begun
+    /// Waits until the guest has filled its memory and, if it verifies it over and over, has begun
     /// to on every vCPU.
     ///
     /// # Errors
@@ -93,7 +115,7 @@ impl GuestArgs {
             passes.any(|line| line.number("vcpu") == Some(vcpu) && line.number("n") >= Some(2))
         };
         transcript.wait_until("that its memory is filled", PATIENCE, |lines| {
-            match self.is_timed() {
+            match self.has_passes() {
                 true => (0..u64::from(self.cpus)).all(|vcpu| has_begun(lines, vcpu)),
                 false => lines.iter().any(|line| line.kind == "filled"),
             }
@@ -114,7 +136,7 @@ impl GuestArgs {
         let moments = moments.shifted(transcript.tsc_offset(moments.tsc_khz));
         let cpus = u64::from(self.cpus);
         let second = moments.resumed + moments.tsc_khz * 1000;
-        if self.is_timed() {
+        if self.has_passes() {
             transcript.wait_until("what it saw of the move", PATIENCE, |lines| {
                 windows_reach(lines, cpus, moments.complete) && gaps_reach(lines, cpus, second)
             })?;
@@ -122,9 +144,9 @@ impl GuestArgs {
         GuestFigures::of(&transcript.lines(), &moments)
     }
 
-    /// The guest times what it reads and prints it.
-    fn is_timed(&self) -> bool {
-        matches!(self.workload.as_str(), "random" | "chase")
+    /// The guest goes through its memory over and over, and tells of it.
+    fn has_passes(&self) -> bool {
+        matches!(self.workload.as_str(), "random" | "chase" | "dirty")
     }
 }
 

@@ -117,7 +117,19 @@ impl GuestSpace {
     /// [`SpaceError`] if a region is not made of whole pages of its kind, overlaps another, is out
     /// of order or too large.
     pub fn of(regions: impl IntoIterator<Item = Region>) -> Result<GuestSpace, SpaceError> {
-        let page_size = PageSize::BASE;
+        GuestSpace::counted_in(PageSize::BASE, regions)
+    }
+
+    /// Numbers the pages of `page_size` of `regions`, as [`of`](GuestSpace::of) does base pages.
+    /// Each region is made of such pages or larger ones.
+    ///
+    /// # Errors
+    ///
+    /// As [`of`](GuestSpace::of).
+    pub fn counted_in(
+        page_size: PageSize,
+        regions: impl IntoIterator<Item = Region>,
+    ) -> Result<GuestSpace, SpaceError> {
         let mut space = GuestSpace { memslots: Vec::new(), page_size, page_count: 0 };
         regions.into_iter().try_for_each(|region| space.push(region))?;
         Ok(space)
@@ -125,6 +137,7 @@ impl GuestSpace {
 
     fn push(&mut self, region: Region) -> Result<(), SpaceError> {
         let Region { gpa, hva, bytes, memory } = region;
+        assert!(self.page_size <= memory.page_size(), "{memory} is installed by smaller pages");
         let page_size = self.page_size.max(memory.page_size());
         let page_bytes = page_size.bytes();
         let too_large = SpaceError::TooLarge { gpa, bytes };
@@ -369,6 +382,26 @@ mod tests {
         assert_eq!(space.hva_of(PageIndex(5)), Some(Hva(0x5000_0000 + PAGE)));
         assert_eq!(space.gpa_of(PageIndex(6)), None);
         assert_eq!(space.gpa_of(PageIndex(u32::MAX)), None);
+    }
+
+    #[test]
+    fn huge_pages_are_numbered_as_such_where_that_is_wanted() {
+        let region = |gpa, hva, bytes| Region {
+            gpa: Gpa(gpa),
+            hva: Hva(hva),
+            bytes,
+            memory: MemoryKind::HugetlbMemfd,
+        };
+        let huge = PageSize::HUGE.bytes() as u64;
+        let regions = [region(0, 0x4000_0000, 3 * huge), region(1 << 32, 0x8000_0000, huge)];
+        let space = GuestSpace::counted_in(PageSize::HUGE, regions).unwrap();
+        assert_eq!(space.page_count(), 4);
+        assert_eq!(space.page_at(Hva(0x4000_0000 + 2 * huge + 12345)), Some(PageIndex(2)));
+        assert_eq!(space.gpa_of(PageIndex(3)), Some(Gpa(1 << 32)));
+        assert_eq!(space.whole_pages(run(1, 2)), run(1, 2));
+        assert_eq!(GuestSpace::of(regions).unwrap().page_count(), 4 * 512);
+        let odd = [region(0, 0x4000_0000, huge + PAGE)];
+        assert!(GuestSpace::counted_in(PageSize::HUGE, odd).is_err());
     }
 
     #[test]

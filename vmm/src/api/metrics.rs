@@ -73,9 +73,13 @@ fn add_migration(registry: &mut Registry, migration: &MigrationStatus) {
     if let Some(faults) = &migration.faults {
         add_faults(registry, faults);
     }
-    let blocked = seconds(registry, "blocktime", "Time that a vCPU has waited for pages");
+    let blocked =
+        seconds(registry, "blocktime", "Time that a vCPU has waited for pages, or none of them");
     for (vcpu, time) in migration.blocktime_us.iter().flatten().enumerate() {
         set(&blocked, &[("vcpu", &vcpu.to_string())], whole(*time) / 1e6);
+    }
+    if let Some(time) = migration.blocktime_others_us {
+        set(&blocked, &[("vcpu", "none")], whole(time) / 1e6);
     }
 }
 
@@ -153,6 +157,7 @@ mod tests {
             "godwit_migration_faults_total{} 40",
             "godwit_migration_faults_outstanding{} 2.0",
             "godwit_migration_blocktime_seconds{vcpu=\"1\"} 0.0008",
+            "godwit_migration_blocktime_seconds{vcpu=\"none\"} 0.0009",
             "godwit_migration_fault_latency_seconds{stage=\"wire\",quantile=\"0.5\"} 0.00002",
             "godwit_migration_interruptions_total{} 1",
         ] {

@@ -128,8 +128,16 @@ pub struct VmInfo {
     pub memory_bytes: u64,
     /// What guest memory is made of.
     pub backing: MemoryBacking,
+    /// The size of the pages of guest memory, in bytes.
+    #[serde(default = "base_page_bytes")]
+    pub page_bytes: u32,
     /// The frequency of the guest's time stamp counter.
     pub tsc_khz: u32,
+}
+
+/// What a process that says nothing of the size has: base pages.
+const fn base_page_bytes() -> u32 {
+    4096
 }
 
 /// What guest memory is made of on the host.
@@ -198,6 +206,11 @@ pub struct MigrationStatus {
     /// How long each vCPU has waited for missing pages, in microseconds; absent at the source.
     #[serde(default)]
     pub blocktime_us: Option<Vec<u64>>,
+    /// How long other threads have, all together, in microseconds; absent at the source. KVM may
+    /// let a thread of the kernel wait in the place of a vCPU, which it halts meanwhile, and does
+    /// not say for which.
+    #[serde(default)]
+    pub blocktime_others_us: Option<u64>,
     /// Microseconds in which no vCPU ran anywhere, as the source measured it: from telling its
     /// vCPUs to stop to hearing that they run again. Absent until then, and at the destination.
     pub blackout_us: Option<u64>,
@@ -279,6 +292,9 @@ pub struct Timeline {
 /// The pages of a guest, counted by what became of them.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Pages {
+    /// The size of each, in bytes; 0 until the guest is known.
+    #[serde(default = "base_page_bytes")]
+    pub bytes: u32,
     /// All pages of the guest.
     pub total: u64,
     /// Those that are not yet at the destination.
@@ -398,7 +414,8 @@ pub struct MigrateRequest {
     #[serde(default)]
     pub tls_dir: Option<PathBuf>,
     /// The directory of a snapshot that the receiver has as well, as the process of the guest sees
-    /// it: pages that are still as they were in it are not sent.
+    /// it: pages that are still as they were in it are not sent. Only for a guest with pages of
+    /// 4 KiB.
     #[serde(default)]
     pub base: Option<PathBuf>,
 }

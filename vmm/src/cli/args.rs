@@ -9,10 +9,11 @@ use clap::{Args as ClapArgs, Parser, Subcommand, ValueEnum};
 use godwit_migration::limits::CONNECTIONS_MAX;
 use godwit_migration::schedule::Compression;
 use godwit_migration::transport::Address;
+use godwit_uffd::page::PageSize;
 use uuid::Uuid;
 
 use crate::api::types::{DirtyTracking, MigrationMode, TimeoutStrategy};
-use crate::memory::Backing;
+use crate::memory::{Backing, page_size_word};
 use crate::vm::{DeviceConfig, DiskConfig};
 
 pub use snapshot::{Mode as RestoreMode, Restore, Snapshot};
@@ -129,6 +130,10 @@ pub struct Run {
     /// What guest memory is made of
     #[arg(long, value_name = "KIND", value_enum, default_value_t = MemoryBacking::Anon)]
     pub memory_backing: MemoryBacking,
+    /// The pages of guest memory: 4K, or 2M of the host's pool of huge pages (vm.nr_hugepages),
+    /// which are reserved before the guest starts
+    #[arg(long, value_name = "SIZE", default_value = "4K", value_parser = page_size)]
+    pub page_size: PageSize,
     /// Disk: a raw file or block device, as `path=FILE`, with `,readonly=on` to keep it as it is
     ///
     /// May be given again for another. The file is locked: a disk that is written has one user.
@@ -179,6 +184,10 @@ pub struct Receive {
     /// only the loopback and Unix sockets can be listened on
     #[arg(long, conflicts_with = "tls_dir")]
     pub insecure: bool,
+    /// Let in only guests whose memory has pages of this size, 4K or 2M [default: either; 2M takes
+    /// them from the host's pool of huge pages]
+    #[arg(long, value_name = "SIZE", value_parser = page_size)]
+    pub page_size: Option<PageSize>,
     /// Let guests bring disks whose files are in this directory, which they have at their source
     /// under the same path. May be given again; without it, guests with disks are turned away
     #[arg(long, value_name = "DIR")]
@@ -238,6 +247,8 @@ pub struct Migrate {
     #[arg(long, value_name = "DIR")]
     pub tls_dir: Option<PathBuf>,
     /// Do not send pages that are still as in this snapshot, which the receiver has as well
+    ///
+    /// Only for guests with pages of 4 KiB, as snapshots are.
     #[arg(long, value_name = "DIR")]
     pub base: Option<PathBuf>,
     /// Return as soon as the migration has begun
@@ -325,20 +336,16 @@ pub enum MemoryBacking {
 }
 
 impl MemoryBacking {
+    /// Such memory, made of pages of this size.
+    pub fn of_pages(self, size: PageSize) -> Backing {
+        Backing::of(self == MemoryBacking::Memfd, size)
+    }
+
     /// As it is written on the command line.
     pub fn name(self) -> &'static str {
         match self {
             MemoryBacking::Anon => "anon",
             MemoryBacking::Memfd => "memfd",
-        }
-    }
-}
-
-impl From<MemoryBacking> for Backing {
-    fn from(backing: MemoryBacking) -> Backing {
-        match backing {
-            MemoryBacking::Anon => Backing::Anon,
-            MemoryBacking::Memfd => Backing::Memfd,
         }
     }
 }
@@ -452,6 +459,14 @@ pub fn size(text: &str) -> Result<u64, String> {
     number.checked_mul(1 << shift).ok_or_else(|| format!("`{text}` is beyond all memory"))
 }
 
+/// A size that pages of guest memory can have.
+pub fn page_size(text: &str) -> Result<PageSize, String> {
+    size(text).ok().and_then(PageSize::of).ok_or_else(|| {
+        let [base, huge] = PageSize::ALL.map(page_size_word);
+        format!("`{text}` is no size of pages: choose {base} or {huge}")
+    })
+}
+
 /// A disk: `path=FILE`, and `readonly=on` or `readonly=off` behind it.
 pub fn disk(text: &str) -> Result<DiskConfig, String> {
     const FORM: &str = "write path=FILE, or path=FILE,readonly=on";
@@ -485,6 +500,18 @@ mod tests {
     fn memory_backings_are_named_as_they_are_written() {
         for backing in MemoryBacking::value_variants() {
             assert_eq!(MemoryBacking::from_str(backing.name(), false), Ok(*backing));
+        }
+    }
+
+    #[test]
+    fn pages_have_one_of_two_sizes() {
+        for size in PageSize::ALL {
+            assert_eq!(page_size(page_size_word(size)), Ok(size));
+        }
+        assert_eq!(page_size("2048k"), Ok(PageSize::HUGE));
+        for text in ["", "0", "8K", "1G", "huge"] {
+            let error = page_size(text).unwrap_err();
+            assert!(error.contains("choose 4K or 2M"), "{error}");
         }
     }
 

@@ -86,7 +86,8 @@ fn print_status(status: &Told) {
     println!("owner      {owns}, transfer {}, record: {record}", owner.grant);
     if let Some(vm) = &status.vm {
         let mib = vm.memory_bytes >> 20;
-        println!("machine    {} vCPUs, {mib} MiB of {:?} memory", vm.cpus, vm.backing);
+        let (cpus, kind, kib) = (vm.cpus, vm.backing, vm.page_bytes >> 10);
+        println!("machine    {cpus} vCPUs, {mib} MiB of {kind:?} memory, pages of {kib} KiB");
     }
     if let Some(memory) = &status.memory {
         print_methods(memory);
@@ -208,7 +209,8 @@ fn print_migration(migration: &MigrationStatus) {
     }
     if let Some(blocked) = &migration.blocktime_us {
         let blocked: Vec<String> = blocked.iter().map(|us| format!("{us} us")).collect();
-        println!("blocktime  {} (by vCPU)", blocked.join(", "));
+        let others = migration.blocktime_others_us.unwrap_or(0);
+        println!("blocktime  {} (by vCPU), {others} us of others for them", blocked.join(", "));
     }
     if let Some(blackout) = migration.blackout_us {
         println!("blackout   {blackout} us");
@@ -327,8 +329,8 @@ pub(super) fn progress_bar() -> ProgressBar {
 
 fn show_progress(bar: &ProgressBar, migration: &MigrationStatus, args: &Migrate) {
     let pages = &migration.pages;
-    bar.set_length(pages.total * 4096);
-    bar.set_position((pages.total - pages.remaining) * 4096);
+    bar.set_length(pages.total * u64::from(pages.bytes));
+    bar.set_position((pages.total - pages.remaining) * u64::from(pages.bytes));
     let state = state_word(migration.state);
     if bar.message() != state && migration.state.is_interrupted() && !args.json {
         let why = migration.error.as_ref().map_or("", |error| error.message.as_str());

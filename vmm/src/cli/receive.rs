@@ -26,7 +26,7 @@ pub fn receive(args: &Receive) -> Result<ExitCode, Failure> {
     let disk_dirs = allowed_dirs(&args.disk_dir)?;
     // Read here, so that what is wrong with it shows before anybody comes.
     let base = args.base.as_deref().map(Base::open).transpose().map_err(|e| Failure::new(&e))?;
-    let welcome = Welcome { disk_dirs, base };
+    let welcome = Welcome { disk_dirs, page_size: args.page_size, base };
     let host = Host::new(Role::Receive, records, Some(Arc::clone(&receiver)), welcome);
     let host = host.map_err(|e| Failure::new(&e))?;
     let events = start_events(args.events.as_deref(), &host)?;

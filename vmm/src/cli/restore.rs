@@ -30,7 +30,7 @@ pub fn restore(args: &Restore) -> Result<ExitCode, Failure> {
         id,
         transfer,
         paused: args.paused,
-        backing: args.memory_backing.map(Into::into),
+        backing: args.memory_backing.map(|kind| kind.of_pages(PageSize::BASE)),
         huge_pages: args.huge_pages,
         working_set: args.working_set.clone(),
         record: record(args),

@@ -35,7 +35,7 @@ fn run_guest(args: &Run, records: Records, id: Uuid, transfer: u64) -> Result<Ex
     let config = VmConfig {
         cpus: args.cpus,
         memory_bytes: args.memory,
-        backing: args.memory_backing.into(),
+        backing: args.memory_backing.of_pages(args.page_size),
         devices: args.devices(),
     };
     let host =

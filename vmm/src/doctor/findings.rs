@@ -185,7 +185,8 @@ fn huge_pages(pages: &HugePages) -> Vec<Finding> {
             None => "a kernel with CONFIG_HUGETLBFS=y, on a processor with pages of 2 MiB",
         };
         let what = "no huge page is free in the pool";
-        let cost = "what userfaultfd can do with memory from the pool cannot be tried";
+        let cost = "guests with --page-size 2M cannot run here or come, and what userfaultfd can \
+                    do with such memory cannot be tried";
         found.push(finding(Weight::Cost, what, cost, remedy));
     }
     let enabled = "/sys/kernel/mm/transparent_hugepage/enabled";

@@ -1,5 +1,6 @@
 //! KVM's dirty log: the pages of the memslots that were written through KVM, by vCPUs or by KVM
-//! itself. What this process writes through its own mapping is not in it.
+//! itself. What this process writes through its own mapping is not in it. KVM counts base pages,
+//! whatever the memory is made of.
 //!
 //! There are two ways to read it. In the old one reading takes the bits and protects their pages,
 //! all of a memslot under one lock. In the other (KVM_CAP_MANUAL_DIRTY_LOG_PROTECT2) reading takes
@@ -13,7 +14,7 @@ use std::ffi::c_void;
 use std::sync::Arc;
 
 use godwit_migration::page::PageSet;
-use godwit_uffd::page::PageIndex;
+use godwit_uffd::page::{PageIndex, PageSize};
 use kvm_bindings::{
     KVM_CAP_MANUAL_DIRTY_LOG_PROTECT2, KVMIO, kvm_clear_dirty_log,
     kvm_clear_dirty_log__bindgen_ty_1, kvm_enable_cap,
@@ -83,8 +84,8 @@ impl KvmLog {
         let log = KvmLog { vm: Arc::clone(vm), memory: Arc::clone(memory), reading };
         memslot::log_writes(vm, memory, true)?;
         if let Reading::Clears(_) = reading {
-            for (slot, (_, region)) in (0..).zip(memory.numbered_regions()) {
-                let all = vec![u64::MAX; region.page_count().div_ceil(WORD_PAGES) as usize];
+            for (slot, region) in (0..).zip(memory.regions()) {
+                let all = vec![u64::MAX; base_pages(region).div_ceil(WORD_PAGES) as usize];
                 log.clear(slot, region, &all)?;
             }
         }
@@ -97,8 +98,8 @@ impl KvmLog {
     /// # Errors
     /// [`KvmError::Call`]. What was taken before it is in `dirty`, and the rest stays in the log.
     pub fn collect(&self, dirty: &mut PageSet) -> Result<(), KvmError> {
-        for (slot, (first, region)) in (0..).zip(self.memory.numbered_regions()) {
-            let words = self.read(slot, first, region, dirty)?;
+        for (slot, (pages, region)) in (0..).zip(self.memory.numbered_regions()) {
+            let words = self.read(slot, pages.first, region, dirty)?;
             if let Reading::Clears(_) = self.reading {
                 self.clear(slot, region, &words)?;
             }
@@ -115,7 +116,7 @@ impl KvmLog {
     ) -> Result<Vec<u64>, KvmError> {
         let bytes = usize::try_from(region.bytes).expect("a mapped region fits the address space");
         let words = self.vm.get_dirty_log(slot, bytes).map_err(failed("KVM_GET_DIRTY_LOG"))?;
-        insert_words(dirty, first, &words);
+        insert_words(dirty, first, self.memory.page_size(), &words);
         Ok(words)
     }
 
@@ -124,7 +125,7 @@ impl KvmLog {
         let mut first = 0;
         for part in words.chunks(CLEAR_WORDS_MAX) {
             let pages = u32::try_from(part.len()).expect("a part is small") * WORD_PAGES;
-            let pages = pages.min(region.page_count() - first);
+            let pages = pages.min(base_pages(region) - first);
             if part.iter().any(|&word| word != 0) {
                 self.clear_part(slot, first, pages, part)?;
             }
@@ -151,6 +152,11 @@ impl KvmLog {
         }
         Ok(())
     }
+}
+
+/// The pages of a memslot as KVM counts them.
+fn base_pages(region: &Region) -> u32 {
+    region.page_count(PageSize::BASE)
 }
 
 impl Drop for KvmLog {

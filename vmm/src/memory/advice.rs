@@ -60,10 +60,10 @@ pub(super) fn empty(
 ) -> Result<(), MemoryError> {
     let part = Region { hva: Hva(region.hva.0 + offset), bytes, ..*region };
     let (start, bytes) = extent(&part);
-    let (name, advice) = match backing {
-        Backing::Anon => ("MADV_DONTNEED", rustix::mm::Advice::LinuxDontNeed),
-        // Of a file the page must go, too, and not just our mapping of it.
-        Backing::Memfd => ("MADV_REMOVE", rustix::mm::Advice::LinuxRemove),
+    // Of a file the page must go, too, and not just our mapping of it.
+    let (name, advice) = match backing.kind().is_file() {
+        false => ("MADV_DONTNEED", rustix::mm::Advice::LinuxDontNeed),
+        true => ("MADV_REMOVE", rustix::mm::Advice::LinuxRemove),
     };
     // SAFETY: the range is a part of a mapping of ours. Nobody holds a reference to its bytes, and
     // no vCPU runs on it: what it holds came from a source that sends it again.

@@ -64,7 +64,7 @@ impl HeldWrites {
     /// # Errors
     /// [`MemoryError::Uffd`]: the run is not all of the guest's, or the kernel refuses it.
     pub fn allow(&self, run: PageRun) -> Result<(), MemoryError> {
-        for part in parts(run) {
+        for part in parts(run, self.guest.page_size()) {
             all_of_it(self.memory.unprotect(part, Wake::Now)?);
         }
         Ok(())
@@ -75,7 +75,7 @@ impl HeldWrites {
     /// # Errors
     /// [`MemoryError::Uffd`]: the run is not all of the guest's, or the kernel refuses it.
     pub fn hold(&self, run: PageRun) -> Result<(), MemoryError> {
-        for part in parts(run) {
+        for part in parts(run, self.guest.page_size()) {
             all_of_it(self.memory.protect(part)?);
         }
         Ok(())

@@ -25,14 +25,14 @@ pub struct Range {
     pub bytes: u64,
 }
 
-/// The ranges of a guest with `bytes` of memory, in address order.
+/// The ranges of a guest with `bytes` of memory in pages of `page_size`, in address order.
 ///
 /// # Errors
 /// [`MemoryError::Size`] if the size is impossible.
-pub fn ranges(bytes: u64) -> Result<Vec<Range>, MemoryError> {
+pub fn ranges(bytes: u64, page_size: PageSize) -> Result<Vec<Range>, MemoryError> {
     let possible = (MEMORY_BYTES_MIN..=MEMORY_BYTES_MAX).contains(&bytes);
-    if !possible || PageSize::BASE.pages_in(bytes).is_none() {
-        return Err(MemoryError::Size { bytes });
+    if !possible || page_size.pages_in(bytes).is_none() {
+        return Err(MemoryError::Size { bytes, page_size });
     }
     let low = Range { gpa: Gpa(0), bytes: bytes.min(HOLE_START) };
     let mut ranges = vec![low];
@@ -43,10 +43,15 @@ pub fn ranges(bytes: u64) -> Result<Vec<Range>, MemoryError> {
 }
 
 const _: () = assert!(MEMORY_BYTES_MAX / (PageSize::BASE.bytes() as u64) <= u32::MAX as u64);
+const _: () = assert!(PageSize::HUGE.divides(HOLE_START) && PageSize::HUGE.divides(HOLE_END));
 
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    fn ranges(bytes: u64) -> Result<Vec<Range>, MemoryError> {
+        super::ranges(bytes, PageSize::BASE)
+    }
 
     #[test]
     fn small_guest_has_one_range() {
@@ -71,6 +76,14 @@ mod tests {
     fn impossible_sizes_are_refused() {
         for bytes in [0, 1, 4095, MEMORY_BYTES_MIN - 4096, (64 << 20) + 1, u64::MAX] {
             assert!(matches!(ranges(bytes), Err(MemoryError::Size { .. })), "{bytes}");
+        }
+    }
+
+    #[test]
+    fn huge_pages_are_whole_in_each_range() {
+        let huge = PageSize::HUGE.bytes() as u64;
+        for (bytes, whole) in [(HOLE_START + huge, true), (HOLE_START + 4096, false)] {
+            assert_eq!(super::ranges(bytes, PageSize::HUGE).is_ok(), whole, "{bytes}");
         }
     }
 }

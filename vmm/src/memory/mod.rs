@@ -2,7 +2,9 @@
 
 mod advice;
 mod available;
+mod backing;
 mod hold;
+mod huge_pages;
 mod layout;
 mod poison;
 mod register;
@@ -14,14 +16,15 @@ use std::io;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use godwit_migration::provider::GuestRam;
-use godwit_uffd::page::{Gpa, Hva};
-use serde::{Deserialize, Serialize};
+use godwit_uffd::page::{Gpa, Hva, PageSize};
+use rustix::fs::MemfdFlags;
 use vm_memory::bitmap::{AtomicBitmap, NewBitmap};
 use vm_memory::mmap::{FromRangesError, MmapRegion, MmapRegionBuilder, MmapRegionError};
 use vm_memory::region::GuestRegionCollectionError;
 use vm_memory::{FileOffset, GuestAddress, GuestRegionMmap};
 
 pub use available::available_bytes;
+pub use backing::{Backing, page_size_word};
 pub use hold::HeldWrites;
 pub use layout::{HOLE_END, HOLE_START, MEMORY_BYTES_MAX, MEMORY_BYTES_MIN, ranges};
 
@@ -32,27 +35,19 @@ pub(crate) use written::{WORD_PAGES, insert_words};
 
 use advice::Advice;
 
-/// What guest memory is made of.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "lowercase")]
-pub enum Backing {
-    /// Private anonymous memory; huge pages where the kernel has them.
-    Anon,
-    /// A memfd, mapped shared.
-    Memfd,
-}
-
 /// Why guest memory cannot be had or prepared.
 #[derive(Debug, thiserror::Error)]
 pub enum MemoryError {
     /// The size is impossible.
     #[error(
-        "guest memory of {bytes} bytes is not possible; choose a multiple of 4096 from \
+        "guest memory of {bytes} bytes is not possible; choose a multiple of {page_size} from \
          {MEMORY_BYTES_MIN} to {MEMORY_BYTES_MAX} bytes"
     )]
     Size {
         /// What was asked for.
         bytes: u64,
+        /// The size of its pages.
+        page_size: PageSize,
     },
     /// The host has less than the guest wants.
     #[error(
@@ -65,6 +60,26 @@ pub enum MemoryError {
         /// What /proc/meminfo gives as MemAvailable.
         available_mib: u64,
     },
+    /// The host has fewer huge pages than the guest wants.
+    #[error(
+        "guest memory takes {wanted} huge pages of 2 MiB, and {free} are free on this machine: \
+         reserve more with `sysctl -w vm.nr_hugepages={pool}`, or launch the guest with \
+         --page-size 4K"
+    )]
+    HugePages {
+        /// Pages of the guest.
+        wanted: u64,
+        /// Pages that can be had.
+        free: u64,
+        /// The size of a pool with enough of them.
+        pool: u64,
+    },
+    /// The host has no pool of huge pages.
+    #[error(
+        "this machine's kernel has no pool of 2 MiB pages (CONFIG_HUGETLBFS); launch the guest \
+         with --page-size 4K"
+    )]
+    NoHugePages,
     /// A memfd could not be made or sized.
     #[error("cannot create a memfd of {bytes} bytes for guest memory")]
     Memfd {
@@ -157,10 +172,7 @@ impl GuestMemory {
     /// # Errors
     /// [`MemoryError`]: an impossible size, too little memory on this host, or a refusal.
     pub fn create(bytes: u64, backing: Backing) -> Result<GuestMemory, MemoryError> {
-        let file = match backing {
-            Backing::Anon => None,
-            Backing::Memfd => Some(memfd(bytes)?),
-        };
+        let file = if backing.kind().is_file() { Some(memfd(bytes, backing)?) } else { None };
         let source = file.as_ref().map_or(Source::Zeros, Source::Shared);
         GuestMemory::map(bytes, backing, &source)
     }
@@ -176,12 +188,25 @@ impl GuestMemory {
     }
 
     fn map(bytes: u64, backing: Backing, source: &Source<'_>) -> Result<GuestMemory, MemoryError> {
-        let ranges = ranges(bytes)?;
-        available::check(bytes)?;
+        let ranges = ranges(bytes, backing.page_size())?;
+        if backing.kind().is_hugetlb() {
+            huge_pages::check(bytes)?;
+        } else {
+            available::check(bytes)?;
+        }
         let mut offset = 0;
         let mut mapped = Vec::new();
         for range in &ranges {
-            let region = map(range.bytes, source, offset)?;
+            let region =
+                map(range.bytes, backing, source, offset).map_err(|error| match error {
+                    // Somebody else took pages since they were counted, or a cgroup has a limit.
+                    MemoryError::Map { source: MmapRegionError::Mmap(error), .. }
+                        if lacks_huge_pages(backing, &error) =>
+                    {
+                        huge_pages::lacking(bytes)
+                    }
+                    error => error,
+                })?;
             offset += range.bytes;
             let region = GuestRegionMmap::new(region, GuestAddress(range.gpa.0))
                 .ok_or(MemoryError::Region(FromRangesError::InvalidGuestRegion))?;
@@ -213,6 +238,11 @@ impl GuestMemory {
     /// What the memory is made of.
     pub fn backing(&self) -> Backing {
         self.backing
+    }
+
+    /// The size of its pages: of those that are missing or there, and noted as written.
+    pub fn page_size(&self) -> PageSize {
+        self.backing.page_size()
     }
 
     /// The size of the memory in bytes, without the hole.
@@ -263,8 +293,9 @@ impl GuestMemory {
     fn allow_huge_pages(&self) -> Result<(), MemoryError> {
         match self.backing {
             Backing::Anon => self.advise(Advice::HugePage),
-            // Whether shared memory has huge pages is the host's setting; we have no say.
-            Backing::Memfd => Ok(()),
+            // Whether shared memory has huge pages is the host's setting; we have no say. The pool
+            // has no others.
+            Backing::Memfd | Backing::HugetlbAnon | Backing::HugetlbMemfd => Ok(()),
         }
     }
 
@@ -274,6 +305,9 @@ impl GuestMemory {
     /// # Errors
     /// [`MemoryError::Advise`].
     pub fn forbid_huge_pages(&self) -> Result<(), MemoryError> {
+        if self.backing.kind().is_hugetlb() {
+            return Ok(());
+        }
         self.advise(Advice::NoHugePage)
     }
 
@@ -293,10 +327,12 @@ impl GuestMemory {
     }
 }
 
-fn memfd(bytes: u64) -> Result<File, MemoryError> {
+fn memfd(bytes: u64, backing: Backing) -> Result<File, MemoryError> {
     let failed = |errno: rustix::io::Errno| MemoryError::Memfd { bytes, source: errno.into() };
-    let fd = rustix::fs::memfd_create("godwit-guest", rustix::fs::MemfdFlags::CLOEXEC)
-        .map_err(failed)?;
+    let huge = MemfdFlags::HUGETLB | MemfdFlags::HUGE_2MB;
+    let huge = if backing.kind().is_hugetlb() { huge } else { MemfdFlags::empty() };
+    let fd = rustix::fs::memfd_create("godwit-guest", MemfdFlags::CLOEXEC | huge);
+    let fd = fd.map_err(failed)?;
     rustix::fs::ftruncate(&fd, bytes).map_err(failed)?;
     Ok(File::from(fd))
 }
@@ -313,16 +349,24 @@ enum Source<'a> {
 
 fn map(
     bytes: u64,
+    backing: Backing,
     source: &Source<'_>,
     offset: u64,
 ) -> Result<MmapRegion<AtomicBitmap>, MemoryError> {
-    let size = usize::try_from(bytes).map_err(|_| MemoryError::Size { bytes })?;
+    let page_size = backing.page_size();
+    let size = usize::try_from(bytes).map_err(|_| MemoryError::Size { bytes, page_size })?;
     let builder = MmapRegionBuilder::new_with_bitmap(size, AtomicBitmap::with_len(size))
         .with_mmap_prot(libc::PROT_READ | libc::PROT_WRITE);
     let (file, flags) = match source {
         Source::Zeros => (None, libc::MAP_PRIVATE | libc::MAP_ANONYMOUS),
         Source::Shared(file) => (Some(file), libc::MAP_SHARED),
         Source::Private(file) => (Some(file), libc::MAP_PRIVATE),
+    };
+    // Huge pages are reserved here: whoever touches one that is not to be had dies of it.
+    let pages = match (backing.kind().is_hugetlb(), file) {
+        (false, _) => libc::MAP_NORESERVE,
+        (true, None) => libc::MAP_HUGETLB | libc::MAP_HUGE_2MB,
+        (true, Some(_)) => 0,
     };
     let builder = match file {
         Some(file) => {
@@ -331,6 +375,10 @@ fn map(
         }
         None => builder,
     };
-    let builder = builder.with_mmap_flags(flags | libc::MAP_NORESERVE);
+    let builder = builder.with_mmap_flags(flags | pages);
     builder.build().map_err(|source| MemoryError::Map { bytes, source })
+}
+
+fn lacks_huge_pages(backing: Backing, error: &io::Error) -> bool {
+    backing.kind().is_hugetlb() && error.raw_os_error() == Some(libc::ENOMEM)
 }

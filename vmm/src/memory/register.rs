@@ -10,7 +10,7 @@ use godwit_uffd::guest::{GuestSpace, GuestUffd, Region};
 use godwit_uffd::kernel::{KernelUffd, trials};
 use godwit_uffd::{Features, MemoryKind, Range, RegisterMode};
 
-use super::{Backing, GuestMemory, MemoryError};
+use super::{GuestMemory, MemoryError};
 
 impl GuestMemory {
     /// Registers all guest memory: whoever touches a page that is missing waits until it is
@@ -48,10 +48,7 @@ impl GuestMemory {
 
     /// What the memory is made of, as userfaultfd tells it apart.
     pub fn kind(&self) -> MemoryKind {
-        match self.backing {
-            Backing::Anon => MemoryKind::Anonymous,
-            Backing::Memfd => MemoryKind::Memfd,
-        }
+        self.backing.kind()
     }
 
     pub(super) fn space(&self) -> Result<GuestSpace, MemoryError> {
@@ -60,6 +57,6 @@ impl GuestMemory {
             let (gpa, hva, bytes) = (region.gpa, region.hva, region.bytes);
             Region { gpa, hva, bytes, memory }
         });
-        Ok(GuestSpace::of(regions)?)
+        Ok(GuestSpace::counted_in(self.page_size(), regions)?)
     }
 }

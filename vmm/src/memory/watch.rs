@@ -3,13 +3,13 @@
 use godwit_migration::page::PageSet;
 use godwit_uffd::guest::{GuestUffd, Protected};
 use godwit_uffd::kernel::{KernelUffd, trials};
-use godwit_uffd::page::{PageIndex, PageRun};
+use godwit_uffd::page::{PageIndex, PageRun, PageSize};
 use godwit_uffd::{Features, RegisterMode};
 
 use super::{GuestMemory, MemoryError};
 
-/// Pages that one call works on: 64 MiB. vCPUs that fault on one of them wait meanwhile.
-const PART_PAGES: u32 = 16384;
+/// Bytes that one call works on. vCPUs that fault on one of their pages wait meanwhile.
+const PART_BYTES: usize = 64 << 20;
 
 /// Write-protection of all guest memory that nobody waits for: the kernel takes it away from a page
 /// at the first write, and tells later which pages that were. Ends when dropped.
@@ -60,7 +60,7 @@ impl GuestMemory {
             true => MemoryError::AlreadyProtected,
             false => error.into(),
         })?;
-        for part in parts(memory.space().all()) {
+        for part in parts(memory.space().all(), self.page_size()) {
             all_of_it(memory.protect(part)?);
         }
         Ok(memory)
@@ -74,7 +74,8 @@ impl WriteWatch {
     /// # Errors
     /// [`MemoryError::Uffd`]. Pages that may have been protected again are in `dirty`.
     pub(crate) fn collect(&self, dirty: &mut PageSet) -> Result<(), MemoryError> {
-        for part in parts(self.memory.space().all()) {
+        let space = self.memory.space();
+        for part in parts(space.all(), space.page_size()) {
             all_of_it(self.memory.take_written(part, |run| dirty.insert_run(run))?);
         }
         Ok(())
@@ -85,10 +86,11 @@ pub(super) fn all_of_it(done: Protected) {
     assert_eq!(done, Protected::All, "nobody changes where guest memory is");
 }
 
-/// A run in parts of [`PART_PAGES`].
-pub(super) fn parts(run: PageRun) -> impl Iterator<Item = PageRun> {
-    (0..run.count).step_by(PART_PAGES as usize).map(move |skipped| {
+/// A run of pages of `size` in parts of [`PART_BYTES`].
+pub(super) fn parts(run: PageRun, size: PageSize) -> impl Iterator<Item = PageRun> {
+    let most = PART_BYTES / size.bytes();
+    (0..run.count).step_by(most).map(move |skipped| {
         let rest = run.without(skipped);
-        rest.first_pages(rest.count.min(PART_PAGES))
+        rest.first_pages(u32::try_from(most).map_or(rest.count, |most| rest.count.min(most)))
     })
 }

@@ -4,6 +4,7 @@ use std::path::{Path, PathBuf};
 
 use godwit_migration::snapshot::Base;
 use godwit_migration::wire::{MemslotLayout, Offer};
+use godwit_uffd::page::PageSize;
 use uuid::Uuid;
 
 use super::in_full;
@@ -15,6 +16,8 @@ use crate::api::types::Problem;
 pub struct Welcome {
     /// Where their disks may be: real names of directories.
     pub disk_dirs: Vec<PathBuf>,
+    /// The size that the pages of their memory must have, if it is given.
+    pub page_size: Option<PageSize>,
     /// The snapshot that they may come with.
     pub base: Option<Base>,
 }
@@ -71,11 +74,19 @@ fn wrong(why: &str) -> ControlError {
 
 /// Whether pages of `base` can be those of a guest with this memory.
 fn check(base: &Base, page_bytes: u32, memslots: &[MemslotLayout]) -> Result<(), String> {
-    if page_bytes == 4096 && base.memslots == memslots {
-        return Ok(());
+    let size = PageSize::of(page_bytes.into()).ok_or("its memory has pages of an unknown size")?;
+    if size != PageSize::BASE {
+        return Err(format!(
+            "the guest's memory has pages of {size}, and snapshots are of guests with pages of \
+             {}: leave out --base of `godwit migrate`",
+            PageSize::BASE,
+        ));
     }
-    let path = base.path();
-    Err(format!("the memory of the guest is not laid out as in {}", path.display()))
+    if base.memslots != memslots {
+        let path = base.path();
+        return Err(format!("the memory of the guest is not laid out as in {}", path.display()));
+    }
+    Ok(())
 }
 
 #[cfg(test)]
@@ -128,6 +139,9 @@ mod tests {
         assert!(other.contains(&id.to_string()) && other.contains("--base"), "{other}");
         let layout = with.base_of(&offer(Some(id), 4096)).expect_err("another memory");
         assert!(layout.contains("not laid out"), "{layout}");
+        let huge = Offer { page_bytes: 2 << 20, ..offer(Some(id), 8192) };
+        let huge = with.base_of(&huge).expect_err("other pages");
+        assert!(huge.contains("2 MiB") && huge.contains("leave out --base"), "{huge}");
         let without = Welcome::default().base_of(&offer(Some(id), 8192)).expect_err("not here");
         assert!(without.contains("not here") && without.contains("--base"), "{without}");
     }

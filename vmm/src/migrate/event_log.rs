@@ -43,6 +43,8 @@ struct Event<'a> {
     phase: Option<Phase>,
     #[serde(skip_serializing_if = "Option::is_none")]
     round: Option<u32>,
+    /// The size of each page, in bytes; 0 until the guest is known.
+    page_bytes: u32,
     pages_total: u32,
     pages_remaining: u32,
     bytes: u64,
@@ -139,6 +141,7 @@ fn line(direction: Direction, change: Change, report: &Report, dropped: u64) -> 
         state: report.state,
         phase,
         round,
+        page_bytes: report.pages.bytes,
         pages_total: report.pages.total,
         pages_remaining: report.pages.remaining,
         bytes: report.bytes,

@@ -3,17 +3,18 @@
 use std::sync::Arc;
 
 use godwit_migration::driver::{Arrival, Incoming, IncomingHost, IncomingVm, Receiver};
+use godwit_migration::page::Paging;
 use godwit_migration::snapshot::Base;
 use godwit_migration::wire::{MemslotLayout, Offer, Section};
 use godwit_uffd::guest::GuestUffd;
 use godwit_uffd::guest::fallback::Moving;
 use godwit_uffd::kernel::KernelUffd;
-use godwit_uffd::page::{PageRun, PageSize};
+use godwit_uffd::page::PageRun;
 
 use super::outgoing::{OPERATOR_SECTION, OPERATOR_VERSION, OperatorState};
 use super::{Guest, Host, HostEvent, Levers, allowed, in_full};
 use crate::api::types::Direction;
-use crate::memory::{GuestMemory, available_bytes};
+use crate::memory::{GuestMemory, available_bytes, page_size_word};
 use crate::vm::{Vm, VmConfig};
 
 /// Begins to receive the guest of `arrival`; its thread goes on by itself.
@@ -51,15 +52,11 @@ struct Arriving {
 }
 
 impl IncomingHost for Builder {
-    fn prepare(&self, offer: &Offer, pages: u32) -> Result<Arc<dyn IncomingVm>, String> {
+    fn prepare(&self, offer: &Offer, paging: Paging) -> Result<Arc<dyn IncomingVm>, String> {
         Vm::check(&offer.requirements).map_err(|e| in_full(&e))?;
         let config: VmConfig = postcard::from_bytes(&offer.config)
             .map_err(|e| format!("the guest's configuration cannot be read: {e}"))?;
-        let promised = PageSize::BASE.bytes_of(pages);
-        if config.memory_bytes != promised {
-            let said = config.memory_bytes;
-            return Err(format!("the guest has {promised} bytes of memory but {said} configured"));
-        }
+        self.check_memory(&config, paging)?;
         let welcome = &self.host.welcome;
         allowed::check(&config.devices, &welcome.disk_dirs)?;
         let base = welcome.base_of(offer)?;
@@ -72,6 +69,32 @@ impl IncomingHost for Builder {
         self.host.keep(guest);
         self.host.events.send(HostEvent::GuestCame);
         Ok(Arc::new(Arriving { host: Arc::clone(&self.host), vm, memory, base }))
+    }
+}
+
+impl Builder {
+    /// Whether the memory that is offered is that of the configuration, and welcome here.
+    fn check_memory(&self, config: &VmConfig, paging: Paging) -> Result<(), String> {
+        let (promised, said) = (paging.bytes(), config.memory_bytes);
+        if said != promised {
+            return Err(format!("the guest has {promised} bytes of memory but {said} configured"));
+        }
+        let (promised, said) = (paging.size, config.backing.page_size());
+        if said != promised {
+            return Err(format!(
+                "the guest's memory has pages of {promised} but {said} configured"
+            ));
+        }
+        match self.host.welcome.page_size {
+            Some(wanted) if wanted != said => Err(format!(
+                "the guest's memory has pages of {said}, and this receiver takes only guests with \
+                 pages of {wanted}: start `godwit receive` with --page-size {}, or the guest with \
+                 --page-size {}",
+                page_size_word(said),
+                page_size_word(wanted),
+            )),
+            _ => Ok(()),
+        }
     }
 }
 

@@ -4,11 +4,12 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use godwit_migration::driver::{DirtyLog, Outgoing, OutgoingVm, Plan, PushOptions};
-use godwit_migration::limits::BANDWIDTH_MIN;
+use godwit_migration::limits::bandwidth_min;
 use godwit_migration::provider::GuestPages;
 use godwit_migration::schedule::{OnTimeout, RoundLimits};
 use godwit_migration::transport::TlsConnector;
 use godwit_migration::wire::{MemslotLayout, Mode, Offer, Section};
+use godwit_uffd::page::PageSize;
 
 use super::{Guest, Host, Levers, Migration, Saving, base, in_full};
 use crate::api::ControlError;
@@ -75,7 +76,8 @@ impl OutgoingVm for Leaving {
     }
 
     fn pages(&self) -> GuestPages {
-        GuestPages::new(Arc::new(self.vm.memory().inner().clone()), copy_readable)
+        let memory = self.vm.memory();
+        GuestPages::new(Arc::new(memory.inner().clone()), memory.page_size(), copy_readable)
     }
 
     fn dirty_log(&self) -> &dyn DirtyLog {
@@ -89,7 +91,6 @@ impl Host {
         self: &Arc<Host>,
         request: MigrateRequest,
     ) -> Result<(), ControlError> {
-        check_bandwidth(request.bandwidth_bytes_per_s)?;
         let tls = match &request.tls_dir {
             Some(dir) => Some(TlsConnector::load(dir).map_err(|e| {
                 let hint = Some("the guest runs on here; nothing was sent");
@@ -121,6 +122,7 @@ impl Host {
             let hint = Some("wait until `godwit status` says that it is resident");
             return Err(ControlError::wrong_state("migrate", why, hint));
         }
+        check_bandwidth(request.bandwidth_bytes_per_s, guest.vm.memory().page_size())?;
         guest.transfer += 1;
         let mut offer = offer(guest, &request);
         if let Some(base) = &base {
@@ -151,10 +153,14 @@ impl Host {
 }
 
 /// A cap must let a run of pages pass while the peer still has patience.
-fn check_bandwidth(bytes_per_s: Option<u64>) -> Result<(), ControlError> {
+fn check_bandwidth(bytes_per_s: Option<u64>, page_size: PageSize) -> Result<(), ControlError> {
+    let least = bandwidth_min(page_size);
     match bytes_per_s {
-        Some(rate) if rate < BANDWIDTH_MIN => {
-            let why = format!("a bandwidth of {rate} bytes a second: the least is {BANDWIDTH_MIN}");
+        Some(rate) if rate < least => {
+            let why = format!(
+                "a bandwidth of {rate} bytes a second: with pages of {page_size} the least is \
+                 {least}"
+            );
             Err(ControlError::BadRequest(Problem::new("migrate", &why, None)))
         }
         _ => Ok(()),
@@ -182,17 +188,18 @@ fn plan(request: MigrateRequest, tls: Option<TlsConnector>) -> Plan {
 fn offer(guest: &Guest, request: &MigrateRequest) -> Offer {
     let slot =
         |region: &crate::memory::Region| MemslotLayout { gpa: region.gpa.0, bytes: region.bytes };
+    let memory = guest.vm.memory();
     Offer {
         guest: guest.id,
         transfer: guest.transfer,
-        page_bytes: 4096,
+        page_bytes: u32::try_from(memory.page_size().bytes()).expect("2 MiB at most"),
         mode: match request.mode {
             MigrationMode::Postcopy => Mode::Postcopy,
             MigrationMode::Precopy => Mode::Precopy,
             MigrationMode::Hybrid => Mode::Hybrid,
         },
         connections: request.connections,
-        memslots: guest.vm.memory().regions().iter().map(slot).collect(),
+        memslots: memory.regions().iter().map(slot).collect(),
         config: postcard::to_stdvec(guest.vm.config()).expect("plain data serializes"),
         requirements: guest.vm.requirements(),
         base: None,

@@ -13,6 +13,7 @@ use godwit_migration::metrics::{Mark, RestoreProgress, RestoreState};
 use godwit_migration::provider::GuestPages;
 use godwit_migration::snapshot::{Image, Snapshot, SnapshotError, WorkingSet};
 use godwit_migration::wire::{MemslotLayout, Section};
+use godwit_uffd::page::PageSize;
 use uuid::Uuid;
 
 use super::saving::{CONFIG_SECTION, REQUIREMENTS_SECTION, SECTION_VERSION};
@@ -265,7 +266,8 @@ impl Bringing<'_> {
         if !self.plan.huge_pages {
             memory.forbid_huge_pages()?;
         }
-        let pages = GuestPages::new(Arc::new(memory.inner().clone()), copy_readable);
+        let pages =
+            GuestPages::new(Arc::new(memory.inner().clone()), PageSize::BASE, copy_readable);
         copy_all(&self.image, &pages)?;
         memory.set_complete()?;
         self.progress.reached(Mark::Resident);

@@ -17,7 +17,7 @@ use uuid::Uuid;
 use super::{Guest, Host, HostEvent, Migration, State, in_full};
 use crate::api::ControlError;
 use crate::api::types::{Problem, SnapshotPages, SnapshotRequest, SnapshotState, SnapshotStatus};
-use crate::memory::{Backing, copy_readable};
+use crate::memory::copy_readable;
 use crate::state::ConfigState;
 use crate::vm::Vm;
 
@@ -183,6 +183,10 @@ fn guest_to_save(state: &mut State) -> Result<&mut Guest, ControlError> {
             let hint = Some("wait until `godwit status` says that it is resident");
             refuse("pages of the guest are still on their way here", hint)
         }
+        Some(guest) if guest.vm.memory().page_size() != PageSize::BASE => {
+            let hint = Some("guests with --page-size 4K can be saved; this one can be migrated");
+            refuse("the guest's memory has pages of 2 MiB, which snapshots do not keep", hint)
+        }
         Some(guest) => Ok(guest),
     }
 }
@@ -195,10 +199,7 @@ fn facts(guest: &Guest) -> Facts {
     let (vm, config) = (&guest.vm, guest.vm.config());
     let slot =
         |region: &crate::memory::Region| MemslotLayout { gpa: region.gpa.0, bytes: region.bytes };
-    let backing = match config.backing {
-        Backing::Anon => "anon",
-        Backing::Memfd => "memfd",
-    };
+    let backing = if config.backing.kind().is_file() { "memfd" } else { "anon" };
     Facts {
         guest: guest.id,
         generation: guest.transfer,
@@ -259,7 +260,10 @@ impl Taking {
     }
 
     fn read_pages(&self, writer: &mut Writer) -> Result<(), String> {
-        let pages = GuestPages::new(Arc::new(self.vm.memory().inner().clone()), copy_readable);
+        let pages = {
+            let memory = Arc::new(self.vm.memory().inner().clone());
+            GuestPages::new(memory, PageSize::BASE, copy_readable)
+        };
         let mut buffer = vec![0; PageSize::BASE.length_of(PIECE_PAGES)];
         let mut rest = PageRun { first: PageIndex(0), count: pages.page_count() };
         while rest.count > 0 {

@@ -12,7 +12,6 @@ use crate::api::types::{
     MemoryMethods, MigrationMode, MigrationStatus, Ownership, Pages, Problem, RestorePages,
     RestoreStatus, RestoreTimeline, StageLatency, Status, Timeline, VmInfo,
 };
-use crate::memory::Backing;
 use crate::vm::GuestExit;
 
 impl Host {
@@ -81,10 +80,11 @@ pub(super) fn vm_info(guest: &Guest) -> VmInfo {
     VmInfo {
         cpus: config.cpus,
         memory_bytes: config.memory_bytes,
-        backing: match config.backing {
-            Backing::Anon => MemoryBacking::Anon,
-            Backing::Memfd => MemoryBacking::Memfd,
+        backing: match config.backing.kind().is_file() {
+            false => MemoryBacking::Anon,
+            true => MemoryBacking::Memfd,
         },
+        page_bytes: u32::try_from(config.backing.page_size().bytes()).expect("2 MiB at most"),
         tsc_khz: guest.tsc_khz,
     }
 }
@@ -99,6 +99,7 @@ fn memory_methods(guest: &Guest) -> Option<MemoryMethods> {
 
 fn migration_status(migration: &Migration, guest: Option<&Guest>) -> MigrationStatus {
     let report = migration.progress.report();
+    let blocked = report.faults.as_ref().zip(guest).map(|(faults, guest)| blocktime(faults, guest));
     let at = |phase| report.reached_us.get(&phase).copied();
     let blackout_us = match (migration.direction, at(Phase::Paused), at(Phase::Running)) {
         (Direction::Outgoing, Some(paused), Some(running)) => Some(running - paused),
@@ -125,7 +126,8 @@ fn migration_status(migration: &Migration, guest: Option<&Guest>) -> MigrationSt
         bytes: report.bytes,
         drain_bytes_per_s: drain_rate(&report),
         writes_held: report.writes_held,
-        blocktime_us: report.faults.as_ref().and_then(|faults| blocktime(faults, guest?)),
+        blocktime_others_us: blocked.as_ref().map(|(_, others)| *others),
+        blocktime_us: blocked.map(|(vcpus, _)| vcpus),
         faults: report.faults.as_ref().map(fault_report),
         blackout_us,
         paused_tsc: migration.paused_tsc.clone(),
@@ -190,6 +192,7 @@ fn timeline(report: &Report) -> Timeline {
 fn pages(report: &Report) -> Pages {
     let pages = report.pages;
     Pages {
+        bytes: pages.bytes,
         total: pages.total.into(),
         remaining: pages.remaining.into(),
         zero: pages.zero.into(),
@@ -215,10 +218,13 @@ fn classes(report: &Report) -> Classes {
     }
 }
 
-/// How long each vCPU of `guest` was kept waiting.
-fn blocktime(faults: &metrics::FaultReport, guest: &Guest) -> Option<Vec<u64>> {
+/// How long each vCPU of `guest` was kept waiting, and all other threads together.
+fn blocktime(faults: &metrics::FaultReport, guest: &Guest) -> (Vec<u64>, u64) {
     let of = |thread: Option<u32>| faults.blocked_us.get(&thread?).copied();
-    Some(guest.vm.vcpu_threads().into_iter().map(|thread| of(thread).unwrap_or(0)).collect())
+    let vcpus = guest.vm.vcpu_threads().into_iter().map(|thread| of(thread).unwrap_or(0));
+    let vcpus: Vec<u64> = vcpus.collect();
+    let others = faults.blocked_us.values().sum::<u64>() - vcpus.iter().sum::<u64>();
+    (vcpus, others)
 }
 
 fn fault_report(faults: &metrics::FaultReport) -> FaultReport {
@@ -252,6 +258,6 @@ fn drain_rate(report: &Report) -> Option<u64> {
     let at = |phase| report.reached_us.get(&phase).copied();
     let begin = at(Phase::Running)?;
     let end = at(Phase::LastPage).or(at(Phase::Released)).unwrap_or_else(monotonic_us);
-    let contents = report.drained * 4096;
+    let contents = report.drained * u64::from(report.pages.bytes);
     Some(contents * 1_000_000 / end.saturating_sub(begin).max(1))
 }

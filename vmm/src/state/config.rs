@@ -45,9 +45,9 @@ pub enum BackingState {
 
 impl From<&VmConfig> for ConfigState {
     fn from(config: &VmConfig) -> ConfigState {
-        let backing = match config.backing {
-            Backing::Anon => BackingState::Anon,
-            Backing::Memfd => BackingState::Memfd,
+        let backing = match config.backing.kind().is_file() {
+            false => BackingState::Anon,
+            true => BackingState::Memfd,
         };
         let devices = config.devices.iter().map(|device| match device.clone() {
             DeviceConfig::Disk(DiskConfig { path, readonly }) => {

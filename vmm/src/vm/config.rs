@@ -15,7 +15,7 @@ pub const CPU_COUNT_MAX: u8 = 64;
 pub struct VmConfig {
     /// The number of vCPUs, from 1 to [`CPU_COUNT_MAX`].
     pub cpus: u8,
-    /// The size of guest memory in bytes, a multiple of 4096.
+    /// The size of guest memory in bytes, whole pages of its backing.
     pub memory_bytes: u64,
     /// What guest memory is made of.
     pub backing: Backing,

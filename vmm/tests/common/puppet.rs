@@ -113,7 +113,8 @@ impl Copy {
 
     pub fn update(&mut self, vm: &Vm, pages: &PageSet) {
         for run in pages.runs() {
-            let (start, bytes) = (u64::from(run.first.0) * PAGE, run.count as usize * 4096);
+            let size = vm.memory().page_size();
+            let (start, bytes) = (size.bytes_of(run.first.0), size.length_of(run.count));
             let at = usize::try_from(start).unwrap();
             let part = &mut self.0[at..at + bytes];
             vm.memory().inner().read_slice(part, GuestAddress(start)).unwrap();

@@ -14,7 +14,7 @@ use godwit_uffd::page::{PageIndex, PageRun};
 use self::state::State;
 use super::patience::{Arrivals, Due, Patience};
 use super::{MigrationState, Outcome, PeerError, Phase};
-use crate::limits::{PEER_TIMEOUT, SETUP_TIMEOUT, SWITCHOVER_TIMEOUT};
+use crate::limits::{PEER_TIMEOUT, SETUP_TIMEOUT, SWITCHOVER_TIMEOUT, fault_window_pages_max};
 use crate::page::{Claims, Class, Requested};
 use crate::schedule::FaultWindows;
 use crate::wire::{Abort, Accept, Complete, Kind, Message, Offer, RunHead, Section};
@@ -37,6 +37,8 @@ pub enum Input<'a> {
     /// The channel that resumes the session is in use, and nothing is installed any more from those
     /// that were.
     Adopted,
+    /// Bytes of a message came, and it is not whole yet: a huge page takes a while on a slow link.
+    PartHeard,
     /// The last page was installed.
     AllInstalled,
     /// A bulk channel of this session and epoch has come.
@@ -140,7 +142,7 @@ impl Destination {
             state: State::AwaitOffer,
             transfer: 0,
             claims: Arc::new(Claims::new(0)),
-            windows: FaultWindows::default(),
+            windows: FaultWindows::new(1),
             epoch: 0,
             connections: 0,
             ended: 0,
@@ -223,6 +225,7 @@ impl Destination {
                 self.patience.heard(now);
                 self.message(message, now)
             }
+            Input::PartHeard => self.part_heard(now),
             Input::Prepared(result) => self.prepared(result, now),
             Input::Loaded(result) => self.loaded(result, now),
             Input::OwnedRecorded(result) => self.owned_recorded(result, now),
@@ -305,6 +308,9 @@ impl Destination {
                 self.state = State::Preparing;
                 self.transfer = offer.transfer;
                 self.connections = offer.connections;
+                if let Ok(paging) = offer.paging() {
+                    self.windows = FaultWindows::new(fault_window_pages_max(paging.size));
+                }
                 self.outputs.push_back(Output::Reached(Phase::Started));
                 self.outputs.push_back(Output::Prepare(offer));
             }

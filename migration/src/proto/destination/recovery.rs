@@ -73,6 +73,15 @@ impl Destination {
         }
     }
 
+    /// A part of a message says that the source is there. Before the grant a message has to be
+    /// whole in time: the guest stands still.
+    pub(super) fn part_heard(&mut self, now: Instant) -> Result<(), String> {
+        if self.state == State::Running {
+            self.patience.heard(now);
+        }
+        Ok(())
+    }
+
     pub(super) fn interrupt(&mut self, reason: String) {
         self.state = State::Interrupted;
         (self.ended, self.join_by) = (0, None);

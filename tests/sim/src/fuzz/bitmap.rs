@@ -1,6 +1,6 @@
 //! Sets of pages: as they travel, in the claims, and among what was sent.
 
-use godwit_migration::page::{Claims, Class, PageSet, Sent};
+use godwit_migration::page::{Claims, Class, PageSet, Paging, Sent};
 use godwit_migration::wire::{BitmapPart, Kind, Message, decode, encode};
 use godwit_uffd::page::{PageIndex, PageRun};
 use godwit_uffd_testing::fuzz::Bytes;
@@ -87,7 +87,7 @@ impl Sets {
         let words = u64::from(first) + (payload.len() as u64 - 4) / 8;
         let fits = payload.len().is_multiple_of(4) && (payload.len() - 4).is_multiple_of(8);
         let fits = fits && words <= u64::from(self.pages.div_ceil(64));
-        let Ok(Message::Received(part)) = Message::read(&decoded, self.pages) else {
+        let Ok(Message::Received(part)) = Message::read(&decoded, Paging::base(self.pages)) else {
             assert!(!fits, "{payload:?} is a part of {} pages", self.pages);
             return Some(());
         };
@@ -127,7 +127,7 @@ impl Sets {
             let mut bytes = Vec::new();
             encode(&Message::Discard(part), &mut bytes);
             let frame = decode(&bytes).expect("our own").expect("it is whole");
-            match Message::read(&frame, self.pages) {
+            match Message::read(&frame, Paging::base(self.pages)) {
                 Ok(Message::Discard(part)) => part.add_to(&mut arrived),
                 other => panic!("a part is {other:?}"),
             }
@@ -155,8 +155,8 @@ impl Sets {
     /// What is given back has to be sent again, and nothing else.
     fn is_given_back(&self) {
         let sent = Sent::new(self.pages);
-        for word in 0..sent.word_count() {
-            sent.take_of_word(word, u64::MAX);
+        for first in (0..self.pages).step_by(64) {
+            sent.take_of_group(PageRun { first: PageIndex(first), count: 64 }, u64::MAX);
         }
         assert_eq!(sent.remaining(), 0);
         assert_eq!(sent.give_back(&self.set), self.set.len());

@@ -1,10 +1,12 @@
 //! The decoders of frames, messages and runs of pages.
 
-use godwit_migration::limits::{DATA_PAGES_PER_RUN_MAX, RUN_BYTES_MAX, ZERO_PAGES_PER_RUN_MAX};
+use godwit_migration::limits::{ZERO_PAGES_PER_RUN_MAX, data_pages_per_run_max, run_bytes_max};
+use godwit_migration::page::Paging;
 use godwit_migration::wire::{
     Encoding, HEADER_BYTES, Kind, Message, PushFrame, RUN_HEAD_BYTES, RunHead, WireError, decode,
     encode, unpack,
 };
+use godwit_uffd::page::PageSize;
 use godwit_uffd_testing::fuzz::Bytes;
 
 /// Sizes of guests.
@@ -16,14 +18,16 @@ const PAGES: [u32; 5] = [0, 1, 70, 5000, u32::MAX - 1];
 /// If something is taken for a message that is none, or lies outside of the guest.
 pub fn frames(bytes: &[u8]) {
     let mut input = Bytes::new(bytes);
-    let (Some(pages), Some(seal)) = (input.pick(&PAGES), input.byte()) else { return };
+    let (Some(count), Some(choice)) = (input.pick(&PAGES), input.byte()) else { return };
     let mut rest = input.some(usize::MAX).to_vec();
-    if seal.is_multiple_of(2) {
+    if choice & 1 == 0 {
         // A fuzzer does not guess checksums.
         seal_runs(&mut rest);
     }
-    urgent(&rest, pages);
-    bulk(&rest, pages);
+    let size = if choice & 2 == 0 { PageSize::BASE } else { PageSize::HUGE };
+    let paging = Paging { size, count };
+    urgent(&rest, paging);
+    bulk(&rest, paging);
 }
 
 /// Gives the runs in `bytes`, which are frames as far as they are, the right checksums.
@@ -44,50 +48,52 @@ fn seal(frame: &mut [u8]) {
     frame[HEADER_BYTES + 16..HEADER_BYTES + 20].copy_from_slice(&crc.to_le_bytes());
 }
 
-fn urgent(mut bytes: &[u8], pages: u32) {
+fn urgent(mut bytes: &[u8], paging: Paging) {
     while let Ok(Some(frame)) = decode(bytes) {
         assert!(frame.wire_bytes() <= bytes.len(), "it is there");
         bytes = &bytes[frame.wire_bytes()..];
-        let Ok(message) = Message::read(&frame, pages) else { continue };
+        let Ok(message) = Message::read(&frame, paging) else { continue };
         assert_eq!(message.kind(), frame.kind);
-        inside(&message, pages);
-        comes_back(&message, pages);
+        inside(&message, paging);
+        comes_back(&message, paging);
     }
 }
 
 /// What a message says about pages is inside the guest and the limits.
-fn inside(message: &Message<'_>, pages: u32) {
+fn inside(message: &Message<'_>, paging: Paging) {
     match message {
         Message::Pages(head, contents) => {
-            check_head(head, pages);
+            check_head(head, paging);
             assert_eq!(head.content_bytes(), contents.len());
             assert_eq!(head.verify(contents), Ok(()));
             open(head, contents);
         }
         Message::Request(run) => {
-            assert!(run.count > 0 && run.end() <= u64::from(pages), "{run}");
-            assert!(run.count <= DATA_PAGES_PER_RUN_MAX, "{run}");
+            assert!(run.count > 0 && run.end() <= u64::from(paging.count), "{run}");
+            assert!(run.count <= data_pages_per_run_max(paging.size), "{run}");
         }
         Message::Discard(part) | Message::Received(part) => {
             let words = u64::from(part.first) + part.words.len() as u64;
-            assert!(words <= u64::from(pages.div_ceil(64)), "{words} words of {pages} pages");
+            assert!(words <= u64::from(paging.count.div_ceil(64)), "{words} words of {paging:?}");
         }
         Message::Offer(offer) => {
-            if let Ok(pages) = offer.pages() {
+            if let Ok(offered) = offer.paging() {
                 let bytes: u64 = offer.memslots.iter().map(|slot| slot.bytes).sum();
-                assert_eq!(bytes, u64::from(pages) * 4096);
+                assert_eq!(bytes, offered.bytes());
             }
         }
         _ => {}
     }
 }
 
-fn check_head(head: &RunHead, pages: u32) {
-    assert!(head.run.count > 0 && head.run.end() <= u64::from(pages), "{head:?}");
-    assert!(head.content_bytes() <= RUN_BYTES_MAX, "{head:?}");
+fn check_head(head: &RunHead, paging: Paging) {
+    assert!(head.run.count > 0 && head.run.end() <= u64::from(paging.count), "{head:?}");
+    assert!(head.content_bytes() <= run_bytes_max(paging.size), "{head:?}");
     let limit = match head.encoding {
         Encoding::Zero | Encoding::Poison => ZERO_PAGES_PER_RUN_MAX,
-        Encoding::Raw | Encoding::Word | Encoding::Lz4 | Encoding::Same => DATA_PAGES_PER_RUN_MAX,
+        Encoding::Raw | Encoding::Word | Encoding::Lz4 | Encoding::Same => {
+            data_pages_per_run_max(paging.size)
+        }
     };
     assert!(head.run.count <= limit, "{head:?}");
 }
@@ -100,17 +106,17 @@ fn open(head: &RunHead, contents: &[u8]) {
 }
 
 /// A message that was understood is understood again, and means the same.
-fn comes_back(message: &Message<'_>, pages: u32) {
+fn comes_back(message: &Message<'_>, paging: Paging) {
     let mut again = Vec::new();
     encode(message, &mut again);
     let frame = decode(&again).expect("its own").expect("it is whole");
     assert_eq!(frame.wire_bytes(), again.len());
-    assert_eq!(Message::read(&frame, pages).as_ref(), Ok(message));
+    assert_eq!(Message::read(&frame, paging).as_ref(), Ok(message));
 }
 
-fn bulk(mut bytes: &[u8], pages: u32) {
+fn bulk(mut bytes: &[u8], paging: Paging) {
     while let Some((head, rest)) = bytes.split_first_chunk::<RUN_HEAD_BYTES>() {
-        let head = match PushFrame::decode(head, pages) {
+        let head = match PushFrame::decode(head, paging) {
             Ok(PushFrame::Pages(head)) => head,
             Ok(PushFrame::End) => {
                 bytes = rest;
@@ -118,7 +124,7 @@ fn bulk(mut bytes: &[u8], pages: u32) {
             }
             Err(_) => return,
         };
-        check_head(&head, pages);
+        check_head(&head, paging);
         let Some((contents, behind)) = rest.split_at_checked(head.content_bytes()) else { return };
         match head.verify(contents) {
             Ok(()) => open(&head, contents),

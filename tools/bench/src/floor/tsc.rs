@@ -37,7 +37,12 @@ impl Timebase {
         let tsc = before.midpoint(now());
         let monotonic_us =
             clock.tv_sec.cast_unsigned() * 1_000_000 + clock.tv_nsec.cast_unsigned() / 1000;
-        Ok(Timebase { tsc, monotonic_us, khz })
+        Ok(Timebase::new(tsc, monotonic_us, khz))
+    }
+
+    /// The counter stood at `tsc` at that time of the monotonic clock.
+    pub const fn new(tsc: u64, monotonic_us: u64, khz: u64) -> Timebase {
+        Timebase { tsc, monotonic_us, khz }
     }
 
     /// The TSC at a time of the monotonic clock in microseconds, not before this timebase.

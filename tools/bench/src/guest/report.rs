@@ -38,8 +38,9 @@ impl Moments {
 pub struct GuestFigures {
     /// Touches of at least 40 us in windows that began while pages were missing.
     pub faults: Latencies,
-    /// The largest gap in any vCPU's TSC across the switchover.
-    pub gap_us: f64,
+    /// The largest gap in any vCPU's TSC across the switchover. `None` if so many others were
+    /// longer that the guest does not remember it.
+    pub gap_us: Option<f64>,
     /// The largest gap in the second after it.
     pub gap_first_second_us: f64,
 }
@@ -51,12 +52,21 @@ impl GuestFigures {
     ///
     /// [`Error::GuestCorrupt`] if the guest found wrong bytes.
     pub fn of(lines: &[Line], moments: &Moments) -> Result<GuestFigures, Error> {
-        let pages = lines.iter().filter(|line| line.kind == "corrupt").count();
-        if pages > 0 {
-            return Err(Error::GuestCorrupt { pages });
-        }
+        GuestFigures::check(lines)?;
         let (gap_us, gap_first_second_us) = gaps(lines, moments);
         Ok(GuestFigures { faults: faults(lines, moments), gap_us, gap_first_second_us })
+    }
+
+    /// Whether the guest that printed `lines` may be believed.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::GuestCorrupt`] if it found wrong bytes.
+    pub fn check(lines: &[Line]) -> Result<(), Error> {
+        match lines.iter().filter(|line| line.kind == "corrupt").count() {
+            0 => Ok(()),
+            pages => Err(Error::GuestCorrupt { pages }),
+        }
     }
 }
 
@@ -112,7 +122,7 @@ fn window(line: &Line) -> Option<(u64, u64)> {
 ///
 /// The gap across the switchover is the one that holds the moment when the guest was seen to have
 /// stopped; if that was seen late, the one behind it that starts before the resumption.
-fn gaps(lines: &[Line], moments: &Moments) -> (f64, f64) {
+fn gaps(lines: &[Line], moments: &Moments) -> (Option<f64>, f64) {
     let second = moments.tsc_khz * 1000;
     let (mut across, mut after) = (0, 0);
     for line in lines.iter().filter(|line| line.kind == "gaps") {
@@ -126,7 +136,7 @@ fn gaps(lines: &[Line], moments: &Moments) -> (f64, f64) {
         }
     }
     let micros = |cycles: u64| cycles as f64 * 1000.0 / moments.tsc_khz as f64;
-    (micros(across), micros(after))
+    ((across > 0).then(|| micros(across)), micros(after))
 }
 
 /// A touch that takes at least this long met a missing page. A page that is there costs less, also
@@ -179,10 +189,16 @@ mod tests {
             "gaps vcpu=1 at=5000000 list=940000:600000,2000000000:999999",
         ]);
         let figures = GuestFigures::of(&lines, &MOMENTS).unwrap();
-        assert!((figures.gap_us - 800.0).abs() < 1e-9);
+        assert!((figures.gap_us.unwrap() - 800.0).abs() < 1e-9);
         assert!((figures.gap_first_second_us - 90.0).abs() < 1e-9);
         assert!(gaps_reach(&lines, 2, 4_999_999));
         assert!(!gaps_reach(&lines, 2, 5_000_000));
+    }
+
+    #[test]
+    fn a_gap_that_the_guest_does_not_remember_is_not_zero() {
+        let lines = lines(&["gaps vcpu=0 at=5000000 list=2000000:90000"]);
+        assert_eq!(GuestFigures::of(&lines, &MOMENTS).unwrap().gap_us, None);
     }
 
     #[test]

@@ -134,6 +134,7 @@ pub fn full_status() -> Status {
             cpus: 2,
             memory_bytes: 1 << 30,
             backing: MemoryBacking::Anon,
+            page_bytes: 4096,
             tsc_khz: 2_300_000,
         }),
         memory: Some(MemoryMethods {
@@ -217,6 +218,7 @@ fn full_migration() -> MigrationStatus {
             ended_us: Some(1000),
         },
         pages: Pages {
+            bytes: 4096,
             total: 262_144,
             remaining: 12,
             zero: 200_000,
@@ -249,6 +251,7 @@ fn full_migration() -> MigrationStatus {
             },
         }),
         blocktime_us: Some(vec![700, 800]),
+        blocktime_others_us: Some(900),
         blackout_us: Some(4_000),
         paused_tsc: Some(vec![1, 2]),
     }

@@ -2,6 +2,7 @@
 
 use std::sync::{Arc, OnceLock};
 
+use godwit_migration::page::Paging;
 use godwit_migration::wire::{
     BULK_HELLO_BYTES, Channel, Encoding, PREAMBLE_BYTES, Preamble, PushFrame, RUN_HEAD_BYTES,
     RunHead,
@@ -55,7 +56,7 @@ enum State {
 }
 
 impl Corrupter {
-    /// Changes a page from `first` on, of a guest of `page_count` pages.
+    /// Changes a page from `first` on, of a guest of `page_count` base pages.
     pub fn new(first: PageIndex, page_count: u32, corrupted: Corrupted) -> Corrupter {
         Corrupter { corrupted, first, page_count, state: State::Preamble(Vec::new()) }
     }
@@ -101,7 +102,8 @@ impl Corrupter {
     }
 
     fn after_head(&self, head: &[u8; RUN_HEAD_BYTES]) -> State {
-        let Ok(PushFrame::Pages(head)) = PushFrame::decode(head, self.page_count) else {
+        let Ok(PushFrame::Pages(head)) = PushFrame::decode(head, Paging::base(self.page_count))
+        else {
             return State::Done;
         };
         match head.content_bytes() {
@@ -161,7 +163,8 @@ mod tests {
             Encoding::Lz4 => vec![0x55; 4000],
             Encoding::Zero | Encoding::Poison | Encoding::Same => Vec::new(),
         };
-        let head = RunHead::new(PageRun { first: PageIndex(first), count }, encoding, &contents);
+        let run = PageRun { first: PageIndex(first), count };
+        let head = RunHead::new(PageSize::BASE, run, encoding, &contents);
         let mut bytes = PushFrame::Pages(head).encode().to_vec();
         bytes.extend(contents);
         bytes
@@ -212,7 +215,7 @@ mod tests {
     fn no_checksum_sees_the_change() {
         for at in [0, 1, 4095, 2 * 4096 - CHANGE.len()] {
             let (run, mut contents) = (PageRun { first: PageIndex(7), count: 2 }, vec![0x55; 8192]);
-            let head = RunHead::new(run, Encoding::Raw, &contents);
+            let head = RunHead::new(PageSize::BASE, run, Encoding::Raw, &contents);
             assert_eq!(change_at(&mut contents, at, &CHANGE), None);
             assert_eq!(head.verify(&contents), Ok(()), "at {at}");
             contents[at] ^= 1;

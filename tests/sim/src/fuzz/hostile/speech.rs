@@ -1,12 +1,12 @@
 //! What a hostile peer says: messages of the right form, with numbers that are now right and now
 //! wrong.
 
-use godwit_migration::limits::DATA_PAGES_PER_RUN_MAX;
+use godwit_migration::limits::data_pages_per_run_max;
 use godwit_migration::wire::{
     Abort, Accept, BitmapPart, Complete, Encoding, MemslotLayout, Message, Mode, Offer, PushFrame,
     RunBuffer, RunHead, Section,
 };
-use godwit_uffd::page::{PageIndex, PageRun};
+use godwit_uffd::page::{PageIndex, PageRun, PageSize};
 use godwit_uffd_testing::fuzz::Bytes;
 
 use crate::disk::GUEST;
@@ -88,7 +88,8 @@ pub fn contents(bytes: &mut Bytes<'_>, pages: u32) -> Option<Vec<u8>> {
     let kind = bytes.below(8)?;
     let first = number(bytes)? % (pages + 2);
     // A frame of data has room for so many; others may claim more than they can have.
-    let most = if kind < 5 { DATA_PAGES_PER_RUN_MAX + 2 } else { DATA_PAGES_PER_RUN_MAX };
+    let room = data_pages_per_run_max(PageSize::BASE);
+    let most = if kind < 5 { room + 2 } else { room };
     let longest = u32::from(bytes.byte()?) % most + 1;
     // A run that goes to the end of the guest is worth more than one that goes beyond it.
     let inside = longest.min(pages.saturating_sub(first)).max(1);
@@ -96,7 +97,7 @@ pub fn contents(bytes: &mut Bytes<'_>, pages: u32) -> Option<Vec<u8>> {
     let run = PageRun { first: PageIndex(first), count };
     let fill = bytes.byte()?;
     let sealed = |encoding, contents: &[u8]| {
-        let head = PushFrame::Pages(RunHead::new(run, encoding, contents)).encode();
+        let head = PushFrame::Pages(RunHead::new(PageSize::BASE, run, encoding, contents)).encode();
         [&head, contents].concat()
     };
     Some(match kind {
@@ -106,7 +107,7 @@ pub fn contents(bytes: &mut Bytes<'_>, pages: u32) -> Option<Vec<u8>> {
         3 => sealed(Encoding::Word, &[fill; 8]),
         4 => sealed(Encoding::Lz4, &[&[fill][..], bytes.some(fill.into())].concat()),
         5 => {
-            let mut buffer = RunBuffer::new();
+            let mut buffer = RunBuffer::new(PageSize::BASE);
             buffer.pages_mut(count).fill(fill);
             buffer.frame(run, 0, true).1.to_vec()
         }
