@@ -398,7 +398,10 @@ mod tests {
         assert!(matches!(head.verify(&changed), Err(WireError::Checksum { .. })));
         assert_ne!(RunHead::same(PageSize::BASE, run(8, 2), &pages).crc, head.crc);
         // Whoever asks for a page has nothing to compare with, and is sent the page.
-        assert!(matches!(run_head(&bytes[HEADER_BYTES..], Paging::base(9)), Err(WireError::Damaged { .. })));
+        assert!(matches!(
+            run_head(&bytes[HEADER_BYTES..], Paging::base(9)),
+            Err(WireError::Damaged { .. })
+        ));
     }
 
     #[test]
