@@ -1,6 +1,7 @@
 //! The destination's side.
 
 mod recovery;
+mod refusal;
 mod rounds;
 mod state;
 
@@ -13,9 +14,7 @@ use godwit_uffd::page::{PageIndex, PageRun};
 use self::state::State;
 use super::patience::{Arrivals, Due, Patience};
 use super::{MigrationState, Outcome, PeerError, Phase};
-use crate::limits::{
-    PEER_TIMEOUT, RECORD_RETRY, SETUP_TIMEOUT, SWITCHOVER_TIMEOUT, fault_window_pages_max,
-};
+use crate::limits::{PEER_TIMEOUT, SETUP_TIMEOUT, SWITCHOVER_TIMEOUT, fault_window_pages_max};
 use crate::page::{Claims, Class, Requested};
 use crate::schedule::FaultWindows;
 use crate::wire::{Abort, Accept, Complete, Kind, Message, Offer, RunHead, Section};
@@ -398,35 +397,6 @@ impl Destination {
             self.outputs.push_back(Output::Send(Message::Owned { transfer: self.transfer }));
         }
         self.complete_if_whole(now)
-    }
-
-    fn refuse(&mut self, reason: String) {
-        self.state = State::Refusing;
-        self.refusal = reason;
-        self.outputs.push_back(Output::RecordRefused(self.transfer));
-    }
-
-    fn refused_recorded(&mut self, recorded: bool, now: Instant) {
-        if self.state != State::Refusing {
-            return;
-        }
-        if !recorded {
-            // The record may even say that the guest is ours, and only this process knows better:
-            // the source hears nothing and stays paused until the refusal is durable.
-            self.outputs.push_back(Output::HangUp);
-            self.refuse_at = Some(now + RECORD_RETRY);
-            return;
-        }
-        let reason = std::mem::take(&mut self.refusal);
-        let refused = Message::Refused { transfer: self.transfer, reason: reason.clone() };
-        self.outputs.push_back(Output::Send(refused));
-        self.throw_away(reason);
-    }
-
-    fn refuse_again_if_due(&mut self, now: Instant) {
-        if self.refuse_at.take_if(|at| now >= *at).is_some() {
-            self.outputs.push_back(Output::RecordRefused(self.transfer));
-        }
     }
 
     fn complete_if_whole(&mut self, now: Instant) -> Result<(), String> {
