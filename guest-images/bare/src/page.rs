@@ -6,7 +6,7 @@
 //! a page that is stale, misplaced or damaged in any byte differs from what is expected. Four
 //! independent lanes let the processor work on four words at a time.
 //!
-//! The filler is noise, or is chosen from a dictionary by that noise, so that it packs as text does.
+//! The filler is noise, or words of a dictionary that noise chooses, so that it packs as text does.
 //! Other pages are one word over and over, without a header.
 
 use core::sync::atomic::{AtomicU64, Ordering::Relaxed};

@@ -7,7 +7,6 @@ use std::time::Instant;
 
 use godwit_uffd::page::{PageIndex, PageRun, PageSize};
 
-use super::background::stand_back;
 use super::held::HeldWrites;
 use crate::limits::{PUSH_WALKS_MAX, data_pages_per_run_max, zero_pages_held_max};
 use crate::metrics::Progress;
@@ -166,7 +165,6 @@ impl Push<'_> {
     /// Sends what is not sent and nobody else sends, then the end. False if the gate was closed
     /// before.
     pub fn run(self) -> io::Result<bool> {
-        stand_back();
         let policy = CompressionPolicy::new(self.shared.compression);
         let (buffer, base_pages) = (RunBuffer::new(self.pages.page_size()), Vec::new());
         Pushing { push: self, buffer, base_pages, policy, zeros: None }.run()

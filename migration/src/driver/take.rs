@@ -7,7 +7,6 @@ use std::time::Instant;
 use godwit_uffd::Uffd;
 use godwit_uffd::guest::GuestUffd;
 
-use super::background::stand_back;
 use super::stage::Stage;
 use super::text::in_full;
 use crate::limits::run_bytes_max;
@@ -82,7 +81,6 @@ pub(super) fn take_pushed<U: Uffd>(
     mut last: impl FnMut(),
     mut ended: impl FnMut(),
 ) -> Result<(), PeerError> {
-    stand_back();
     let lost = |what: &str| PeerError::Lost(format!("bulk channel: {what}"));
     let mut head = [0; RUN_HEAD_BYTES];
     let room = || vec![0; run_bytes_max(paging.size)];

@@ -30,7 +30,8 @@ use crate::godwit::GodwitArgs;
 use crate::peer::qemu::{self, QemuArgs};
 use crate::rounds::RunArgs;
 
-/// Measures what Godwit's figures are compared with; without a command, everything (`run`, then `engine`).
+/// Measures what Godwit's figures are compared with; without a command, everything (`run`, then
+/// `engine`).
 #[derive(Parser)]
 #[command(version, args_conflicts_with_subcommands = true)]
 struct Cli {

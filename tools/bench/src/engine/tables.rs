@@ -220,8 +220,9 @@ mod tests {
     #[test]
     fn a_drain_has_one_row_with_and_without_the_link() {
         let figures = |rate: f64, bytes: u64| {
-            json!({ "drained_bytes_per_s": rate, "classes": { "lz4": { "pages": 10, "bytes": bytes },
-                "raw": { "pages": 0, "bytes": 0 } } })
+            let raw = json!({ "pages": 0, "bytes": 0 });
+            let classes = json!({ "lz4": { "pages": 10, "bytes": bytes }, "raw": raw });
+            json!({ "drained_bytes_per_s": rate, "classes": classes })
         };
         let text = text(&[
             (1, "drain-text-lz4", figures(3e8, 20_480)),

@@ -55,7 +55,8 @@ pub struct Restore {
     #[arg(long, value_name = "S", default_value_t = 10, requires = "record")]
     pub record_s: u32,
     /// With --record: at most so much memory, in bytes or with K, M or G; 4G is the most
-    #[arg(long, value_name = "SIZE", default_value = "256M", requires = "record", value_parser = size)]
+    #[arg(long, value_name = "SIZE", default_value = "256M", requires = "record")]
+    #[arg(value_parser = size)]
     pub record_max: u64,
     /// Control socket to make
     #[arg(long, value_name = "PATH")]
