@@ -3,6 +3,7 @@
 //! These types are for people and for their tools, so they are never the types that run: names are
 //! the ones users know from QEMU and libvirt, times are microseconds, sizes are bytes.
 
+mod classes;
 mod snapshot;
 
 use std::fmt;
@@ -17,6 +18,7 @@ pub use godwit_migration::proto::MigrationState;
 pub use godwit_migration::schedule::Compression;
 use godwit_migration::transport::Address;
 
+pub use classes::{ClassCount, Classes};
 pub use snapshot::{
     RestoreMode, RestorePages, RestoreState, RestoreStatus, RestoreTimeline, SnapshotPages,
     SnapshotRequest, SnapshotState, SnapshotStatus,
@@ -308,32 +310,6 @@ pub struct Pages {
     pub poisoned: u64,
     /// Those that moved because a fault asked for them.
     pub requested: u64,
-}
-
-/// The pages that have travelled, counted by how they did.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Classes {
-    /// Pages of zeros, without contents.
-    pub zero: ClassCount,
-    /// Pages of one repeated word of eight bytes.
-    pub word: ClassCount,
-    /// Pages that were packed with lz4.
-    pub lz4: ClassCount,
-    /// Pages as they are.
-    pub raw: ClassCount,
-    /// Pages that the source could not read, without contents.
-    pub poisoned: ClassCount,
-    /// Pages that both sides have in their base, without contents.
-    pub same: ClassCount,
-}
-
-/// What travelled in one way.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-pub struct ClassCount {
-    /// Pages.
-    pub pages: u64,
-    /// Bytes on the link, headers included.
-    pub bytes: u64,
 }
 
 /// The faults that a guest took at the destination. Latency runs from reading the fault to waking
