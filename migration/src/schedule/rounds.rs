@@ -64,13 +64,16 @@ pub struct Rounds {
     page_bytes: u64,
     began: Instant,
     switch_wanted: bool,
+    /// The round before the switchover has been wanted.
+    last_wanted: bool,
 }
 
 impl Rounds {
     /// Begins at `now`. `mode` is not post-copy, which has no rounds.
     pub fn new(mode: Mode, limits: RoundLimits, page_bytes: u32, now: Instant) -> Rounds {
         let page_bytes = u64::from(page_bytes);
-        Rounds { mode, limits, page_bytes, began: now, switch_wanted: false }
+        let (switch_wanted, last_wanted) = (false, false);
+        Rounds { mode, limits, page_bytes, began: now, switch_wanted, last_wanted }
     }
 
     /// The operator wants the guest to change hands now.
@@ -78,7 +81,7 @@ impl Rounds {
         self.switch_wanted = true;
     }
 
-    /// Whether the operator does.
+    /// Whether the guest changes hands behind the next round, which ends as soon as it can.
     pub fn switch_wanted(&self) -> bool {
         self.switch_wanted
     }
@@ -96,8 +99,20 @@ impl Rounds {
         }
     }
 
-    /// What follows the round of `result`, which ended at `now`.
-    pub fn after(&self, result: RoundResult, now: Instant) -> NextRound {
+    /// What follows the round of `result`, which ended at `now`. If much is left for after the
+    /// switchover, a round that ends as soon as it begins comes first: in it the destination
+    /// discards what is old while the guest still runs, which otherwise would stand still for it.
+    pub fn after(&mut self, result: RoundResult, now: Instant) -> NextRound {
+        let next = self.decide(result, now);
+        let prepared = !self.is_much(result) || self.last_wanted;
+        if next != NextRound::Switch || prepared {
+            return next;
+        }
+        (self.switch_wanted, self.last_wanted) = (true, true);
+        NextRound::Again
+    }
+
+    fn decide(&self, result: RoundResult, now: Instant) -> NextRound {
         if self.switch_wanted {
             return NextRound::Switch;
         }
@@ -127,9 +142,12 @@ impl Rounds {
         took <= self.limits.downtime.as_secs_f64()
     }
 
+    fn is_much(&self, result: RoundResult) -> bool {
+        u64::from(result.left) * self.page_bytes > HYBRID_REST_BYTES
+    }
+
     fn pays(&self, result: RoundResult) -> bool {
-        let much = u64::from(result.left) * self.page_bytes > HYBRID_REST_BYTES;
-        much && f64::from(result.left) < f64::from(result.sent) * DIRTY_SHARE_MAX
+        self.is_much(result) && f64::from(result.left) < f64::from(result.sent) * DIRTY_SHARE_MAX
     }
 }
 
@@ -151,7 +169,7 @@ mod tests {
 
     #[test]
     fn precopy_goes_on_until_the_rest_fits_the_downtime() {
-        let (rounds, now) = rounds(Mode::Precopy, OnTimeout::Cancel);
+        let (mut rounds, now) = rounds(Mode::Precopy, OnTimeout::Cancel);
         assert_eq!(rounds.after(result(1000, 101), now), NextRound::Again);
         assert_eq!(rounds.after(result(1000, 100), now), NextRound::Finish);
         assert_eq!(rounds.after(result(0, 100), now), NextRound::Again);
@@ -161,7 +179,7 @@ mod tests {
     #[test]
     fn precopy_that_takes_too_long_does_as_it_was_told() {
         let after = |on_timeout| {
-            let (rounds, now) = rounds(Mode::Precopy, on_timeout);
+            let (mut rounds, now) = rounds(Mode::Precopy, on_timeout);
             rounds.after(result(1000, 900), now + 11 * SECOND)
         };
         assert_eq!(after(OnTimeout::Cancel), NextRound::Cancel);
@@ -171,12 +189,22 @@ mod tests {
 
     #[test]
     fn hybrid_switches_when_rounds_stop_to_pay_or_on_command() {
-        let (mut rounds, now) = rounds(Mode::Hybrid, OnTimeout::Cancel);
-        assert_eq!(rounds.after(result(100_000, 40_000), now), NextRound::Again);
-        assert_eq!(rounds.after(result(100_000, 60_000), now), NextRound::Switch);
-        assert_eq!(rounds.after(result(100_000, 1_000), now), NextRound::Switch);
-        assert_eq!(rounds.after(result(100_000, 40_000), now + 10 * SECOND), NextRound::Switch);
-        rounds.switch_now();
-        assert_eq!(rounds.after(result(100_000, 40_000), now), NextRound::Switch);
+        // What follows, and what follows the round that comes before the switchover.
+        let after = |sent, left, seconds, on_command| {
+            let (mut rounds, now) = rounds(Mode::Hybrid, OnTimeout::Cancel);
+            if on_command {
+                rounds.switch_now();
+            }
+            let result = result(sent, left);
+            let first = rounds.after(result, now + seconds * SECOND);
+            (first, rounds.switch_wanted(), rounds.after(result, now + seconds * SECOND))
+        };
+        let (again, switch) = (NextRound::Again, NextRound::Switch);
+        assert_eq!(after(100_000, 40_000, 0, false), (again, false, again));
+        assert_eq!(after(100_000, 60_000, 0, false), (again, true, switch));
+        assert_eq!(after(100_000, 1_000, 0, false), (switch, false, switch));
+        assert_eq!(after(100_000, 40_000, 10, false), (again, true, switch));
+        assert_eq!(after(100_000, 40_000, 0, true), (again, true, switch));
+        assert_eq!(after(100_000, 1_000, 0, true), (switch, true, switch));
     }
 }
