@@ -195,6 +195,8 @@ fn a_copy_that_follows_the_writes_of_a_running_guest_misses_none() {
                     let _ = vm.resume();
                 }
             }
+            // One vCPU has ended the guest; this waits for the other.
+            vm.pause().unwrap();
             copy.update(&vm, &collect(&vm));
             assert_eq!(copy.differing(&Copy::of(&vm)), [0; 0], "{tracking:?} {backing:?}, end");
             assert_eq!(common::wait_for_end(&vm), GuestExit::PowerOff { code: 0 });

@@ -39,6 +39,8 @@ pub struct RoundResult {
     pub sent: u32,
     /// Pages to be sent again, or not sent yet, at its end.
     pub left: u32,
+    /// Those of them that were sent and written since: the destination discards them.
+    pub old: u32,
     /// How long it took.
     pub took: Duration,
 }
@@ -99,12 +101,12 @@ impl Rounds {
         }
     }
 
-    /// What follows the round of `result`, which ended at `now`. If much is left for after the
-    /// switchover, a round that ends as soon as it begins comes first: in it the destination
-    /// discards what is old while the guest still runs, which otherwise would stand still for it.
+    /// What follows the round of `result`, which ended at `now`. Before a switchover, if the
+    /// destination has much to discard, comes a round that ends as soon as it begins: the guest
+    /// still runs meanwhile, and otherwise would stand still for it.
     pub fn after(&mut self, result: RoundResult, now: Instant) -> NextRound {
         let next = self.decide(result, now);
-        let prepared = !self.is_much(result) || self.last_wanted;
+        let prepared = !self.is_much(result.old) || self.last_wanted;
         if next != NextRound::Switch || prepared {
             return next;
         }
@@ -142,12 +144,13 @@ impl Rounds {
         took <= self.limits.downtime.as_secs_f64()
     }
 
-    fn is_much(&self, result: RoundResult) -> bool {
-        u64::from(result.left) * self.page_bytes > HYBRID_REST_BYTES
+    fn is_much(&self, pages: u32) -> bool {
+        u64::from(pages) * self.page_bytes > HYBRID_REST_BYTES
     }
 
     fn pays(&self, result: RoundResult) -> bool {
-        self.is_much(result) && f64::from(result.left) < f64::from(result.sent) * DIRTY_SHARE_MAX
+        self.is_much(result.left)
+            && f64::from(result.left) < f64::from(result.sent) * DIRTY_SHARE_MAX
     }
 }
 
@@ -164,7 +167,7 @@ mod tests {
     }
 
     fn result(sent: u32, left: u32) -> RoundResult {
-        RoundResult { sent, left, took: SECOND }
+        RoundResult { sent, left, old: left, took: SECOND }
     }
 
     #[test]
@@ -206,5 +209,10 @@ mod tests {
         assert_eq!(after(100_000, 40_000, 10, false), (again, true, switch));
         assert_eq!(after(100_000, 40_000, 0, true), (again, true, switch));
         assert_eq!(after(100_000, 1_000, 0, true), (switch, true, switch));
+        // Nothing to discard: what is left was not sent.
+        let (mut rounds, now) = rounds(Mode::Hybrid, OnTimeout::Cancel);
+        rounds.switch_now();
+        let result = RoundResult { old: 1_000, ..result(10, 100_000) };
+        assert_eq!(rounds.after(result, now), switch);
     }
 }

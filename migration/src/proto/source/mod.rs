@@ -377,12 +377,13 @@ impl Source {
         self.outputs.push_back(Output::Send(Message::Package(sections)));
     }
 
-    /// Pages that the destination has were written here since.
-    fn send_again(&mut self, dirty: PageSet) {
-        self.sent.give_back(&dirty);
+    /// Pages that the destination has were written here since. Returns how many had been sent.
+    fn send_again(&mut self, dirty: PageSet) -> u32 {
+        let old = self.sent.give_back(&dirty);
         let parts = BitmapPart::of(&dirty).map(|part| Output::Send(Message::Discard(part)));
         self.outputs.extend(parts);
         self.written = Arc::new(dirty);
+        old
     }
 
     fn stop_tracking(&mut self) {

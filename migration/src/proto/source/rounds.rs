@@ -134,9 +134,9 @@ impl Source {
             return Ok(());
         }
         let sent = self.round.to_send - self.sent.remaining().min(self.round.to_send);
-        self.send_again(dirty);
+        let old = self.send_again(dirty);
         let (left, took) = (self.sent.remaining(), now - self.round.began);
-        let next = self.rounds.after(RoundResult { sent, left, took }, now);
+        let next = self.rounds.after(RoundResult { sent, left, old, took }, now);
         tracing::info!(round = self.round.number, sent, left, ?took, ?next, "round of pre-copy");
         match next {
             NextRound::Again => self.announce_round(now),
