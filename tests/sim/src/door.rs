@@ -178,9 +178,11 @@ impl Greeting {
     fn answer_from_records(&mut self, env: &mut Env, me: Me, transfer: u64) -> Option<Greeted> {
         match env.disk(me).answer(transfer) {
             Answer::Refuse => {
+                // From reading the record to having written it nobody else begins to own the guest.
+                env.disk(me).held = Some(me.id);
                 match env.begin_write(me, transfer, Ownership::Refused) {
                     Ok(write) => self.step = Step::Refusing { write, transfer },
-                    Err(reason) => return self.answer(env, &Message::Abort(Abort { reason })),
+                    Err(reason) => return self.cannot_refuse(env, me, reason),
                 }
                 None
             }
@@ -194,8 +196,13 @@ impl Greeting {
     fn refused(&mut self, env: &mut Env, me: Me, write: Write, transfer: u64) -> Option<Greeted> {
         match env.finish_write(me, write) {
             Ok(()) => self.refuse(env, transfer),
-            Err(reason) => self.answer(env, &Message::Abort(Abort { reason })),
+            Err(reason) => self.cannot_refuse(env, me, reason),
         }
+    }
+
+    fn cannot_refuse(&mut self, env: &mut Env, me: Me, reason: String) -> Option<Greeted> {
+        env.disk(me).held.take_if(|holder| *holder == me.id);
+        self.answer(env, &Message::Abort(Abort { reason }))
     }
 
     fn refuse(&mut self, env: &mut Env, transfer: u64) -> Option<Greeted> {
