@@ -33,4 +33,5 @@ pub use receiver::{Arrival, Receiver, Trust};
 pub use records::{RecordError, Records};
 pub use restore::{First, RestoreEnd, Restoring};
 pub use source::{Outgoing, Plan};
+pub use text::in_full;
 pub use working_set::Recording;

@@ -21,7 +21,7 @@ use std::sync::{Arc, Condvar, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
-use godwit_migration::driver::{Command, Notifier, Receiver, Records};
+use godwit_migration::driver::{Command, Notifier, Receiver, Records, in_full};
 use godwit_migration::limits::PEER_TIMEOUT;
 use godwit_migration::metrics::Progress;
 use godwit_migration::proto::{MigrationState, Outcome, Phase};
@@ -283,15 +283,4 @@ impl Guest {
             tsc_khz,
         }
     }
-}
-
-/// An error and its causes in one line, for a peer or a log.
-fn in_full(error: &dyn std::error::Error) -> String {
-    let mut text = error.to_string();
-    let mut cause = error.source();
-    while let Some(error) = cause {
-        text = format!("{text}: {error}");
-        cause = error.source();
-    }
-    text
 }
