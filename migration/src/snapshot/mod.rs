@@ -6,6 +6,7 @@
 
 mod base;
 mod error;
+mod head;
 mod image;
 mod manifest;
 mod pages;

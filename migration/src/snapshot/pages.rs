@@ -4,32 +4,13 @@ use std::path::Path;
 
 use godwit_uffd::page::{PageIndex, PageRun, PageSize};
 use uuid::Uuid;
-use zerocopy::byteorder::little_endian::{U16, U32};
-use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned};
+use zerocopy::{FromBytes, IntoBytes};
 
 use super::SnapshotError;
-use super::state::{check_id, check_version};
+use super::head::{HEAD_BYTES, Head, Kind};
 use crate::page::PageSet;
 
-const MAGIC: [u8; 8] = *b"\x89GWPAGE\n";
-const VERSION: u16 = 1;
-
-#[derive(FromBytes, IntoBytes, KnownLayout, Immutable, Unaligned)]
-#[repr(C)]
-struct Header {
-    magic: [u8; 8],
-    version: U16,
-    zero: U16,
-    pages: U32,
-    id: [u8; 16],
-    page_bytes: U32,
-    /// Of all that follows the header.
-    body_crc: U32,
-    /// Of all fields above.
-    crc: U32,
-}
-
-const CRC_BYTES: usize = size_of::<U32>();
+const KIND: Kind = Kind { magic: *b"\x89GWPAGE\n", version: 1, name: "a file of pages" };
 
 /// What each page is, with the checksums of those that have contents.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -45,7 +26,7 @@ pub(super) struct PageTable {
 /// Bytes of the file of a guest of `pages` pages.
 pub(super) fn file_bytes(pages: u32) -> u64 {
     let words = u64::from(pages.div_ceil(u64::BITS));
-    size_of::<Header>() as u64 + 2 * 8 * words + 4 * u64::from(pages)
+    HEAD_BYTES as u64 + 2 * 8 * words + 4 * u64::from(pages)
 }
 
 impl PageTable {
@@ -76,23 +57,13 @@ impl PageTable {
     /// The file of snapshot `id`.
     pub fn encode(&self, id: Uuid) -> Vec<u8> {
         let pages = self.data.page_count();
-        let mut out = vec![0; size_of::<Header>()];
+        let mut out = vec![0; HEAD_BYTES];
         for set in [&self.data, &self.lost] {
             out.extend(set.words().iter().flat_map(|word| word.to_le_bytes()));
         }
         out.extend(self.sums.iter().flat_map(|sum| sum.to_le_bytes()));
-        let mut header = Header {
-            magic: MAGIC,
-            version: VERSION.into(),
-            zero: 0.into(),
-            pages: pages.into(),
-            id: *id.as_bytes(),
-            page_bytes: 4096.into(),
-            body_crc: crc32c::crc32c(&out[size_of::<Header>()..]).into(),
-            crc: 0.into(),
-        };
-        header.crc = crc32c::crc32c(&header.as_bytes()[..size_of::<Header>() - CRC_BYTES]).into();
-        out[..size_of::<Header>()].copy_from_slice(header.as_bytes());
+        let header = Head::new(&KIND, id, pages, &out[HEAD_BYTES..]);
+        out[..HEAD_BYTES].copy_from_slice(header.as_bytes());
         out
     }
 
@@ -106,15 +77,8 @@ impl PageTable {
     ) -> Result<PageTable, SnapshotError> {
         let damaged = |what: &str| SnapshotError::damaged(path, what);
         let (header, body) =
-            Header::read_from_prefix(bytes).map_err(|_| damaged("it is too short"))?;
-        if header.magic != MAGIC {
-            return Err(damaged("it does not begin as a file of pages does"));
-        }
-        if header.crc.get() != crc32c::crc32c(&bytes[..size_of::<Header>() - CRC_BYTES]) {
-            return Err(damaged("the checksum of its head is wrong"));
-        }
-        check_version(path, header.version.get(), VERSION)?;
-        check_id(path, header.id, id)?;
+            Head::read_from_prefix(bytes).map_err(|_| damaged("it is too short"))?;
+        header.check(&KIND, path, id)?;
         if header.pages.get() != pages || header.page_bytes.get() != 4096 {
             return Err(damaged("it is for another number of pages, or another size of them"));
         }

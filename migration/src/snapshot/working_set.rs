@@ -8,39 +8,19 @@ use std::path::{Path, PathBuf};
 
 use godwit_uffd::page::{PageIndex, PageRun, PageSize};
 use uuid::Uuid;
-use zerocopy::byteorder::little_endian::{U16, U32};
-use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned};
+use zerocopy::{FromBytes, IntoBytes};
 
-use super::state::{check_id, check_version};
+use super::head::{HEAD_BYTES, Head, Kind};
 use super::{Image, PARTIAL, SnapshotError};
 use crate::limits::WORKING_SET_PAGES_MAX;
 use crate::page::PageSet;
 
 const PAGE: PageSize = PageSize::BASE;
-const MAGIC: [u8; 8] = *b"\x89GWWSET\n";
-const VERSION: u16 = 1;
+const KIND: Kind = Kind { magic: *b"\x89GWWSET\n", version: 1, name: "a working set" };
 
 /// Pages of a recording that are put in the order of their addresses: neighbours are installed in
 /// one piece, and what is touched first still comes first.
 const SORTED_PAGES: usize = 1024;
-
-#[derive(FromBytes, IntoBytes, KnownLayout, Immutable, Unaligned)]
-#[repr(C)]
-struct Header {
-    magic: [u8; 8],
-    version: U16,
-    zero: U16,
-    pages: U32,
-    id: [u8; 16],
-    page_bytes: U32,
-    /// Of the list of pages.
-    list_crc: U32,
-    /// Of all fields above.
-    crc: U32,
-}
-
-const CRC_BYTES: usize = size_of::<U32>();
-const HEADER_BYTES: usize = size_of::<Header>();
 
 /// A working set that belongs to a snapshot.
 #[derive(Debug)]
@@ -51,7 +31,7 @@ pub struct WorkingSet {
 
 /// Where the contents begin: behind the list, at the start of a page.
 fn contents_at(pages: usize) -> u64 {
-    (HEADER_BYTES + 4 * pages).next_multiple_of(PAGE.bytes()) as u64
+    (HEAD_BYTES + 4 * pages).next_multiple_of(PAGE.bytes()) as u64
 }
 
 impl WorkingSet {
@@ -62,18 +42,10 @@ impl WorkingSet {
     pub fn open(path: &Path, id: Uuid, image: &Image) -> Result<WorkingSet, SnapshotError> {
         let damaged = |what: &str| SnapshotError::damaged(path, what);
         let file = File::open(path).map_err(SnapshotError::io("open", path))?;
-        let mut header = [0; HEADER_BYTES];
+        let mut header = [0; HEAD_BYTES];
         read_exact_at(&file, &mut header, 0, path)?;
-        let right = crc32c::crc32c(&header[..HEADER_BYTES - CRC_BYTES]);
-        let header = Header::read_from_bytes(&header).expect("as long as it is");
-        if header.magic != MAGIC {
-            return Err(damaged("it does not begin as a working set does"));
-        }
-        if header.crc.get() != right {
-            return Err(damaged("the checksum of its head is wrong"));
-        }
-        check_version(path, header.version.get(), VERSION)?;
-        check_id(path, header.id, id)?;
+        let header = Head::read_from_bytes(&header).expect("as long as it is");
+        header.check(&KIND, path, id)?;
         if header.page_bytes.get() != 4096 {
             return Err(damaged("it was recorded with pages of another size"));
         }
@@ -81,8 +53,8 @@ impl WorkingSet {
             return Err(damaged("it has more pages than can be recorded"));
         }
         let mut list = vec![0; 4 * header.pages.get() as usize];
-        read_exact_at(&file, &mut list, HEADER_BYTES as u64, path)?;
-        if header.list_crc.get() != crc32c::crc32c(&list) {
+        read_exact_at(&file, &mut list, HEAD_BYTES as u64, path)?;
+        if header.body_crc.get() != crc32c::crc32c(&list) {
             return Err(damaged("the checksum of its list is wrong"));
         }
         let pages = list.chunks_exact(4).map(|page| page.try_into().expect("4"));
@@ -171,24 +143,14 @@ fn write_aside(path: &Path, id: Uuid, image: &Image, touched: &[PageIndex]) -> i
     pages.chunks_mut(SORTED_PAGES).for_each(<[PageIndex]>::sort_unstable);
     let list: Vec<u8> = pages.iter().flat_map(|page| page.0.to_le_bytes()).collect();
     let count = u32::try_from(pages.len()).map_err(io::Error::other)?;
-    let mut header = Header {
-        magic: MAGIC,
-        version: VERSION.into(),
-        zero: 0.into(),
-        pages: count.into(),
-        id: *id.as_bytes(),
-        page_bytes: 4096.into(),
-        list_crc: crc32c::crc32c(&list).into(),
-        crc: 0.into(),
-    };
-    header.crc = crc32c::crc32c(&header.as_bytes()[..HEADER_BYTES - CRC_BYTES]).into();
+    let header = Head::new(&KIND, id, count, &list);
     let mut options = File::options();
     options.write(true).create(true).truncate(true).mode(0o600);
     let mut file = BufWriter::with_capacity(256 << 10, options.open(path)?);
     file.write_all(header.as_bytes())?;
     file.write_all(&list)?;
     let start = usize::try_from(contents_at(pages.len())).map_err(io::Error::other)?;
-    file.write_all(&vec![0; start - HEADER_BYTES - list.len()])?;
+    file.write_all(&vec![0; start - HEAD_BYTES - list.len()])?;
     for &page in pages.iter().filter(|page| image.data().contains(**page)) {
         image.read(PageRun::one(page), &mut contents)?;
         file.write_all(&contents)?;
